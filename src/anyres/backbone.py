@@ -1,0 +1,283 @@
+"""What every model promises: an input of any size, a head, feature maps, parameter groups, and a folder on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from anyres import hub
+from anyres.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One published network of a family: how it is built and what its authors report."""
+
+    published: str
+    """Name in the published code."""
+    args: dict[str, Any]
+    """Constructor arguments, where they differ from the class's defaults."""
+    drop_path: float = 0.0
+    """Drop-path rate in the published training."""
+    top1: dict[int, float] = field(default_factory=dict)
+    """Published ImageNet-1k top-1 in percent by test size."""
+    train_sizes: tuple[int, ...] = (224,)
+    tag: str = "in1k"
+    url: str | None = None
+    """Where the authors offer the weights for download; None if they do not offer a direct address."""
+    crop_pct: float = 0.875
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One paper: its class, its published networks, and how its checkpoints name things."""
+
+    model: type[Backbone]
+    variants: dict[str, Variant]
+    paper: str
+    repository: str
+    licence: str
+    size_policy: str
+    """What any input size means here, in one sentence."""
+    classifier: str | tuple[str, ...] = "head"
+    first_conv: str = "patch_embed.proj"
+
+
+class Backbone(nn.Module, ABC):
+    """Base of all models. A subclass sets the attributes below in `__init__` and fills the abstract methods.
+
+    Every method means what it means in timm. Inputs are (B, in_chans, H, W) with H and W at least `minimum_size`.
+    """
+
+    num_classes: int
+    in_chans: int
+    embed_dim: int
+    num_features: int
+    head_hidden_size: int
+    num_prefix_tokens: int
+    global_pool: str
+    minimum_size: int
+    feature_info: list[dict[str, Any]]
+    output_fmt = "NCHW"
+    grad_checkpointing = False
+
+    published_keys: tuple[tuple[str, str], ...] = ()
+    """(published, ours) fragments of parameter names; a fragment stands between dots; what is not listed has the same name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.architecture: str | None = None
+        self.model_args: dict[str, Any] = {}
+        self.pretrained_cfg: dict[str, Any] = {}
+
+    # Forward ------------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) → features after the final norm: tokens (B, N, C) or a map (B, H, W, C)."""
+
+    @abstractmethod
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """What `forward_features` returns → logits (B, num_classes), or with `pre_logits` the pooled features (B, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) → (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    @abstractmethod
+    def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
+        """What a training loss may need from one pass: "logits", "cls" (the vector that enters the head), and if asked for "gap"
+        (mean patch token after the final norm, (B, C)). "logit" is another name for "logits". Distilled models add "dist_logits".
+        """
+
+    @abstractmethod
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Feature maps (B, C_i, h_i, w_i) of the levels `indices` (last n if an int, all if None), after the features unless
+        `intermediates_only`. `norm` applies the final norm to them. Meaning and order as in timm."""
+
+    @abstractmethod
+    def feature_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(h_i, w_i) of every level of `feature_info` for an input of this size, without running the model."""
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> list[Any]:
+        """The last `n` levels (or those listed), as maps if `reshape`, else as tokens (DINO's interface)."""
+        return self.forward_intermediates(
+            x,
+            indices=n,
+            return_prefix_tokens=return_prefix_tokens,
+            norm=norm,
+            output_fmt="NCHW" if reshape else "NLC",
+            intermediates_only=True,
+        )
+
+    def check_size(self, x: Tensor) -> None:
+        """Refuse an image that is not (B, in_chans, H, W) or smaller than `minimum_size`."""
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(
+                f"The input has shape {tuple(x.shape)}, but this model takes (batch, {self.in_chans}, height, width): "
+                "add the missing axis or build the model with other in_chans."
+            )
+        height, width = x.shape[-2:]
+        if height < self.minimum_size or width < self.minimum_size:
+            nearest = max(height, self.minimum_size), max(width, self.minimum_size)
+            raise ValueError(
+                f"The image is {height}x{width}, but both sides must be at least {self.minimum_size}: "
+                f"the nearest size that works is {nearest[0]}x{nearest[1]}."
+            )
+
+    def run(self, module: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Call a block, recomputing it in the backward pass if gradient checkpointing is on."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, *args, use_reentrant=False)  # type: ignore[no-any-return]
+        return module(*args)
+
+    # Head and training hooks --------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+
+    @abstractmethod
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh head for `num_classes` classes (0: none, the model returns pooled features)."""
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @abstractmethod
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that published training leaves without weight decay, besides vectors and biases."""
+
+    @abstractmethod
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters into layers (timm: layer-wise learning rates, freezing)."""
+
+    @abstractmethod
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Delete what the levels `indices` do not need; returns their indices in the shortened model."""
+
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, **_: Any) -> None:
+        """For callers written for fixed-size models: checks the size; there is nothing to set, every size works."""
+        if img_size is not None:
+            height, width = pair(img_size)
+            if min(height, width) < self.minimum_size:
+                raise ValueError(f"img_size={img_size} is below the minimum: both sides must be at least {self.minimum_size}.")
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's older name of `pretrained_cfg`."""
+        return self.pretrained_cfg
+
+    @default_cfg.setter
+    def default_cfg(self, value: dict[str, Any]) -> None:
+        self.pretrained_cfg = value
+
+    # Published checkpoints ----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict in the published code's names → in ours. Names that are ours already stay."""
+        return {_exchange(name, cls.published_keys): tensor for name, tensor in state.items()}
+
+    @classmethod
+    def to_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `from_published`."""
+        keys = tuple((ours, published) for published, ours in cls.published_keys)
+        return {_exchange(name, keys): tensor for name, tensor in state.items()}
+
+    def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Resize the tables in `state` that belong to another native size; returns only what changed."""
+        return {}
+
+    @classmethod
+    def default_out_indices(cls, args: dict[str, Any]) -> tuple[int, ...]:
+        """The levels that `features_only` returns if the caller does not choose, given the constructor's arguments."""
+        return (0, 1, 2, 3)
+
+    # On disk ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """`config.json`: enough to build this network again, in timm's layout; what timm does not know is under "anyres"."""
+        if self.architecture is None:
+            raise UserError("This model was built from its class, so its configuration is not known: build it with create_model.")
+        known, own = hub.split_pretrained_cfg({**self.pretrained_cfg, "num_classes": self.num_classes})
+        return {
+            "architecture": self.architecture,
+            "num_classes": self.num_classes,
+            "num_features": self.num_features,
+            "global_pool": self.global_pool,
+            "model_args": {**self.model_args, "num_classes": self.num_classes, "global_pool": self.global_pool},
+            "pretrained_cfg": {key: value for key, value in known.items() if key != "architecture"},
+            "anyres": own,
+        }
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `config.json`, `model.safetensors` and a model card: whole or not at all. timm reads it as `local-dir:FOLDER`."""
+        return hub.write_folder(folder, self.config, self.state_dict())
+
+    def push_to_hub(self, repository: str, private: bool = False) -> str:
+        """Upload to the Hugging Face Hub as OWNER/NAME; returns the address."""
+        with tempfile.TemporaryDirectory() as folder:
+            return hub.upload_folder(self.save_pretrained(Path(folder) / "model"), repository, private)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **overrides: Any) -> Self:
+        """A model of this class from a folder or `hf-hub:OWNER/NAME`, in eval mode. `anyres.load_pretrained` finds the class itself."""
+        config, state = hub.read_folder(hub.find_folder(name))
+        return cls.from_config(config, state, **overrides)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], state: dict[str, Tensor], **overrides: Any) -> Self:
+        args = {**config.get("model_args", {}), **overrides}
+        model = cls(**args)
+        model.architecture, model.model_args = config["architecture"], args
+        model.pretrained_cfg = {**config.get("pretrained_cfg", {}), **config.get("anyres", {})}
+        model.load_state_dict(state)
+        return model.eval()
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """A side or (height, width) → (height, width)."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return int(height), int(width)
+
+
+def _exchange(name: str, keys: tuple[tuple[str, str], ...]) -> str:
+    for old, new in keys:
+        dotted = f".{name}.".replace(f".{old}.", f".{new}.")
+        if dotted != f".{name}.":
+            return dotted[1:-1]
+    return name

@@ -1,0 +1,156 @@
+"""Weights files: read them safely, recognise published layouts, say what did not fit."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from anyres.backbone import Backbone
+from anyres.errors import UserError
+from anyres.files import atomic_write
+
+_NESTS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
+_EMA_NESTS = ("model_ema", "state_dict_ema", "ema")
+_PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
+
+
+@dataclass
+class LoadReport:
+    """What a checkpoint brought and what it did not."""
+
+    loaded: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Every parameter of the model came from the file, and nothing in the file was left over."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors loaded"]
+        for what in ("resized", "missing", "unexpected", "mismatched"):
+            names = getattr(self, what)
+            if names:
+                shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+                parts.append(f"{len(names)} {what} ({shown})")
+        return "; ".join(parts)
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """The content of a `.safetensors` or a torch file, without running code from it.
+
+    Errors: FileNotFoundError; UserError for a damaged file or one that would need to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weights file {path}: check the path.")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        # The argument namespace is the one foreign class that published training scripts store beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        detail = f"it refers to {', '.join(names)}" if names else "it is not a torch file, or an old one with code in it"
+        raise UserError(f"{path} cannot be read safely ({detail}): convert it to safetensors where you trust it.") from error
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is damaged or no weights file ({reason}): download or copy it again.") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of weights: give a checkpoint file.")
+    return dict(content)
+
+
+def pick_state(content: Mapping[str, Any], model: type[Backbone], names: set[str], ema: bool = False) -> dict[str, Tensor]:
+    """Find the weights in a checkpoint's content and rename them to ours.
+
+    Looks under "model", "state_dict", … (with `ema`, under "model_ema", …), takes off prefixes such as "module." or
+    "backbone.", and applies the model's key map. `names`: our parameter names, which decide which prefix is right.
+    """
+    for nest in (*(_EMA_NESTS if ema else ()), *_NESTS):
+        inner = content.get(nest)
+        if isinstance(inner, Mapping) and any(torch.is_tensor(value) for value in inner.values()):
+            return pick_state(inner, model, names)
+    state = {name: value for name, value in content.items() if torch.is_tensor(value)}
+    return max(
+        (model.from_published(stripped) for stripped in _without_prefixes(state)),
+        key=lambda candidate: len(names & candidate.keys()),
+    )
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The state itself, then with each known prefix taken off, and off that again (at most three deep)."""
+    found = [state]
+    frontier = [state]
+    for _ in range(3):
+        frontier = [
+            {name.removeprefix(prefix): tensor for name, tensor in candidate.items()}
+            for candidate in frontier
+            for prefix in _PREFIXES
+            if any(name.startswith(prefix) for name in candidate)
+        ]
+        found += frontier
+    return found
+
+
+def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema: bool = False) -> LoadReport:
+    """Load a published or own weights file into a model.
+
+    Position tables of another native size are resized (and reported). With `strict` everything must fit; without, what fits
+    is loaded and the rest reported. `ema` prefers the averaged weights where a file has both.
+
+    Errors: FileNotFoundError; UserError for a damaged file or weights that belong to another model; the model is then unchanged.
+    """
+    if not isinstance(model, Backbone):
+        raise UserError(f"load_checkpoint fills models of anyres, not a {type(model).__name__}: build it with create_model.")
+    own = model.state_dict()
+    state = pick_state(read_state(path), type(model), set(own), ema)
+    resized = model.fit_tables(state)
+    state |= resized
+    report = LoadReport(resized=list(resized))
+    for name, tensor in state.items():
+        if name not in own:
+            report.unexpected.append(name)
+        elif tensor.shape != own[name].shape:
+            report.mismatched.append(f"{name} {tuple(tensor.shape)} for {tuple(own[name].shape)}")
+        else:
+            report.loaded.append(name)
+    report.missing = [name for name in own if name not in state]
+    if not report.loaded or (strict and not report.complete):
+        name = (model.architecture or type(model).__name__).removeprefix("anyres_")
+        only_head = report.loaded and all(
+            item.split(".")[0].startswith("head") for item in report.mismatched + report.missing + report.unexpected
+        )
+        fix = (
+            "build the model with the file's num_classes, or pass strict=False to keep the model's own head"
+            if only_head
+            else "choose the model and options that the file was made with, or pass strict=False to load what fits"
+        )
+        raise UserError(f"{path} does not fit {name} ({report}): {fix}.")
+    model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)
+    return report
+
+
+def save_weights(state: dict[str, Tensor], path: str | Path) -> None:
+    """Write a flat state dict: `.safetensors`, or a torch file under the key "model" as published ones are. Atomic."""
+    path = Path(path)
+    state = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+    with atomic_write(path) as temporary:
+        if path.suffix == ".safetensors":
+            save_file(state, temporary, metadata={"format": "pt"})
+        else:
+            torch.save({"model": state}, temporary)

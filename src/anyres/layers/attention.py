@@ -1,0 +1,103 @@
+"""Multi-head self-attention and the pre-norm block around it."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.layers.positions import (
+    ContinuousBias,
+    Grid,
+    LocalPositionEmbedding,
+    RelativeBiasTable,
+    Rotation,
+)
+
+
+class Attention(nn.Module):
+    """Softmax attention over all tokens of one grid, prefix tokens first; positions are whatever is passed in.
+
+    `qkv` is one linear layer whose output channels are ordered [q | k | v], each head-major.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        bias: RelativeBiasTable | ContinuousBias | None = None,
+        local: LocalPositionEmbedding | None = None,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"A width of {dim} cannot be split into {num_heads} heads: choose a multiple of {num_heads}.")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.attn_drop = attn_drop
+        self.bias = bias
+        self.local = local
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(
+        self, x_BNC: Tensor, grid: Grid, rotation: Rotation | None = None, queries: int | None = None
+    ) -> Tensor:
+        """(B, N, C) → (B, N, C), or (B, queries, C): the first `queries` rows only, when no other row is wanted."""
+        B, N, C = x_BNC.shape
+        num_prefix = N - grid[0] * grid[1]
+        if queries is None:
+            q_BNC, k_BNC, v_BNC = self.qkv(x_BNC).chunk(3, dim=-1)
+        else:
+            weight_q, weight_kv = self.qkv.weight.split((C, 2 * C))
+            bias_q, bias_kv = (None, None) if self.qkv.bias is None else self.qkv.bias.split((C, 2 * C))
+            q_BNC = F.linear(x_BNC[:, :queries], weight_q, bias_q)
+            k_BNC, v_BNC = F.linear(x_BNC, weight_kv, bias_kv).chunk(2, dim=-1)
+        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (q_BNC, k_BNC, v_BNC))
+        if rotation is not None:
+            q, k = rotation.queries(q), rotation.keys(k)
+        mask = None
+        if self.bias is not None:
+            mask = self.bias(grid, num_prefix)[:, :, : q.shape[2]].to(q.dtype)
+        dropout = self.attn_drop if self.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        out = out.transpose(1, 2).reshape(B, -1, C)
+        if self.local is not None and queries is not None:
+            # Prefix rows get no local term, but its filters must stay in the graph: distributed training waits for their (zero)
+            # gradient.
+            assert queries <= num_prefix
+            if self.training:
+                out = out + 0 * (self.local.conv.weight.sum() + self.local.conv.bias.sum())
+        elif self.local is not None:
+            local = self.local(v_BNC[:, num_prefix:], grid, self.num_heads)
+            if torch.is_grad_enabled():
+                out = out + F.pad(local, (0, 0, num_prefix, 0))
+            else:  # in place: saves a pass over the map; with gradients the kernel still needs its output unchanged
+                out[:, num_prefix:] += local
+        return self.proj_drop(self.proj(out))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x ← x + DropPath(Attn(LN(x))); x ← x + DropPath(MLP(LN(x))) (ViT, equations 2 and 3)."""
+
+    def __init__(
+        self, dim: int, attn: Attention, mlp_ratio: float = 4.0, proj_drop: float = 0.0, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attn
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
+        # Two modules: the branches of a block are dropped by separate draws.
+        self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
+        self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(
+        self, x_BNC: Tensor, grid: Grid, rotation: Rotation | None = None, queries: int | None = None
+    ) -> Tensor:
+        """(B, N, C) → (B, N, C), or its first `queries` rows."""
+        x_BNC = x_BNC[:, :queries] + self.drop_path1(self.attn(self.norm1(x_BNC), grid, rotation, queries))
+        return x_BNC + self.drop_path2(self.mlp(self.norm2(x_BNC)))

@@ -1,0 +1,37 @@
+"""Images to patch tokens."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Remainder = Literal["pad", "truncate"]
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into patches and project each: a convolution with kernel = stride = `patch_size` (ViT, equation 1).
+
+    `remainder` says what happens to a side that the patch does not divide: "pad" adds zeros at the right and the bottom (no
+    pixel is lost, every token holds at least one), "truncate" drops the last rows and columns, as published ViT code does.
+    """
+
+    def __init__(self, patch_size: int, in_chans: int, dim: int, remainder: Remainder = "pad") -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.remainder = remainder
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens for an image of this size."""
+        extra = self.patch_size - 1 if self.remainder == "pad" else 0
+        return (height + extra) // self.patch_size, (width + extra) // self.patch_size
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """(B, in_chans, H, W) → (B, dim, h, w) with (h, w) = `grid(H, W)`."""
+        if self.remainder == "pad":
+            bottom, right = -x_BCHW.shape[-2] % self.patch_size, -x_BCHW.shape[-1] % self.patch_size
+            if bottom or right:
+                x_BCHW = F.pad(x_BCHW, (0, right, 0, bottom))
+        return self.proj(x_BCHW)

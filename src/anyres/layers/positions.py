@@ -1,0 +1,293 @@
+"""Ways to tell a transformer where its tokens are, each for any grid (h, w).
+
+They act in one of four places, and a model may combine them:
+
+| place | here | source |
+|---|---|---|
+| added to the tokens once | `AbsoluteTable`, `SineMap`, `GlobalPositionEmbedding` | ViT; DETR; ResFormer (GPE) |
+| added to the attention logits | `RelativeBiasTable`, `ContinuousBias` | Swin; Swin v2 |
+| turning queries and keys | `AxialRotary` | RoFormer, in normalised axial coordinates |
+| added to the attention output | `LocalPositionEmbedding` | ResFormer (LPE) |
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.layers.resample import resample_table
+from anyres.layers.size_cache import cached_by_size
+
+Grid = tuple[int, int]
+
+
+# Added to the tokens ------------------------------------------------------------------------------------------------------
+
+
+class AbsoluteTable(nn.Module):
+    """A learned vector per token of the native grid, prefix tokens included (ViT; DeiT: bicubic at other grids).
+
+    The stored table (1, prefix + h·w, dim) never changes with the input; other grids get a resampled copy (DeiT's
+    fine-tuning rule: the prefix rows stay, the rest is resized in float32, `align_corners=False`, no antialiasing).
+    """
+
+    def __init__(self, dim: int, native_grid: Grid, num_prefix: int) -> None:
+        super().__init__()
+        self.native_grid = native_grid
+        self.num_prefix = num_prefix
+        self.table = nn.Parameter(torch.empty(1, num_prefix + native_grid[0] * native_grid[1], dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, grid: Grid) -> Tensor:
+        """(1, prefix + h·w, dim) for this grid."""
+        return self._resize(self.table, self.native_grid, grid)
+
+    def fit(self, table: Tensor) -> Tensor:
+        """A stored table of another (square) native grid, resized to this one's; a table that fits is returned as it is."""
+        side = math.isqrt(table.shape[1] - self.num_prefix)
+        if table.shape == self.table.shape or side * side != table.shape[1] - self.num_prefix:
+            return table
+        return self._resize(table, (side, side), self.native_grid)
+
+    def _resize(self, table: Tensor, source: Grid, target: Grid) -> Tensor:
+        if source == target:
+            return table
+        prefix, patches = table[:, : self.num_prefix], table[:, self.num_prefix :]
+        resized = resample_table(patches.transpose(1, 2).unflatten(2, source), target)
+        return torch.cat((prefix, resized.flatten(2).transpose(1, 2).to(prefix.dtype)), dim=1)
+
+
+@cached_by_size()
+def sine_map(grid: Grid, dim: int, device: torch.device) -> Tensor:
+    """The sine position map (1, dim, h, w): first half of the channels codes the row, second half the column.
+
+    ResFormer section 3.3 (after DETR): y_i = 2π·i / (h + 1e-6) for i = 1..h, likewise x_j; frequency of channel m is
+    10000^(-2·floor(m/2)/(dim/2)), sine on even and cosine on odd channels. Normalised by the current grid, so that a
+    larger image sees the same map more finely. float32.
+    """
+    half = dim // 2
+    channel = torch.arange(half, dtype=torch.float32, device=device)
+    frequency = 10000 ** (-2 * torch.div(channel, 2, rounding_mode="floor") / half)
+    odd = channel % 2 == 1
+
+    def code(length: int) -> Tensor:
+        steps = torch.arange(1, length + 1, dtype=torch.float32, device=device)
+        angle = (steps * (2 * math.pi / (length + 1e-6)))[:, None] * frequency
+        return torch.where(odd, angle.cos(), angle.sin())  # (length, half)
+
+    h, w = grid
+    rows = code(h)[:, None, :].expand(h, w, half)
+    columns = code(w)[None, :, :].expand(h, w, half)
+    return torch.cat((rows, columns), dim=-1).permute(2, 0, 1)[None].contiguous()
+
+
+class SineMap(nn.Module):
+    """The sine map alone, without parameters (GPE† in ResFormer's ablation). Prefix tokens get zero."""
+
+    def __init__(self, dim: int, num_prefix: int) -> None:
+        super().__init__()
+        _check_multiple(dim, 4, "the sine map")
+        self.dim = dim
+        self.num_prefix = num_prefix
+
+    def map(self, grid: Grid, like: Tensor) -> Tensor:
+        return sine_map(grid, self.dim, like.device).to(like.dtype)
+
+    def forward(self, grid: Grid, like: Tensor) -> Tensor:
+        """(1, prefix + h·w, dim) in the dtype and on the device of `like`."""
+        return F.pad(self.map(grid, like).flatten(2).transpose(1, 2), (0, 0, self.num_prefix, 0))
+
+
+class GlobalPositionEmbedding(SineMap):
+    """GPE: the sine map through a depthwise 3x3 convolution (ResFormer section 3.3). Prefix tokens get zero."""
+
+    def __init__(self, dim: int, num_prefix: int) -> None:
+        super().__init__(dim, num_prefix)
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def map(self, grid: Grid, like: Tensor) -> Tensor:
+        return self.conv(super().map(grid, self.conv.weight))
+
+
+# Added to the attention output ---------------------------------------------------------------------------------------------
+
+
+class LocalPositionEmbedding(nn.Module):
+    """LPE: a depthwise 3x3 convolution of the values, added to the attention output (ResFormer section 3.3).
+
+    One set of head_dim filters serves every head (the published checkpoints share them, the paper's text does not say so).
+    Starts at zero, so that a fresh block is plain attention. Prefix tokens get nothing.
+    """
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(head_dim, head_dim, 3, padding=1, groups=head_dim)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, v_BNC: Tensor, grid: Grid, heads: int) -> Tensor:
+        """Patch values (B, h·w, heads·head_dim) → the term to add, same shape."""
+        # Filters tiled over the heads make one depthwise convolution of the (C, h, w) map, with no copy into (B·heads, ...).
+        weight = self.conv.weight.repeat(heads, 1, 1, 1)
+        bias = self.conv.bias.repeat(heads)
+        maps = v_BNC.unflatten(1, grid).permute(0, 3, 1, 2)
+        out = F.conv2d(maps, weight, bias, padding=1, groups=weight.shape[0])
+        return out.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+# Added to the attention logits ---------------------------------------------------------------------------------------------
+
+
+@cached_by_size()
+def relative_index(grid: Grid, device: torch.device) -> Tensor:
+    """(N, N) indices into a flattened (2h-1, 2w-1) table: entry (i, j) is the offset of query i from key j."""
+    h, w = grid
+    rows = torch.arange(h, device=device).repeat_interleave(w)
+    columns = torch.arange(w, device=device).repeat(h)
+    return (rows[:, None] - rows[None] + h - 1) * (2 * w - 1) + columns[:, None] - columns[None] + w - 1
+
+
+def _bias_from_offsets(table: Tensor, grid: Grid, num_prefix: int) -> Tensor:
+    """(heads, 2h-1, 2w-1) per offset → (1, heads, prefix + N, prefix + N), zero for prefix tokens."""
+    bias = table.flatten(1)[:, relative_index(grid, table.device)]
+    return F.pad(bias, (num_prefix, 0, num_prefix, 0))[None]
+
+
+class RelativeBiasTable(nn.Module):
+    """RPB: a learned bias per head and offset (Swin, equation 4), resampled bicubically to other grids."""
+
+    def __init__(self, num_heads: int, native_grid: Grid) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(num_heads, 2 * native_grid[0] - 1, 2 * native_grid[1] - 1))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, grid: Grid, num_prefix: int) -> Tensor:
+        """(1, heads, prefix + N, prefix + N)."""
+        return _bias_from_offsets(resample_table(self.table, (2 * grid[0] - 1, 2 * grid[1] - 1)), grid, num_prefix)
+
+    def fit(self, table: Tensor) -> Tensor:
+        """A stored table of another native grid, resized to this one's; a table that fits is returned as it is."""
+        return resample_table(table, (self.table.shape[-2], self.table.shape[-1]))
+
+
+@cached_by_size()
+def log_offsets(grid: Grid, native_grid: Grid, device: torch.device) -> Tensor:
+    """(2h-1, 2w-1, 2) offsets, 8 at the native extent, log-spaced: sign(Δ)·log2(1 + |Δ|) / log2(8) (Swin v2, equation 4)."""
+
+    def axis(length: int, native: int) -> Tensor:
+        offset = torch.arange(1 - length, length, dtype=torch.float32, device=device) * 8 / max(native - 1, 1)
+        return offset.sign() * (1 + offset.abs()).log2() / 3
+
+    rows, columns = axis(grid[0], native_grid[0]), axis(grid[1], native_grid[1])
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
+
+
+class ContinuousBias(nn.Module):
+    """CPB: a small network maps log-spaced offsets to a bias per head, 16·sigmoid (Swin v2, section 3.3)."""
+
+    def __init__(self, num_heads: int, native_grid: Grid, hidden: int = 512) -> None:
+        super().__init__()
+        self.native_grid = native_grid
+        self.fc1 = nn.Linear(2, hidden)
+        self.fc2 = nn.Linear(hidden, num_heads, bias=False)
+
+    def forward(self, grid: Grid, num_prefix: int) -> Tensor:
+        """(1, heads, prefix + N, prefix + N)."""
+        offsets = log_offsets(grid, self.native_grid, self.fc1.weight.device).to(self.fc1.weight.dtype)
+        table = 16 * self.fc2(self.fc1(offsets).relu()).sigmoid()
+        return _bias_from_offsets(table.permute(2, 0, 1), grid, num_prefix)
+
+
+# Turning queries and keys --------------------------------------------------------------------------------------------------
+
+
+class Rotation(NamedTuple):
+    """cos and sin of each token's angles, (prefix + N, head_dim / 2), and a factor for the queries (a scalar tensor)."""
+
+    cos: Tensor
+    sin: Tensor
+    query_scale: Tensor | None = None
+
+    def queries(self, q_BhNd: Tensor) -> Tensor:
+        """Turn queries, all or the first few, and scale them."""
+        cos, sin = self.cos[: q_BhNd.shape[2]], self.sin[: q_BhNd.shape[2]]
+        if self.query_scale is not None:
+            cos, sin = cos * self.query_scale, sin * self.query_scale
+        return rotate(q_BhNd, cos, sin)
+
+    def keys(self, k_BhNd: Tensor) -> Tensor:
+        """Turn keys."""
+        return rotate(k_BhNd, self.cos, self.sin)
+
+
+@cached_by_size()
+def axial_angles(grid: Grid, head_dim: int, num_prefix: int, base: float, device: torch.device) -> Tensor:
+    """(prefix + h·w, head_dim / 2) angles: a quarter of the channels per axis in pairs; coordinates of cell centres in [-1, 1].
+
+    Frequencies are 2π / base^(k / (head_dim/4)), k = 0.., so that the slowest turns a fraction of a circle over the whole
+    image whatever its size. Prefix tokens have angle zero: they are not turned.
+    """
+    quarter = head_dim // 4
+    frequency = 2 * math.pi / base ** (torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
+
+    def axis(length: int) -> Tensor:
+        return (2 * torch.arange(length, dtype=torch.float32, device=device) + 1) / length - 1
+
+    h, w = grid
+    rows = (axis(h)[:, None] * frequency)[:, None, :].expand(h, w, quarter)
+    columns = (axis(w)[:, None] * frequency)[None, :, :].expand(h, w, quarter)
+    return F.pad(torch.cat((rows, columns), dim=-1).reshape(h * w, 2 * quarter), (0, 0, num_prefix, 0))
+
+
+class AxialRotary(nn.Module):
+    """Axial rotary positions in normalised coordinates; no parameters.
+
+    `jitter` (low, high): in training the coordinates are multiplied by a factor drawn log-uniformly from this range, one per
+    forward, so that the network meets more scales than the sizes it is trained at. `log_scale_tokens`: if given, logits are
+    multiplied by log(tokens) / log(log_scale_tokens), which keeps the entropy of the attention at other token counts
+    (Chiang & Cholak 2022; Su 2021).
+    """
+
+    def __init__(
+        self,
+        head_dim: int,
+        num_prefix: int,
+        base: float = 100.0,
+        jitter: tuple[float, float] | None = None,
+        log_scale_tokens: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_multiple(head_dim, 4, "rotary positions (channels per head)")
+        self.head_dim = head_dim
+        self.num_prefix = num_prefix
+        self.base = base
+        self.jitter = jitter
+        self.log_scale_tokens = log_scale_tokens
+
+    def forward(self, grid: Grid, like: Tensor) -> Rotation:
+        """The rotation of this grid, in the dtype and on the device of `like`."""
+        angles = axial_angles(grid, self.head_dim, self.num_prefix, self.base, like.device)
+        if self.training and self.jitter is not None:
+            low, high = math.log(self.jitter[0]), math.log(self.jitter[1])
+            angles = angles * torch.empty(1, device=like.device).uniform_(low, high).exp()
+        scale = None
+        if self.log_scale_tokens is not None:
+            # A tensor, not a Python number: a compiled graph would otherwise be made anew for every token count.
+            tokens = torch.full((), self.num_prefix + grid[0] * grid[1], dtype=like.dtype, device=like.device)
+            scale = tokens.log() / math.log(self.log_scale_tokens)
+        return Rotation(angles.cos().to(like.dtype), angles.sin().to(like.dtype), scale)
+
+
+def rotate(x_BhNd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of channels (c, c + d/2) by its token's angle."""
+    first, second = x_BhNd.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def _check_multiple(value: int, multiple: int, what: str) -> None:
+    if value % multiple:
+        raise ValueError(f"The width {value} does not suit {what}: it must be a multiple of {multiple}.")

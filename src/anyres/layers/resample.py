@@ -1,0 +1,44 @@
+"""Bicubic resampling of position tables as two small matrix products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anyres.layers.size_cache import cached_by_size
+
+
+@cached_by_size()
+def bicubic_matrix(target: int, source: int, device: torch.device) -> Tensor:
+    """The (target, source) matrix M of 1-D bicubic interpolation, so that y = M x.
+
+    Equals `torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False)` given the target *size*:
+    cubic convolution with a = -0.75, border samples repeated. float32.
+    """
+    a = -0.75
+    position = (torch.arange(target, dtype=torch.float64, device=device) + 0.5) * (source / target) - 0.5
+    first = position.floor()
+    fraction = position - first
+    matrix = torch.zeros(target, source, dtype=torch.float64, device=device)
+    for tap in (-1, 0, 1, 2):
+        distance = (fraction - tap).abs()
+        near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+        far = ((distance - 5) * distance + 8) * distance * a - 4 * a
+        weight = torch.where(distance <= 1, near, far)
+        index = (first.long() + tap).clamp(0, source - 1)
+        matrix.scatter_add_(1, index[:, None], weight[:, None])
+    return matrix.float()
+
+
+def resample_table(table: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a table of shape (..., h, w) to (..., *size), bicubic as in `bicubic_matrix`, in float32.
+
+    A table that already has this size is returned untouched, so the native size costs nothing and changes no bit.
+    """
+    h, w = table.shape[-2:]
+    if (h, w) == size:
+        return table
+    rows = bicubic_matrix(size[0], h, table.device)
+    columns = bicubic_matrix(size[1], w, table.device)
+    with torch.autocast(table.device.type, enabled=False):
+        return rows @ table.float() @ columns.T

@@ -1,0 +1,277 @@
+"""Names to models. The registry is timm's own, with our names prefixed by `anyres_`.
+
+Whoever imports `anyres` can therefore write `timm.create_model("anyres_resformer_small", features_only=True)`, and everything
+built on timm's registry finds our models. `create_model` here is the same door with shorter names and clearer errors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import inspect
+import pkgutil
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from anyres import hub, models
+from anyres.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, Family, Variant, pair
+from anyres.checkpoints import load_checkpoint, pick_state, read_state
+from anyres.errors import UserError
+
+__all__ = ["create_model", "guess_model", "list_models", "load_pretrained", "model_info"]
+
+PREFIX = "anyres_"
+_ALWAYS_ON = {"dynamic_img_size", "dynamic_img_pad", "strict_img_size"}
+"""Options of fixed-size libraries that ask for what we always do; accepted and dropped."""
+
+
+class Entry(NamedTuple):
+    family: Family
+    variant: Variant
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """Every registered model: each file in `anyres.models` brings a `FAMILY`."""
+    found = {}
+    for module in pkgutil.iter_modules(models.__path__):
+        family: Family = importlib.import_module(f"{models.__name__}.{module.name}").FAMILY
+        for name, variant in family.variants.items():
+            found[name] = Entry(family, variant)
+    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that match a shell pattern (`*`, `?`), e.g. `deit_*`; a word without wildcards matches anywhere in the name."""
+    if not any(sign in pattern for sign in "*?["):
+        pattern = f"*{pattern}*"
+    return [name for name in entries() if fnmatch.fnmatchcase(name, pattern)]
+
+
+def resolve_name(name: str) -> str:
+    """A registered, published or timm-prefixed name → the registered one. Error: UserError with a near miss."""
+    plain = name.removeprefix(PREFIX)
+    if plain in entries():
+        return plain
+    for registered, entry in entries().items():
+        if plain == entry.variant.published:
+            return registered
+    known = [*entries(), *(entry.variant.published for entry in entries().values())]
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "`anyres models` lists them all."
+    raise UserError(f"There is no model {name!r}: {hint}")
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    global_pool: str | None = None,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
+    checkpoint_path: str | Path | None = None,
+    features_only: bool = False,
+    out_indices: tuple[int, ...] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a model.
+
+    Args:
+        name: a name of `list_models()`, a published name, either with a `.tag`; or `local-dir:FOLDER`, `hf-hub:OWNER/NAME`.
+        pretrained: load the published weights (downloads them where the authors offer a direct address).
+        num_classes: classes of the head; 0 for none. Default: as published (1000).
+        in_chans: channels of the input. Default 3.
+        img_size: native size, a side or (height, width). It sizes stored position tables; inputs may have any size.
+        checkpoint_path: a published or own weights file to load, strictly.
+        features_only: a model that returns a list of feature maps (B, C, h, w), of the levels `out_indices`.
+        kwargs: further arguments of the model's class, such as `patch_size`, `depth`, `position`; None means the default.
+
+    Errors: UserError for an unknown name or argument, with the nearest one that exists.
+    """
+    chosen = {
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+        "img_size": img_size,
+        "global_pool": global_pool,
+        "drop_rate": drop_rate,
+        "drop_path_rate": drop_path_rate,
+        "out_indices": out_indices,
+        **kwargs,
+    }
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    if features_only:
+        chosen["features_only"] = True
+    if not name.startswith(("hf-hub:", "local-dir:")):
+        stem, dot, tag = name.partition(".")
+        stem = resolve_name(stem)
+        if pretrained and checkpoint_path is None and entries()[stem].variant.url is None:
+            raise UserError(
+                f"{stem} has no weights that can be downloaded directly: get the file from "
+                f"{entries()[stem].family.repository} and pass checkpoint_path=FILE."
+            )
+        name = PREFIX + stem + dot + tag
+    model: nn.Module = timm.create_model(name, pretrained=pretrained and checkpoint_path is None, **chosen)
+    if checkpoint_path is not None:
+        load_checkpoint(model, checkpoint_path)
+    return model
+
+
+def load_pretrained(name: str | Path, **overrides: Any) -> Backbone:
+    """A trained model from a folder (RUN/best, `save_pretrained`) or `hf-hub:OWNER/NAME`, in eval mode."""
+    config, state = hub.read_folder(hub.find_folder(name))
+    architecture = resolve_name(str(config.get("architecture")))
+    return entries()[architecture].family.model.from_config(config, state, **overrides)
+
+
+def guess_model(path: str | Path) -> str:
+    """The registered model whose parameters have exactly the names and shapes of a weights file (any head).
+
+    Error: UserError if none has, naming the closest.
+    """
+    file = read_state(path)
+    best: tuple[float, str] = (0.0, "")
+    for name, entry in entries().items():
+        with torch.device("meta"):
+            model = entry.family.model(**entry.variant.args)
+        wanted = {key: tensor.shape for key, tensor in model.state_dict().items()}
+        state = {key: tensor.shape for key, tensor in pick_state(file, entry.family.model, set(wanted)).items()}
+        heads = tuple(f"{head}." for head in _classifiers(entry.family))
+        wanted, state = (
+            {key: shape for key, shape in shapes.items() if not key.startswith(heads)} for shapes in (wanted, state)
+        )
+        if wanted == state:
+            return name
+        shared = sum(state.get(key) == shape for key, shape in wanted.items()) / max(len(wanted | state), 1)
+        best = max(best, (shared, name))
+    raise UserError(
+        f"{path} fits no registered model exactly (the closest, {best[1]}, shares {best[0]:.0%} of its parameters): "
+        "name the model and its options yourself."
+    )
+
+
+def model_info(name: str) -> dict[str, Any]:
+    """What is known of a model without running it: names, published numbers, licence, paper, size policy, parameters."""
+    name = resolve_name(name)
+    family, variant = entries()[name]
+    with torch.device("meta"):
+        model = family.model(**variant.args)
+    return {
+        "name": name,
+        "published_name": variant.published,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "native_size": pair(variant.args.get("img_size", 224)),
+        "train_sizes": list(variant.train_sizes),
+        "minimum_size": model.minimum_size,
+        "size_policy": family.size_policy,
+        "top1": dict(variant.top1),
+        "drop_path": variant.drop_path,
+        "crop_pct": variant.crop_pct,
+        "paper": family.paper,
+        "repository": family.repository,
+        "licence": family.licence,
+        "download": variant.url,
+        "notes": variant.notes,
+    }
+
+
+# timm's registry -----------------------------------------------------------------------------------------------------------
+
+
+def _classifiers(family: Family) -> tuple[str, ...]:
+    return (family.classifier,) if isinstance(family.classifier, str) else family.classifier
+
+
+def _pretrained_cfg(entry: Entry) -> dict[str, Any]:
+    distilled = entry.variant.args.get("distilled", False)
+    return {
+        "url": entry.variant.url,
+        "input_size": (3, *pair(entry.variant.args.get("img_size", 224))),
+        "crop_pct": entry.variant.crop_pct,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "num_classes": 1000,
+        "first_conv": entry.family.first_conv,
+        "classifier": entry.family.classifier if distilled else _classifiers(entry.family)[0],
+        "license": entry.family.licence.lower(),
+        "paper_name": entry.family.paper,
+        "origin_url": f"https://github.com/{entry.family.repository}",
+    }
+
+
+def _check_options(name: str, model: type[Backbone], given: dict[str, Any]) -> None:
+    known = {
+        parameter.name
+        for cls in model.__mro__
+        if issubclass(cls, Backbone)
+        for parameter in inspect.signature(cls.__init__).parameters.values()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    } - {"self"}
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}."
+            raise UserError(f"{name} has no option {key!r}: {hint}")
+
+
+_TIMM_OPTIONS = {
+    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_model_args", "cache_dir",
+    "features_only", "out_indices", "feature_cls",
+}  # fmt: skip
+
+
+def _register(name: str, entry: Entry) -> None:
+    family, variant = entry
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        timm_options = {key: kwargs.pop(key) for key in _TIMM_OPTIONS & kwargs.keys()}
+        options = {key: value for key, value in kwargs.items() if key not in _ALWAYS_ON}
+        _check_options(name, family.model, options)
+
+        def build(**args: Any) -> Backbone:
+            model = family.model(**args)
+            model.architecture, model.model_args = PREFIX + name, args
+            return model
+
+        args = {**variant.args, **options}
+        features = {"feature_cls": "getter", "out_indices": family.model.default_out_indices(args)}
+        return build_model_with_cfg(
+            build,
+            PREFIX + name,
+            pretrained,
+            feature_cfg=features,
+            pretrained_filter_fn=_filter_published,
+            **timm_options,
+            **args,
+        )
+
+    entrypoint.__name__ = PREFIX + name
+    entrypoint.__doc__ = f"{variant.published}: {family.paper}"
+    register_model(entrypoint)
+
+
+def _filter_published(state: dict[str, Any], model: Backbone) -> dict[str, Tensor]:
+    state = pick_state(state, type(model), set(model.state_dict()))
+    return {**state, **model.fit_tables(state)}
+
+
+default_cfgs = generate_default_cfgs(
+    {f"{PREFIX}{name}.{entry.variant.tag}": _pretrained_cfg(entry) for name, entry in entries().items()}
+)
+for _name, _entry in entries().items():
+    _register(_name, _entry)
