@@ -1,0 +1,3 @@
+from anyres.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,152 @@
+"""Typed functions to command-line parsers: the signature is the interface, the docstring is the help.
+
+Built on argparse alone, so that `--help` answers before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from anyres.errors import UserError
+
+Command = Callable[..., Any]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake as one sentence instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`.")
+
+
+def parse(
+    program: str, description: str, commands: dict[str, Command], arguments: Sequence[str]
+) -> tuple[Command, dict[str, Any]]:
+    """The chosen command and its keyword arguments.
+
+    A parameter without a default is positional; a `list` one takes several values; keyword-only ones are options. Options
+    may be written `--batch-size 8`, `--batch_size=8` or `batch_size=8`. Errors: UserError with one sentence.
+    """
+    parser = _Parser(prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, function in commands.items():
+        about, helps = read_docstring(function)
+        sub = subparsers.add_parser(
+            name, help=about.split("\n")[0], description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        add_parameters(sub, function, helps)
+    options = {name: _option_names(subparsers.choices[name]) for name in commands}
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    if command is not None and command not in commands:
+        raise UserError(f"There is no command {command!r}{_near(command, list(commands))}; see `{program} --help`.")
+    values = vars(parser.parse_args(_normalise(arguments, options.get(command or "", []))))
+    if values.pop("version"):
+        from importlib.metadata import version
+
+        print(f"{program} {version(program)}")
+        raise SystemExit(0)
+    chosen = values.pop("command")
+    if chosen is None:
+        parser.print_help()
+        raise SystemExit(0)
+    return commands[chosen], values
+
+
+def _option_names(parser: argparse.ArgumentParser) -> list[str]:
+    return [word for action in parser._actions for word in action.option_strings if word.startswith("--")]
+
+
+def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
+    """`batch_size=8` and `--batch_size 8` → `--batch-size=8`, `--batch-size 8`; an unknown option is an error with a near miss."""
+    normal = []
+    for word in arguments:
+        bare = re.fullmatch(r"([A-Za-z][A-Za-z0-9_-]*)=(.*)", word, flags=re.S)
+        if bare and f"--{bare[1].replace('_', '-')}" in options:
+            word = f"--{word}"
+        if word.startswith("--") and len(word) > 2:
+            name, sign, value = word.partition("=")
+            name = name.replace("_", "-")
+            if options and name not in options:
+                raise UserError(f"There is no option {name}{_near(name, options)}.")
+            word = name + sign + value
+        normal.append(word)
+    return normal
+
+
+def _near(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
+    """(text before "Args:", help by parameter) of a Google-style docstring."""
+    text = inspect.getdoc(function) or ""
+    about, _, args = text.partition("\nArgs:\n")
+    helps: dict[str, str] = {}
+    name = ""
+    for line in args.splitlines():
+        entry = re.match(r"    (\w+): (.*)", line)
+        if entry:
+            name = entry[1]
+            helps[name] = entry[2]
+        elif name and line.strip():
+            helps[name] += " " + line.strip()
+    return about.strip(), helps
+
+
+def add_parameters(parser: argparse.ArgumentParser, function: Callable[..., Any], helps: dict[str, str]) -> None:
+    """One argument per parameter; `**options: Unpack[...]` is not needed: a `config` attribute names a dataclass's fields."""
+    hints = typing.get_type_hints(function)
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            add_argument(parser, parameter.name, hints[parameter.name], parameter.default, helps.get(parameter.name, ""))
+    for name, (hint, default, text) in getattr(function, "more_options", dict)().items():
+        add_argument(parser, name, hint, default, text, given_only=True)
+
+
+def add_argument(
+    parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, text: str, given_only: bool = False
+) -> None:
+    """Add one argument. `given_only`: absent from the result unless the user gave it, as text for the receiver to read."""
+    text = text.replace("%", "%%")
+    positional = default is inspect.Parameter.empty
+    several = get_origin(hint) is list
+    if get_origin(hint) is types.UnionType:
+        hint = next(choice for choice in get_args(hint) if choice is not types.NoneType)
+    settings: dict[str, Any] = {"help": text}
+    if positional:
+        parser.add_argument(name, metavar=name.upper(), nargs="+" if several else None, type=_reader(hint), **settings)
+        return
+    if not given_only and default not in (None, "", False) and not isinstance(default, bool):
+        settings["help"] += f" (default {default})"
+    settings["default"] = argparse.SUPPRESS if given_only else default
+    flag = f"--{name.replace('_', '-')}"
+    if hint is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
+    elif get_origin(hint) is Literal:
+        parser.add_argument(flag, choices=get_args(hint), **settings)
+    else:
+        reader = str if given_only else _reader(hint)
+        parser.add_argument(flag, metavar=name.upper().split("_")[-1], type=reader, **settings)
+
+
+def _reader(hint: Any) -> Callable[[str], Any]:
+    if get_origin(hint) is list:
+        hint = get_args(hint)[0]
+    words = {int: "a whole number", float: "a number"}
+
+    def read(text: str) -> Any:
+        try:
+            return hint(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {words.get(hint, hint.__name__)}") from None
+
+    return read

@@ -1,0 +1,454 @@
+"""The `anyres` command. Each command is a typed function: its signature is the interface, its docstring the help.
+
+Nothing heavy is imported before a command runs, so that `anyres --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from anyres.arguments import parse
+from anyres.errors import UserError
+
+if TYPE_CHECKING:
+    from anyres.evaluation.results import Row
+
+ABOUT = """Vision transformers that work at any input size.
+
+  anyres demo                                  train, compare and show the main result on built-in images
+  anyres train resformer_small data=IMAGENET   train at several resolutions at once
+  anyres sweep runs/a runs/b data=IMAGENET     accuracy and cost at many sizes, with pictures
+"""
+
+
+def demo(
+    *,
+    output: str = "runs/demo",
+    epochs: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    rotary: bool = True,
+) -> None:
+    """Train a multi-resolution ResFormer and an ordinary DeiT on built-in digits, and compare them at many sizes.
+
+    Takes minutes on two CPU cores, downloads nothing, and continues where it was if interrupted.
+
+    Args:
+        output: folder for the runs, the pictures and the report
+        epochs: epochs of the multi-resolution runs instead of the demo's own number
+        seed: seed of everything random
+        device: auto, cpu, cuda, …
+        rotary: also train the variant with rotary and local positions (rlpe)
+    """
+    from anyres.demo import run_demo
+
+    result = run_demo(Path(output), epochs, seed, device, rotary)
+    _print_sweep(result.rows)
+    print(f"\n{result.finding.headline}\n")
+    _print_files(result.files)
+
+
+def train(model: str | None = None, *, recipe: str | None = None, **options: Any) -> None:
+    """Train a model at several resolutions at once, or continue a run.
+
+    Options come from the recipe, then from the command line. A second start with the same output folder continues the run.
+
+    Args:
+        model: architecture, a name from `anyres models`
+        recipe: name of a recipe that comes with anyres (such as resformer_small), or a YAML file (such as RUN/config.yaml)
+    """
+    from anyres.training import load_config
+    from anyres.training import train as run
+
+    if model is not None:
+        options["model"] = model
+    if "model_args" in options:
+        options["model_args"] = _key_values("model_args", options["model_args"])
+    result = run(load_config(recipe, **options))
+    print(f"{result.status}: best accuracy {_number(result.acc1)} % over the training sizes; weights in {result.folder / 'best'}")
+    if result.bad_images:
+        print(f"{len(result.bad_images)} unreadable images were skipped; {result.folder / 'summary.json'} names them.")
+
+
+def _train_options() -> dict[str, tuple[Any, Any, str]]:
+    """The options of a recipe, as (type, default, help) by name."""
+    import dataclasses
+    from typing import get_type_hints
+
+    from anyres.training.config import TrainConfig, field_help
+
+    hints, helps = get_type_hints(TrainConfig), field_help()
+    found = {}
+    for field in dataclasses.fields(TrainConfig):
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+        shown = ",".join(map(str, default)) if isinstance(default, list) else default
+        note = "" if shown in (None, {}, "") else f" (default {str(shown).lower() if isinstance(shown, bool) else shown})"
+        if field.name != "model":
+            found[field.name] = (hints[field.name], default, helps[field.name] + note)
+    return found
+
+
+train.more_options = _train_options  # type: ignore[attr-defined]
+
+
+def sweep(
+    models: list[str],
+    *,
+    data: str = "digits",
+    split: Literal["val", "train", "all"] = "val",
+    sizes: str = "96:640:32",
+    aspect: str = "1:1",
+    output: str = "runs/sweep",
+    batch_size: int = 64,
+    device: str = "auto",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    workers: int = 0,
+    cost: bool = True,
+) -> None:
+    """Evaluate one or several models at many sizes and aspect ratios; write a table, pictures and a report.
+
+    Images are resized (bicubic) so that the short side is int(size/crop_pct), then the centre is cropped; for a size that is
+    not square the resized image covers the box (height/crop_pct, width/crop_pct).
+
+    Args:
+        models: runs, saved models, published weights files, names, timm:NAME; LABEL:=MODEL gives a label of your own
+        data: digits, an image folder, hf:NAME, hf-stream:NAME or wds:PATTERN
+        split: part of the data
+        sizes: sides and HEIGHTxWIDTH, with ranges FIRST:LAST:STEP, such as 96:640:32,224x320
+        aspect: ratios WIDTH:HEIGHT at which every square size is evaluated, at the same area
+        output: folder of sweep.csv, sweep.png, pareto.png and report.html
+        batch_size: images per pass
+        device: auto, cpu, cuda, …
+        precision: of the arithmetic, under autocast
+        workers: processes that decode images
+        cost: also measure images/s, GFLOPs and peak memory
+    """
+    from anyres.data import open_source, parse_sizes
+    from anyres.evaluation import parse_aspects, sizes_at_aspects
+    from anyres.evaluation import sweep as run
+    from anyres.modelspec import open_model
+
+    wanted = parse_sizes(sizes)
+    squares = [height for height, width in wanted if height == width]
+    wanted += sizes_at_aspects(squares, parse_aspects(aspect))
+    shapes = list(dict.fromkeys(wanted))
+    opened: dict[str, Any] = {}
+    for spec in models:
+        name, model = open_model(spec)
+        while name in opened:
+            name += "'"
+        opened[name] = model
+    source = open_source(data, split)
+    result = run(
+        opened,
+        source,
+        shapes,
+        output,
+        batch_size=batch_size,
+        device=_device(device),
+        precision=precision,
+        workers=workers,
+        cost=cost,
+        command=shlex.join(["anyres", *sys.argv[1:]]),
+        progress=_progress,
+    )
+    _print_sweep(result.rows)
+    _print_files(result.files)
+
+
+def predict(
+    model: str,
+    images: list[str],
+    *,
+    size: str | None = None,
+    topk: int = 5,
+    batch_size: int = 32,
+    device: str = "auto",
+    format: Literal["table", "csv"] = "table",
+    output: str | None = None,
+) -> None:
+    """Print the most probable classes of images, at any size.
+
+    Args:
+        model: a run, a saved model, a published weights file, a name, or timm:NAME
+        images: image files or folders of images
+        size: side or HEIGHTxWIDTH that images are prepared for; otherwise the largest training size
+        topk: classes per image
+        batch_size: images per pass
+        device: auto, cpu, cuda, …
+        format: a table for people or CSV for programs
+        output: a CSV file to write instead of printing
+    """
+    from anyres.data import parse_sizes
+    from anyres.modelspec import open_model
+    from anyres.predict import find_images
+    from anyres.predict import predict as run
+
+    shape = None
+    if size is not None:
+        shapes = parse_sizes(size)
+        if len(shapes) != 1:
+            raise UserError(f"size is {size!r}, but predict takes one: a side or HEIGHTxWIDTH.")
+        shape = shapes[0]
+    if topk < 1:
+        raise UserError(f"topk is {topk}; it must be at least 1.")
+    files = find_images(images)
+    network = open_model(model)[1]
+    predictions = list(run(network, files, shape, topk, batch_size, _device(device)))
+    header = ["image", "rank", "label", "probability", "problem"]
+    rows: list[list[str]] = []
+    for item in predictions:
+        if item.problem:
+            rows.append([str(item.file), "", "", "", item.problem])
+        for rank, (label, probability) in enumerate(zip(item.labels, item.probabilities, strict=True), 1):
+            rows.append([str(item.file), str(rank), label, f"{probability:.4f}", ""])
+    bad = sum(bool(item.problem) for item in predictions)
+    if format == "csv" or output is not None:
+        _write_csv(header, rows, output)
+    else:
+        _table(header if bad else header[:4], rows if bad else [row[:4] for row in rows])
+    if bad:
+        print(f"{bad} of {len(predictions)} files could not be read.", file=sys.stderr)
+        if bad == len(predictions):
+            raise SystemExit(1)
+
+
+def models(pattern: str = "*", *, format: Literal["table", "csv"] = "table") -> None:
+    """List the models, with their published numbers.
+
+    Args:
+        pattern: part of a name, or a shell pattern such as deit_*_384
+        format: a table for people or CSV for programs
+    """
+    from anyres.registry import list_models, model_info
+
+    names = list_models(pattern)
+    if not names:
+        raise UserError(f"No model matches {pattern!r}; `anyres models` lists them all.")
+    rows = []
+    for name in names:
+        info = model_info(name)
+        native = info["native_size"]
+        trained = ", ".join(map(str, info["train_sizes"]))
+        best = info["top1"].get(native[0])
+        rows.append([name, f"{info['parameters'] / 1e6:.2f}", trained, "" if best is None else f"{best:.1f}", info["licence"]])
+    header = ["model", "parameters (M)", "trained at", "top-1 (%)", "licence"]
+    if format == "csv":
+        _write_csv(header, rows, None)
+    else:
+        _table(header, rows)
+
+
+def info(model: str, *, sizes: str = "96,224,384") -> None:
+    """Tell what is known of a model: sizes, parameters, arithmetic, published numbers, licence and paper.
+
+    Args:
+        model: a name from `anyres models`
+        sizes: sizes at which GFLOPs are counted
+    """
+    from anyres.data import parse_sizes
+    from anyres.evaluation.cost import count_flops
+    from anyres.registry import create_model, model_info
+
+    facts = model_info(model)
+    network = create_model(facts["name"]).eval()
+    import torch
+
+    gflops = []
+    for height, width in parse_sizes(sizes):
+        amount = count_flops(network, torch.zeros(1, 3, height, width)) / 1e9
+        gflops.append(f"{amount:.2f} at {height if height == width else f'{height}x{width}'}")
+    lines = {
+        "model": facts["name"],
+        "published as": facts["published_name"],
+        "parameters": f"{facts['parameters']:,}",
+        "GFLOPs (2 x multiply-adds)": ", ".join(gflops),
+        "trained at": ", ".join(map(str, facts["train_sizes"])),
+        "smallest side": str(facts["minimum_size"]),
+        "other sizes": facts["size_policy"],
+        "top-1 by size (%)": ", ".join(f"{size}: {value:.2f}" for size, value in facts["top1"].items()),
+        "paper": facts["paper"],
+        "published code": facts["repository"],
+        "licence": facts["licence"],
+        "weights": facts["download"] or "no direct address; load your copy of the file with checkpoint_path or MODEL=FILE",
+        "notes": facts["notes"],
+    }
+    for key, value in lines.items():
+        if value:
+            print(f"{key + ':':28}{value}")
+
+
+def convert(file: str, output: str, *, model: str | None = None, to: Literal["anyres", "published"] = "anyres") -> None:
+    """Convert a weights file: published names to ours, or back.
+
+    Args:
+        file: a published weights file (.pth, .safetensors), or with to=published also a saved model's folder
+        output: FILE.safetensors or FILE.pth for weights alone, or a folder for config.json and weights
+        model: the architecture; otherwise the one registered model that the file fits
+        to: whose parameter names the output has
+    """
+    from anyres.backbone import Backbone
+    from anyres.checkpoints import save_weights
+    from anyres.modelspec import from_file, open_model
+
+    network = open_model(file)[1] if Path(file).is_dir() else None
+    if network is None:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"There is no weights file {file}: check the path.")
+        network = from_file(Path(file), model)
+    assert isinstance(network, Backbone)
+    state = network.state_dict()
+    if to == "published":
+        state = network.to_published(state)
+    if Path(output).suffix in (".safetensors", ".pth"):
+        save_weights(state, output)
+    elif to == "published":
+        raise UserError(f"{output} is a folder's name, but published layouts are single files: end it in .pth or .safetensors.")
+    else:
+        network.save_pretrained(output)
+    print(f"wrote {output}: {len(state)} tensors of {str(network.architecture).removeprefix('anyres_')}")
+
+
+COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "sweep": sweep,
+    "predict": predict,
+    "models": models,
+    "info": info,
+    "convert": convert,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; bad input gives one sentence on the error stream and exit code 2."""
+    try:
+        command, values = parse("anyres", ABOUT, COMMANDS, sys.argv[1:] if arguments is None else arguments)
+        command(**values)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("anyres: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"anyres: {_os_sentence(error)}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        if not isinstance(error, UserError) and os.environ.get("ANYRES_DEBUG"):
+            raise
+        print(f"anyres: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _os_sentence(error: OSError) -> str:
+    fixes = {
+        errno.ENOSPC: "the disk is full: free some space, or choose another output folder",
+        errno.EACCES: "permission denied: choose a place that you may read and write",
+        errno.EROFS: "the file system is read-only: choose another output folder",
+        errno.EDQUOT: "the disk quota is used up: free some space, or choose another output folder",
+    }
+    if error.errno is None:
+        return str(error)
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{fixes.get(error.errno, error.strerror)}."
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device is {name!r}; it must be auto, cpu, cuda, cuda:1, mps, …") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device is {name!r}, but this machine offers {torch.cuda.device_count()} CUDA devices: choose cpu.")
+    return name
+
+
+def _key_values(name: str, text: str) -> dict[str, Any]:
+    """`embed_dim=96,depth=4` or a YAML mapping → a dictionary."""
+    import yaml
+
+    try:
+        if "=" in text and not text.lstrip().startswith("{"):
+            pairs = [part.partition("=") for part in text.split(",")]
+            return {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{name} is {text!r}; write it as embed_dim=96,depth=4.")
+    return found
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _progress(row: Row, done: int, total: int) -> None:
+    size = f"{row.height}x{row.width}"
+    result = f"{row.top1:.1f} %" if row.top1 is not None else row.note
+    print(f"[{done}/{total}] {row.model} at {size}: {result}", file=sys.stderr)
+
+
+def _print_sweep(rows: list[Row]) -> None:
+    """Accuracy by size, one column per model; training sizes carry a star."""
+    names = list(dict.fromkeys(row.model for row in rows))
+    by_size: dict[tuple[int, int], dict[str, Row]] = {}
+    for row in rows:
+        by_size.setdefault((row.height, row.width), {})[row.model] = row
+    table = []
+    for (height, width), found in by_size.items():
+        cells = [
+            "–" if row is None or row.top1 is None else f"{row.top1:.1f}{'*' if row.trained else ' '}"
+            for row in map(found.get, names)
+        ]
+        table.append([str(height) if height == width else f"{height}x{width}", *cells])
+    _table(["size", *names], table)
+    print("top-1 in percent; * a size that the model was trained at")
+
+
+def _print_files(files: dict[str, Path]) -> None:
+    for what, path in files.items():
+        print(f"{what + ':':10}{path}")
+
+
+def _table(header: list[str], rows: list[list[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, header_style="bold")
+    for column, name in enumerate(header):
+        numbers = all(row[column].strip(" *–.%").replace(".", "").isdigit() for row in rows if row[column].strip(" –"))
+        table.add_column(name, justify="right" if numbers and column else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _write_csv(header: list[str], rows: list[list[str]], output: str | None) -> None:
+    import csv
+
+    from anyres.files import atomic_write
+
+    if output is None:
+        csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
+        return
+    with atomic_write(output) as temporary, temporary.open("w", newline="") as handle:
+        csv.writer(handle, lineterminator="\n").writerows([header, *rows])
+    print(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

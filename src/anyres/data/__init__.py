@@ -1,0 +1,31 @@
+"""Labelled images from folders, Hugging Face, shards and scikit-learn's digits, as multi-resolution batches."""
+
+from anyres.data.decode import BadImage, list_images, load_image
+from anyres.data.loading import Batch, EvalBatch, EvalLoader, TrainLoader
+from anyres.data.mixing import Mixing, smooth_labels
+from anyres.data.schedule import SizeSchedule, parse_sizes
+from anyres.data.sources import Item, MapSource, Source, StreamSource, open_source
+from anyres.data.views import Augmentation, evaluation_views, normalize, to_batch
+
+__all__ = [
+    "Augmentation",
+    "BadImage",
+    "Batch",
+    "EvalBatch",
+    "EvalLoader",
+    "Item",
+    "MapSource",
+    "Mixing",
+    "SizeSchedule",
+    "Source",
+    "StreamSource",
+    "TrainLoader",
+    "evaluation_views",
+    "list_images",
+    "load_image",
+    "normalize",
+    "open_source",
+    "parse_sizes",
+    "smooth_labels",
+    "to_batch",
+]

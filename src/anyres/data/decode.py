@@ -1,0 +1,175 @@
+"""Image files to pixels, safely: few formats, a pixel limit before decoding, one exception for all that is wrong."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+MAX_PIXELS = 64_000_000
+
+ORIENTATION = 0x0112  # EXIF tag
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = (5, 6, 7, 8)
+
+
+class BadImage(Exception):  # noqa: N818 - the image is bad, whoever asks; most callers carry on
+    """An image that cannot be used: `name` says which, `reason` says why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)  # both, so that it survives the way from a worker process
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+Data = bytes | Path | np.ndarray | Image.Image | BadImage
+"""What a source hands over: an encoded file, its path, uint8 pixels, a decoded image, or why there is none."""
+
+
+def load_image(
+    data: Data,
+    name: str,
+    in_chans: int = 3,
+    needed: Callable[[int, int], float] | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
+    """Decode `data` once into an upright image of mode "L" (`in_chans` 1) or "RGB" (`in_chans` 3).
+
+    `needed(width, height)` is told the upright size before a JPEG is decoded, and answers with the smallest scale that
+    will do (1.0: all pixels). JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time, so the result may be
+    smaller than the size told, but never smaller than scale x size. Transparency is laid over white; 16-bit grey is
+    scaled to 8 bits.
+
+    Raises BadImage for whatever is wrong with the file, also for more than `max_pixels` pixels (checked before
+    decoding).
+    """
+    if isinstance(data, BadImage):
+        raise data
+    if isinstance(data, bytes | Path):
+        return _load_file(data, name, in_chans, needed, max_pixels)
+    image = Image.fromarray(data) if isinstance(data, np.ndarray) else data
+    _check_pixels(image, name, max_pixels)
+    if needed is not None:
+        needed(*image.size)
+    with _reading(name):
+        return _to_mode(image, in_chans)
+
+
+def _load_file(
+    data: bytes | Path, name: str, in_chans: int, needed: Callable[[int, int], float] | None, max_pixels: int
+) -> Image.Image:
+    with _reading(name):
+        handle = BytesIO(data) if isinstance(data, bytes) else data.open("rb")
+    with handle:
+        with _reading(name):
+            if not handle.read(1):
+                raise BadImage(name, "the file is empty")
+            handle.seek(0)
+            image: Image.Image = Image.open(handle, formats=FORMATS)
+        _check_pixels(image, name, max_pixels)
+        with _reading(name):
+            draftable = image.format in ("JPEG", "MPO")
+            if not draftable:
+                image.load()  # the orientation of these is only sure after loading
+            orientation = image.getexif().get(ORIENTATION, 1)
+            width, height = image.size
+        # Outside `_reading`: an error in there would be the caller's, not the file's.
+        scale = 1.0
+        if needed is not None:
+            scale = needed(height, width) if orientation in SIDEWAYS else needed(width, height)
+        with _reading(name):
+            if draftable:
+                # "L" takes the luminance as it is stored, so the colour planes are never computed.
+                least = (math.ceil(width * min(scale, 1.0)), math.ceil(height * min(scale, 1.0)))
+                image.draft("L" if in_chans == 1 else None, least)
+            image.load()
+            if orientation in UPRIGHT:
+                image = image.transpose(UPRIGHT[orientation])
+            return _to_mode(image, in_chans)
+
+
+def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        megapixels = f"{width * height / 1e6:.1f} megapixels"
+        raise BadImage(name, f"{width}x{height} is {megapixels}, over the limit of {max_pixels / 1e6:g} (max_pixels)")
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises on a broken file into BadImage."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks about odd EXIF blocks and the like
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        except BadImage:
+            raise
+        except UnidentifiedImageError as error:
+            raise BadImage(name, f"not an image in a known format ({', '.join(FORMATS)})") from error
+        except Exception as error:  # broken files raise nearly anything: OSError, SyntaxError, ValueError, …
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise BadImage(name, reason) from error
+
+
+def _to_mode(image: Image.Image, in_chans: int) -> Image.Image:
+    """Convert any mode to "L" or "RGB" without losing what convert() would lose: high bits and transparency."""
+    mode = "L" if in_chans == 1 else "RGB"
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_eight_bits(np.asarray(image)))
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    if image.mode == "P" and mode == "L":
+        image = image.convert("RGB")  # a palette may hold colours: luminance comes from those
+    return image.convert(mode)
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Scale to uint8: integers from the 16-bit range, floats from [0, 1] if they fit in it and from [0, 255] if not."""
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+        values = values * 255 if values.max() <= 1 else values
+    else:
+        values = values.astype(np.float64) / 257
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def list_images(folder: str | Path) -> list[str]:
+    """Return the image files below `folder`: sorted relative paths with forward slashes, without hidden ones."""
+    folder = Path(folder)
+    found: list[str] = []
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        for path in (folder / inside).iterdir():
+            relative = f"{inside}{path.name}"
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                waiting.append(f"{relative}/")
+            elif path.suffix.lower() in EXTENSIONS and path.is_file():
+                found.append(relative)
+    return sorted(found)

@@ -1,0 +1,197 @@
+"""Hugging Face data sets: by hub id or from a local folder, with random access or as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyres.data.decode import BadImage, Data
+from anyres.data.seeding import generator
+from anyres.data.sources import VALIDATION_NAMES, Item, MapSource, StreamSource, check_split
+from anyres.errors import UserError
+
+SHUFFLE_BUFFER = 1000
+MAX_SHARDS = 64
+LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "cls")
+
+
+def open_huggingface(
+    name: str, split: str, in_chans: int, streaming: bool, label_names: Sequence[str] | None = None
+) -> MapSource | StreamSource:
+    """Open NAME or NAME@CONFIG.
+
+    NAME is a hub id, a folder written by `save_to_disk`, or a folder of images or parquet files. A data set without a
+    validation split (validation, val, valid or test) has every tenth image held out; a stream needs one. Labels are
+    the names of its ClassLabel column; whole numbers count as their own names. Raises UserError.
+    """
+    check_split(split)
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"data set hf:{name} needs the package datasets: pip install 'anyres[datasets]'") from error
+    path, config = (name, None) if Path(name).exists() else _split_config(name)
+    try:
+        saved = (Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file()
+        loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config, streaming=streaming)
+    except Exception as error:  # the library raises its own kinds, OSError, ValueError, …: all mean "cannot be opened"
+        raise UserError(f"cannot open the Hugging Face data set {name!r}: {_first_line(error)}") from error
+    splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    table, share = _pick_split(datasets, splits, name, split)
+    if streaming:
+        return _Stream(datasets, f"hf-stream:{name}/{split}", table, share, in_chans, label_names)
+    return _Table(datasets, f"hf:{name}/{split}", table, share, in_chans, label_names)
+
+
+def _split_config(name: str) -> tuple[str, str | None]:
+    path, _, config = name.partition("@")
+    return path, config or None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _pick_split(datasets: Any, splits: dict[str, Any], name: str, split: str) -> tuple[Any, str]:
+    """Return the table and which share of it to use: "all", or "train" or "val" where every tenth image is held out."""
+    validation = next((splits[key] for key in ("validation", *VALIDATION_NAMES) if key in splits), None)
+    train = splits.get("train")
+    if split == "val" and validation is not None:
+        return validation, "all"
+    if train is None:
+        if split == "all" and validation is not None:
+            return validation, "all"
+        raise UserError(
+            f"data set hf:{name} has no {split} split, only {', '.join(splits)}: name one of them train or validation"
+        )
+    if split == "all":
+        return (train if validation is None else datasets.concatenate_datasets([train, validation])), "all"
+    if validation is not None:
+        return train, "all"
+    return train, split
+
+
+def _rows(count: int, share: str) -> np.ndarray:
+    """The rows of a share of a table; spread evenly, since tables are often sorted by class."""
+    every = np.arange(count)
+    held_out = every % 10 == 9
+    return every if share == "all" else every[held_out if share == "val" else ~held_out]
+
+
+def _columns(datasets: Any, features: Any, name: str) -> tuple[str, str]:
+    """Find the image column and the label column."""
+    if features is None:
+        raise UserError(f"data set {name} does not say what its columns hold: read it with hf: in place of hf-stream:")
+    image = next((key for key, feature in features.items() if isinstance(feature, datasets.Image)), None)
+    labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    numbers = [key for key, feature in features.items() if getattr(feature, "dtype", "").startswith(("int", "uint"))]
+    label = next((key for key in LABEL_COLUMNS if key in labels), None) or next(iter(labels), None)
+    label = label or next((key for key in LABEL_COLUMNS if key in numbers), None)
+    if image is None or label is None:
+        missing = "image" if image is None else "label"
+        raise UserError(
+            f"data set {name} has no {missing} column among {', '.join(features)}: one image and one label column are"
+            " needed"
+        )
+    return image, label
+
+
+def _names(feature: Any, name: str, label_names: Sequence[str] | None) -> list[str]:
+    if getattr(feature, "names", None):
+        return list(feature.names)
+    if label_names is None:
+        raise UserError(f"data set {name} numbers its classes without naming them: pass label_names")
+    return list(label_names)
+
+
+def _row_item(name: str, row: dict[str, Any], image: str, label: str) -> Item:
+    value, place = row[image], row[label]
+    data: Data
+    if value is None:
+        data = BadImage(name, "the row holds no image")
+    elif value.get("bytes") is not None:
+        data = value["bytes"]
+    else:
+        data = _fetch(value["path"], name)
+    if place is None or place < 0:  # -1 is the library's mark for "no label", as in unlabelled test splits
+        data, place = BadImage(name, "the row holds no label"), 0
+    return Item(name, data, int(place))
+
+
+def _fetch(path: str, name: str) -> Data:
+    """Return a local path as it is; read a remote one, such as hf://… of a streamed image folder."""
+    if "://" not in path:
+        return Path(path)
+    import fsspec  # type: ignore[import-untyped]
+
+    try:
+        with fsspec.open(path, "rb") as handle:
+            return bytes(handle.read())
+    except (OSError, ValueError) as error:
+        return BadImage(name, _first_line(error))
+
+
+class _Table(MapSource):
+    def __init__(
+        self, datasets: Any, name: str, table: Any, share: str, in_chans: int, label_names: Sequence[str] | None
+    ) -> None:
+        super().__init__(name, [], in_chans)
+        self.image, self.label = _columns(datasets, table.features, name)
+        # Undecoded: the files must pass our limits, and be decoded once, at the scale that the views need.
+        self.table = table.select_columns([self.image, self.label]).cast_column(
+            self.image, datasets.Image(decode=False)
+        )
+        feature = table.features[self.label]
+        if label_names is None and not getattr(feature, "names", None):
+            label_names = [str(place) for place in range(max(self.table.unique(self.label), default=-1) + 1)]
+        self.label_names = _names(feature, name, label_names)
+        self.indices = _rows(len(table), share)
+        if not len(self.indices):
+            raise UserError(f"data set {name} holds no images for this split: it has {len(table)} in all")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _item(self, index: int) -> Item:
+        row = int(self.indices[index])
+        return _row_item(f"{self.name}[{row}]", self.table[row], self.image, self.label)
+
+
+class _Stream(StreamSource):
+    def __init__(
+        self, datasets: Any, name: str, table: Any, share: str, in_chans: int, label_names: Sequence[str] | None
+    ) -> None:
+        super().__init__(name, [], in_chans)
+        self.image, self.label = _columns(datasets, table.features, name)
+        self.label_names = _names(table.features[self.label], name, label_names)
+        count = None
+        if isinstance(table, datasets.Dataset):  # saved by save_to_disk: on this machine, so its length is known
+            rows = _rows(len(table), share)
+            count = len(rows)
+            table = table.select(rows).to_iterable_dataset(num_shards=min(MAX_SHARDS, max(count, 1)))
+        elif share == "val":
+            raise UserError(
+                f"data set {name} has no validation split, and a stream cannot hold images out: read it with hf:"
+            )
+        self.table = table.select_columns([self.image, self.label]).cast_column(
+            self.image, datasets.Image(decode=False)
+        )
+        splits = getattr(table.info, "splits", None) or {}
+        known = splits.get(str(table.split)) if table.split is not None else None
+        self.size = count or (known.num_examples or None if known is not None else None)
+
+    def _items(self, epoch: int | None, seed: int, rank: int, world: int) -> Iterator[Item]:
+        from datasets.distributed import split_dataset_by_node
+
+        table = self.table
+        if epoch is not None:
+            table = table.shuffle(seed=generator("stream", seed, epoch).getrandbits(32), buffer_size=SHUFFLE_BUFFER)
+        if world > 1:
+            table = split_dataset_by_node(table, rank, world)
+        for count, row in enumerate(table):
+            path = (row[self.image] or {}).get("path")
+            yield _row_item(
+                path or f"{self.name}[{count * world + rank} of epoch {epoch}]", row, self.image, self.label
+            )

@@ -1,0 +1,106 @@
+"""Which sizes a training step sees."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from anyres.data.seeding import generator
+from anyres.errors import UserError
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+MAX_SIDE = 65536
+MAX_SIZES = 10_000
+
+
+def parse_sizes(text: str) -> list[Size]:
+    """Read a list of sizes, in the order given.
+
+    Entries are separated by commas: a side ("224" is 224x224), HEIGHTxWIDTH ("224x320") or a range of squares
+    START:STOP:STEP with both ends included ("96:640:32").
+
+    >>> parse_sizes("32,24x16,96:160:32")
+    [(32, 32), (24, 16), (96, 96), (128, 128), (160, 160)]
+
+    Raises UserError for anything else, sides below 1 or above 65536, and more than 10,000 sizes.
+    """
+    sizes: list[Size] = []
+    for entry in text.split(","):
+        # int() refuses thousands of digits, and nine are too large anyway.
+        numbers = [int(digits) if len(digits) < 10 else 0 for digits in re.findall(r"[0-9]+", entry)]
+        if not numbers or any(not 1 <= number <= MAX_SIDE for number in numbers):
+            raise UserError(_complaint(entry, text))
+        if re.fullmatch(r"\s*[0-9]+\s*", entry, re.ASCII):
+            sizes.append((numbers[0], numbers[0]))
+        elif re.fullmatch(r"\s*[0-9]+\s*[xX×]\s*[0-9]+\s*", entry, re.ASCII):
+            sizes.append((numbers[0], numbers[1]))
+        elif re.fullmatch(r"\s*[0-9]+\s*:\s*[0-9]+\s*:\s*[0-9]+\s*", entry, re.ASCII) and numbers[0] <= numbers[1]:
+            sizes.extend((side, side) for side in range(numbers[0], numbers[1] + 1, numbers[2]))
+        else:
+            raise UserError(_complaint(entry, text))
+        if len(sizes) > MAX_SIZES:
+            raise UserError(f"sizes {text[:80]!r} are more than {MAX_SIZES}: use a larger step")
+    return sizes
+
+
+def _complaint(entry: str, text: str) -> str:
+    where = "" if entry == text else f" in {text[:80]!r}"
+    return (
+        f"size {entry[:80]!r}{where} is not a side (224), a HEIGHTxWIDTH (224x320) or a rising range START:STOP:STEP "
+        f"(96:640:32) with sides from 1 to {MAX_SIDE}"
+    )
+
+
+class SizeSchedule:
+    """The sizes of every step.
+
+    `mode` "replicate" shows each image at all sizes in one step (ResFormer, section 6 of its specification: mode `co`);
+    with `window` k it shows k consecutive sizes, the window starting at (step mod (n-k+1)) (mode `iter`). `mode`
+    "sample" shows one size, drawn per "iteration" or per "epoch" from the seed, the same on every rank.
+
+    `sizes` are (height, width), in any order; `all_sizes` holds them in descending order of area. Raises UserError for
+    empty or repeated sizes and for a window that does not fit.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[Size],
+        mode: Literal["replicate", "sample"] = "replicate",
+        per: Literal["iteration", "epoch"] = "iteration",
+        window: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        ordered = sorted(((int(height), int(width)) for height, width in sizes), key=lambda size: -size[0] * size[1])
+        if not ordered:
+            raise UserError("sizes are empty: give at least one training size")
+        if any(min(size) < 1 for size in ordered):
+            raise UserError(f"sizes {ordered} must be pairs (height, width) of positive integers")
+        if len(set(ordered)) < len(ordered):
+            raise UserError(f"sizes {ordered} hold one size twice: leave the second out")
+        if mode not in ("replicate", "sample"):
+            raise UserError(f"mode {mode!r} must be 'replicate' or 'sample'")
+        if per not in ("iteration", "epoch"):
+            raise UserError(f"per {per!r} must be 'iteration' or 'epoch'")
+        if window is not None and mode == "sample":
+            raise UserError(f"window {window} needs mode 'replicate': mode 'sample' shows one size at a time")
+        if window is not None and not 1 <= window <= len(ordered):
+            raise UserError(f"window {window} must be from 1 to the number of sizes, {len(ordered)}")
+        self.all_sizes = tuple(ordered)
+        self.mode = mode
+        self.per = per
+        self.window = window
+        self.seed = seed
+
+    def sizes(self, epoch: int, step: int) -> list[Size]:
+        """Return the sizes of a step, in descending order of area; `step` counts from the start of training, not of the
+        epoch."""
+        if self.mode == "sample":
+            place = step if self.per == "iteration" else epoch
+            index = generator("size", self.seed, self.per, place).randrange(len(self.all_sizes))
+            return [self.all_sizes[index]]
+        window = self.window or len(self.all_sizes)
+        start = step % (len(self.all_sizes) - window + 1)
+        return list(self.all_sizes[start : start + window])

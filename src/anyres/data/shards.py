@@ -1,0 +1,220 @@
+"""WebDataset shards: uncompressed tar files in which the files of one sample follow each other.
+
+They share their name up to the first dot. The layout is simple enough for the standard library, which also keeps what
+we need: a fixed order for any number of workers, and broken members that cost one image. Remote shards are not read;
+use hf-stream: for those.
+"""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import random
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from anyres.data.decode import EXTENSIONS, BadImage, Data
+from anyres.data.seeding import generator
+from anyres.data.sources import VALIDATION_NAMES, Item, StreamSource, check_split
+from anyres.errors import UserError
+
+SHUFFLE_BUFFER = 1000
+MAX_MEMBER_BYTES = 256 * 2**20
+CLASS_NUMBER = re.compile(r"[0-9]{1,6}")
+JSON_KEYS = ("label", "cls", "class", "class_id")
+
+
+class Shards(StreamSource):
+    """Samples with an image (.jpg, .png, …) and a class.
+
+    The class is a number or a name: the text of .cls, or the field label, cls, class or class_id of .json.
+    `{split}` in the pattern stands for train and for val (or validation, valid, test). Without it, the tenth of the
+    samples whose keys hash lowest is for validation. Class names are the lines of `classes.txt` beside the shards, or
+    `label_names`; where there is neither, all shards are read once for their classes and their number of samples (about
+    a minute for a million). Otherwise the number comes from a shard index of webdataset beside the shards (a .json file
+    with `shardlist`), if there is one.
+    """
+
+    def __init__(self, pattern: str, split: str, in_chans: int = 3, label_names: Sequence[str] | None = None) -> None:
+        check_split(split)
+        super().__init__(f"wds:{pattern}", [], in_chans)
+        self.shards, self.share = _find(pattern, split)
+        classes = self.shards[0].parent / "classes.txt"
+        scanned: list[tuple[str, Any]] | None = None
+        if classes.is_file():
+            self.label_names = [
+                line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()
+            ]
+        elif label_names is not None:
+            self.label_names = list(label_names)
+        else:
+            # Classes come from the whole set, also where only a share is used: both shares must number them alike.
+            scanned = [
+                (key, _label(parts)) for shard in self.shards for key, parts in _samples(shard, pixels=False) if parts
+            ]
+            self.label_names = _class_names([label for _, label in scanned], self.name)
+        self.places = {name: place for place, name in enumerate(self.label_names)}
+        if scanned is not None:
+            self.size = sum(self._mine(key) for key, _ in scanned)
+        elif self.share == "all":
+            self.size = _indexed_size(self.shards)
+
+    def _mine(self, key: str) -> bool:
+        return self.share == "all" or (zlib.crc32(key.encode()) % 10 == 0) == (self.share == "val")
+
+    def _items(self, epoch: int | None, seed: int, rank: int, world: int) -> Iterator[Item]:
+        shards = list(self.shards)
+        rng = generator("stream", seed, -1 if epoch is None else epoch)
+        if epoch is not None:
+            rng.shuffle(shards)
+        # Whole shards for each rank where there are enough: then no rank reads what another one uses.
+        whole = len(shards) >= world
+        items = self._read(shards[rank::world] if whole else shards)
+        if not whole:
+            items = itertools.islice(items, rank, None, world)
+        return items if epoch is None else _shuffled(items, rng)
+
+    def _read(self, shards: Sequence[Path]) -> Iterator[Item]:
+        for shard in shards:
+            for key, parts in _samples(shard, pixels=True):
+                name = f"{shard.name}/{key}"
+                if parts is None:
+                    yield Item(shard.name, BadImage(shard.name, "the shard is damaged, the rest of it is skipped"), 0)
+                elif self._mine(key):
+                    data, label = self._content(name, parts)
+                    yield Item(name, data, label)
+
+    def _content(self, name: str, parts: dict[str, bytes | None]) -> tuple[Data, int]:
+        image = next((extension for extension in parts if extension in EXTENSIONS), None)
+        text = _label(parts)
+        label: int | None = None
+        if text is not None:
+            label = self.places.get(text, int(text) if CLASS_NUMBER.fullmatch(text) else None)
+        if image is None:
+            return BadImage(name, "the sample holds no image"), 0
+        if label is None or not 0 <= label < len(self.label_names):
+            return BadImage(name, "the sample holds no known class (.cls or .json)"), 0
+        data = parts[image]
+        if data is None:
+            return BadImage(name, f"the file is larger than {MAX_MEMBER_BYTES >> 20} MiB"), label
+        return data, label
+
+
+def _find(pattern: str, split: str) -> tuple[list[Path], str]:
+    """Return the shards in order, and the share of their samples to use."""
+    choices: list[tuple[str, ...]] = [(split,)]
+    if "{split}" in pattern:
+        before = {"train": ("train",), "val": (), "all": ("train",)}[split]
+        choices = [before] if split == "train" else [(*before, name) for name in VALIDATION_NAMES]
+    for names in choices:
+        found, missing = [], []
+        for name in names:
+            here, absent = _expand(pattern.replace("{split}", name))
+            found.extend(here)
+            missing.extend(absent)
+        if found and not missing:
+            return found, "all" if "{split}" in pattern else split
+        if found and split != "all":
+            raise FileNotFoundError(
+                f"shard {missing[0]} does not exist: check the numbers in the braces of wds:{pattern}"
+            )
+    raise FileNotFoundError(f"no {split} shards match wds:{pattern}: check the folder and the names")
+
+
+def _expand(pattern: str) -> tuple[list[Path], list[str]]:
+    """Expand braces ({000..146}, {a,b}), then `*`, `?` and `[…]`; return what exists and what does not."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        found = [Path(pattern)] if Path(pattern).is_file() else [Path(name) for name in sorted(glob.glob(pattern))]
+        return found, [] if found else [pattern]
+    span = re.fullmatch(r"([0-9]{1,6})\.\.([0-9]{1,6})", match[1])
+    if span:
+        width = len(span[1]) if span[1].startswith("0") else 0
+        choices = [str(number).zfill(width) for number in range(int(span[1]), int(span[2]) + 1)]
+    else:
+        choices = match[1].split(",")
+    parts = [_expand(pattern[: match.start()] + choice + pattern[match.end() :]) for choice in choices]
+    return [path for found, _ in parts for path in found], [name for _, missing in parts for name in missing]
+
+
+def _samples(shard: Path, pixels: bool) -> Iterator[tuple[str, dict[str, bytes | None] | None]]:
+    """Yield (key, {extension: content}) for each sample; (shard, None) where the shard is damaged.
+
+    Without `pixels`, images are left out, so that only headers and labels are read. A content over the limit is None.
+    """
+    key, parts = "", dict[str, bytes | None]()
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                folder, _, file = member.name.rpartition("/")
+                stem, _, extension = file.partition(".")
+                if not stem:
+                    continue  # a hidden file
+                stem, extension = (f"{folder}/{stem}" if folder else stem), f".{extension.lower()}"
+                if stem != key:
+                    if parts:
+                        yield key, parts
+                    key, parts = stem, {}
+                if extension in EXTENSIONS and not pixels:
+                    parts[extension] = b""
+                elif member.size > MAX_MEMBER_BYTES:
+                    parts[extension] = None
+                elif extension in EXTENSIONS or extension in (".cls", ".json"):
+                    handle = archive.extractfile(member)
+                    parts[extension] = handle.read() if handle else None
+    except (tarfile.TarError, EOFError, OSError):
+        parts = {}  # the last sample may lack a part
+        yield str(shard), None
+    if parts:
+        yield key, parts
+
+
+def _label(parts: dict[str, bytes | None]) -> str | None:
+    """Return the class as written, stripped."""
+    if parts.get(".cls"):
+        return (parts[".cls"] or b"").decode("utf-8", "replace").strip()
+    try:
+        fields = json.loads(parts.get(".json") or b"{}")
+    except ValueError:
+        return None
+    value = next((fields[key] for key in JSON_KEYS if key in fields), None) if isinstance(fields, dict) else None
+    return None if value is None or isinstance(value, bool | list | dict) else str(value)
+
+
+def _class_names(labels: Sequence[str | None], name: str) -> list[str]:
+    found = {label for label in labels if label is not None}
+    if not found:
+        raise UserError(f"{name} holds no samples with a class: each needs an image and a .cls or .json file")
+    if all(CLASS_NUMBER.fullmatch(label) for label in found):
+        return [str(place) for place in range(max(map(int, found)) + 1)]
+    return sorted(found)
+
+
+def _indexed_size(shards: Sequence[Path]) -> int | None:
+    """Add up `nsamples` of these shards in the index files (webdataset, `wids`) beside them."""
+    counts: dict[str, int] = {}
+    for index in sorted(shards[0].parent.glob("*.json")):
+        try:
+            content = json.loads(index.read_text(encoding="utf-8"))
+            counts.update((Path(shard["url"]).name, int(shard["nsamples"])) for shard in content["shardlist"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # another kind of file
+    return sum(counts[shard.name] for shard in shards) if all(shard.name in counts for shard in shards) else None
+
+
+def _shuffled(items: Iterator[Item], rng: random.Random) -> Iterator[Item]:
+    """Shuffle within a buffer: each item leaves when a later one takes its place."""
+    buffer = list(itertools.islice(items, SHUFFLE_BUFFER))
+    for item in items:
+        place = rng.randrange(len(buffer))
+        yield buffer[place]
+        buffer[place] = item
+    rng.shuffle(buffer)
+    yield from buffer

@@ -1,0 +1,283 @@
+"""Where labelled images come from: the built-in digits and image folders; others have files of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from anyres.data.decode import Data, list_images, load_image
+from anyres.errors import UserError
+
+STATISTICS = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+"""ImageNet's mean and standard deviation, of its luminance for one channel."""
+
+VALIDATION_NAMES = ("val", "validation", "valid", "test")
+HELD_OUT = 0.1
+
+
+class Item(NamedTuple):
+    """One labelled image, not decoded yet."""
+
+    name: str
+    data: Data
+    label: int
+
+
+class Source(ABC):
+    """What every source has. `crop_pct` is the share of the resized image that evaluation keeps."""
+
+    name: str
+    label_names: list[str]
+    in_chans: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 0.875
+
+    def __init__(self, name: str, label_names: Sequence[str], in_chans: int = 3) -> None:
+        if in_chans not in STATISTICS:
+            raise UserError(f"in_chans {in_chans} must be 1 (grey) or 3 (RGB)")
+        self.name = name
+        self.label_names = list(label_names)
+        self.in_chans = in_chans
+        self.mean, self.std = STATISTICS[in_chans]
+        self._relabel: dict[int, int] | None = None
+
+    def use_labels(self, label_names: Sequence[str]) -> None:
+        """Number the labels by another list of names, such as a checkpoint's; it must hold all names of this source."""
+        places = {name: place for place, name in enumerate(label_names)}
+        for name in self.label_names:
+            if name not in places:
+                raise UserError(
+                    f"{self.name} has a class {name!r} that is not among the {len(places)} labels given: use the same"
+                    " classes"
+                )
+        self._relabel = {old: places[name] for old, name in enumerate(self.label_names)}
+        self.label_names = list(label_names)
+
+    def _labelled(self, item: Item) -> Item:
+        return item if self._relabel is None else item._replace(label=self._relabel.get(item.label, item.label))
+
+
+class MapSource(Source):
+    """A source with a known number of images, each reachable by its index."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def _item(self, index: int) -> Item: ...
+
+    def item(self, index: int) -> Item:
+        """Return image `index` undecoded."""
+        return self._labelled(self._item(index))
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """Return image `index` decoded, and its label; raises BadImage."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        name, data, label = self.item(index)
+        return load_image(data, name, self.in_chans), label
+
+
+class StreamSource(Source):
+    """A source that is read from one end to the other. `size` is the number of images, None if nobody knows."""
+
+    size: int | None = None
+
+    @abstractmethod
+    def _items(self, epoch: int | None, seed: int, rank: int, world: int) -> Iterator[Item]: ...
+
+    def items(self, epoch: int | None, seed: int = 0, rank: int = 0, world: int = 1) -> Iterator[Item]:
+        """Read the share of one rank once: shuffled by (seed, epoch), or as stored for `epoch` None. Items are
+        undecoded."""
+        return map(self._labelled, self._items(epoch, seed, rank, world))
+
+
+def open_source(
+    spec: str | os.PathLike[str],
+    split: str = "train",
+    *,
+    in_chans: int | None = None,
+    label_names: Sequence[str] | None = None,
+) -> MapSource | StreamSource:
+    """Open a data set for `split` "train", "val" or "all".
+
+    `spec` is one of
+
+    - "digits": the 1797 handwritten digits, 8x8 pixels, that scikit-learn ships: 1437 train, 360 val;
+    - a folder FOLDER/train/CLASS/*.jpg with FOLDER/val/CLASS/*.jpg, or FOLDER/CLASS/*.jpg, of which a fixed tenth of
+      each class is the validation split;
+    - "hf:NAME" or "hf:NAME@CONFIG": a Hugging Face data set by hub id or local folder; "hf-stream:…" reads it as a
+      stream;
+    - "wds:PATTERN": WebDataset shards, where PATTERN may hold `*`, `{000..146}`, `{a,b}` and `{split}`.
+
+    `in_chans` 1 asks for grey and 3 for RGB images (by default what the source holds, RGB for files). `label_names`
+    numbers the classes by a given list, such as a checkpoint's, instead of the source's own order.
+
+    Raises UserError or FileNotFoundError with a sentence on what is missing.
+    """
+    text = os.fspath(spec)
+    source: MapSource | StreamSource
+    if text == "digits":
+        source = Digits(split, in_chans or 1)
+    elif text.startswith(("hf:", "hf-stream:")):
+        from anyres.data.huggingface import open_huggingface
+
+        kind, _, name = text.partition(":")
+        source = open_huggingface(name, split, in_chans or 3, streaming=kind == "hf-stream", label_names=label_names)
+    elif text.startswith("wds:"):
+        from anyres.data.shards import Shards
+
+        source = Shards(text.removeprefix("wds:"), split, in_chans or 3, label_names=label_names)
+    else:
+        source = ImageFolder(text, split, in_chans or 3)
+    if label_names is not None and list(label_names) != source.label_names:
+        source.use_labels(label_names)
+    return source
+
+
+def check_split(split: str) -> None:
+    """Refuse a split that is none of train, val and all."""
+    if split not in ("train", "val", "all"):
+        raise UserError(f"split {split!r} must be 'train', 'val' or 'all'")
+
+
+class Digits(MapSource):
+    """scikit-learn's handwritten digits (UCI, test part): 1797 grey 8x8 images of ten classes, white on black.
+
+    The images of each class are taken in the order of the file; every fifth of all 1797, laid out class by class, is
+    for validation: 360, and 1437 for training, with the same share of every class. The mean is 0, so that the black
+    background becomes exactly the zero that models pad with; the scale is the root mean square of all pixels, so that
+    they have unit power.
+    """
+
+    def __init__(self, split: str, in_chans: int = 1) -> None:
+        check_split(split)
+        super().__init__(f"digits/{split}", [str(digit) for digit in range(10)], in_chans)
+        table = _digits_table()
+        images, labels = table[:, :64].reshape(-1, 8, 8), table[:, 64]
+        by_class = np.argsort(labels, kind="stable")
+        held_out = np.zeros(len(by_class), dtype=bool)
+        held_out[by_class[::5]] = True
+        chosen = {"train": ~held_out, "val": held_out, "all": np.ones_like(held_out)}[split]
+        self.indices = np.flatnonzero(chosen)
+        self.images = np.rint(images[self.indices] * (255 / 16)).astype(np.uint8)
+        self.labels = labels[self.indices]
+        self.mean, self.std = (0.0,) * in_chans, (0.484,) * in_chans
+        self.crop_pct = 1.0  # the digits fill their 8x8 pixels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _item(self, index: int) -> Item:
+        return Item(f"digits/{self.indices[index]:04d}", self.images[index], int(self.labels[index]))
+
+
+def _digits_table() -> np.ndarray:
+    """Return scikit-learn's digits: (1797, 65), 64 pixels from 0 to 16 and the class.
+
+    The file is read where the package keeps it: importing `sklearn.datasets` takes seconds, reading this file 20 ms.
+    """
+    package = importlib.util.find_spec("sklearn")
+    for folder in (package.submodule_search_locations or ()) if package is not None else ():
+        file = Path(folder) / "datasets" / "data" / "digits.csv.gz"
+        if file.is_file():
+            return np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return np.column_stack([digits.data, digits.target]).astype(np.uint8)
+
+
+class ImageFolder(MapSource):
+    """Images in one folder per class. Classes are numbered in sorted order; hidden files and other files are ignored.
+
+    With FOLDER/train, the classes are those of train, and val is FOLDER/val (or validation, valid, test). Without it
+    the classes are the folders of FOLDER, and the tenth of each class whose names hash lowest is for validation (none
+    of a class with one image).
+    """
+
+    def __init__(self, folder: str, split: str, in_chans: int = 3) -> None:
+        check_split(split)
+        super().__init__(folder, [], in_chans)
+        root = Path(folder)
+        if not root.exists():
+            raise FileNotFoundError(
+                f"there is no data set {folder!r}: give digits, an image folder, hf:NAME, hf-stream:NAME or wds:PATTERN"
+            )
+        if not root.is_dir():
+            raise UserError(f"data set {folder!r} is a file: give the folder that holds one folder of images per class")
+        validation = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
+        has_train = (root / "train").is_dir()
+        self.label_names = _class_names(root / "train" if has_train else root)
+        if not has_train:
+            parts = [(root, split)]
+        elif split == "train":
+            parts = [(root / "train", "all")]
+        elif validation is None:
+            raise FileNotFoundError(
+                f"{folder} has a folder train but none of {', '.join(VALIDATION_NAMES)}: add one, or give"
+                f" {root / 'train'} to hold out a tenth of it"
+            )
+        else:
+            parts = [(validation, "all")] if split == "val" else [(root / "train", "all"), (validation, "all")]
+        files: list[str] = []
+        labels: list[int] = []
+        for part, share in parts:
+            for class_name, inside in self._class_files(part, share):
+                prefix = f"{part.relative_to(root).as_posix()}/{class_name}/" if part != root else f"{class_name}/"
+                files.extend(prefix + file for file in inside)
+                labels.extend([self.label_names.index(class_name)] * len(inside))
+        if not files:
+            raise UserError(
+                f"no class of {folder} has a second image for the {split} split: add images, or a folder val"
+            )
+        self.root = root
+        # One block of bytes: a list of a million strings would be copied into every worker as it is touched.
+        self.files = np.array([os.fsencode(file) for file in files])
+        self.labels = np.array(labels)
+
+    def _class_files(self, folder: Path, share: str) -> Iterator[tuple[str, list[str]]]:
+        for class_name in _class_names(folder):
+            if class_name not in self.label_names:
+                raise UserError(
+                    f"{folder / class_name} is a class that the train folder does not have: move it there or remove it"
+                )
+            inside = list_images(folder / class_name)
+            if not inside:
+                raise UserError(f"class folder {folder / class_name} holds no images: add some or remove the folder")
+            if share != "all":
+                lowest = set(sorted(inside, key=_hash)[: _held_out(len(inside))])
+                inside = [file for file in inside if (file in lowest) == (share == "val")]
+            yield class_name, inside
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def _item(self, index: int) -> Item:
+        file = os.fsdecode(self.files[index])
+        return Item(file, self.root / file, int(self.labels[index]))
+
+
+def _class_names(folder: Path) -> list[str]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder} holds no class folders: expected {folder}/CLASS/*.jpg or {folder}/train/CLASS/*.jpg")
+    return names
+
+
+def _held_out(count: int) -> int:
+    """A tenth, at least one, but never the only image."""
+    return max(1, round(count * HELD_OUT)) if count > 1 else 0
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(os.fsencode(name)).digest()

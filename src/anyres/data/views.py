@@ -1,0 +1,296 @@
+"""One decoded image to one or several normalised views."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from anyres.data.decode import MAX_PIXELS, load_image
+from anyres.data.schedule import Size
+from anyres.data.seeding import seed_globals
+from anyres.data.sources import Item
+from anyres.errors import UserError
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+# JPEG's own shrinking is a box filter, while the published preprocessing resamples all pixels. The last factor of two
+# is left to the resampling, so that the difference stays within a level or two on average.
+DRAFT_MARGIN = 2.0
+
+Transform = Callable[[Image.Image], Image.Image]
+Box = tuple[float, float, float, float]
+"""left, top, right, bottom in pixels, not rounded."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How a training view is made: crop, flip, RandAugment or colour jitter, normalisation, random erasing.
+
+    `scale` is the range of the crop's share of the image area; `ratio` that of its width over height, relative to the
+    view's own (1 for a square). A `scale` that reaches beyond 1 also zooms out: the image is placed somewhere on a
+    canvas of the mean colour (the scale jitter of Ghiasi et al., "Simple Copy-Paste", CVPR 2021). `auto_augment` is a string of timm ("rand-m9-mstd0.5-inc1", "augmix-m5", "original") or
+    None; with it, `color_jitter` does nothing. `erasing` is the probability of random erasing with normal noise per
+    pixel.
+
+    `separate` True augments every view on its own; False augments the largest one, and the smaller views are bicubic
+    (antialiased) resizes of it, each normalised and erased on its own. Source: ResFormer, section 6 of its
+    specification.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    hflip: float = 0.5
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    color_jitter: float = 0.3
+    erasing: float = 0.25
+    interpolation: str = "bicubic"
+    separate: bool = True
+
+    def __post_init__(self) -> None:
+        # Lists (from a YAML file) become tuples: the value is a key of the caches below.
+        object.__setattr__(self, "scale", tuple(self.scale))
+        object.__setattr__(self, "ratio", tuple(self.ratio))
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 16:
+            raise UserError(f"scale {self.scale} must be two shares of the image area, 0 < low <= high <= 16")
+        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise UserError(f"ratio {self.ratio} must be two positive numbers, low <= high")
+        for name in ("hflip", "erasing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} {getattr(self, name)} must be a probability from 0 to 1")
+        if not 0 <= self.color_jitter <= 1:
+            raise UserError(f"color_jitter {self.color_jitter} must be from 0 (off) to 1")
+        check_interpolation(self.interpolation)
+        if self.auto_augment:
+            _photometric(self, (32, 32), (0.5, 0.5, 0.5))
+
+
+def check_interpolation(name: str) -> None:
+    """Refuse an unknown interpolation."""
+    if name not in RESAMPLING:
+        raise UserError(f"interpolation {name!r} must be one of {', '.join(RESAMPLING)}")
+
+
+class Sample(NamedTuple):
+    """The views of one image before normalisation, (H, W) or (H, W, 3) uint8, and each replica's seed for erasing."""
+
+    pixels: list[np.ndarray]
+    erasing_seeds: list[int]
+
+
+def augment(
+    item: Item,
+    sizes: Sequence[Size],
+    augmentation: Augmentation,
+    rng: random.Random,
+    mean: tuple[float, ...],
+    max_pixels: int = MAX_PIXELS,
+) -> Sample:
+    """Decode `item` once and make its views at `sizes` (large to small), only the largest if they share it.
+
+    Seeds the global generators where a transform draws from those. Raises BadImage.
+    """
+    drawn = list(sizes) if augmentation.separate else list(sizes[:1])
+    full: Size = (0, 0)
+    boxes: list[Box] = []
+
+    def needed(width: int, height: int) -> float:
+        nonlocal full
+        full = (height, width)
+        boxes.extend(draw_box(rng, width, height, augmentation, size) for size in drawn)
+        return DRAFT_MARGIN * max(
+            max(size[1] / (right - left), size[0] / (bottom - top))
+            for size, (left, top, right, bottom) in zip(drawn, boxes, strict=True)
+        )
+
+    image = load_image(item.data, item.name, len(mean), needed, max_pixels)
+    pixels = []
+    for size, box in zip(drawn, boxes, strict=True):
+        view = _resize(image, size, box, full, augmentation.interpolation, mean)
+        if rng.random() < augmentation.hflip:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        transform = _photometric(augmentation, size, mean)
+        if transform is not None:
+            seed_globals(rng.getrandbits(32))
+            view = transform(view)
+        pixels.append(np.asarray(view))
+    return Sample(pixels, [rng.getrandbits(32) for _ in sizes])
+
+
+def draw_box(rng: random.Random, width: int, height: int, augmentation: Augmentation, size: Size) -> Box:
+    """Draw the crop of a view: random area, ratio and place, ten attempts, then the largest fitting centre crop.
+
+    As torchvision's RandomResizedCrop, except that corners are not rounded to whole pixels (which would leave tiny
+    images a handful of crops), and that the ratio is relative to the view's own. Where `scale` allows zooming out, every
+    draw counts, and a side that is longer than the image's holds all of it.
+    """
+    shape = size[1] / size[0]
+    low, high = augmentation.ratio[0] * shape, augmentation.ratio[1] * shape
+    for _ in range(10):
+        area = width * height * rng.uniform(*augmentation.scale)
+        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if (w <= width and h <= height) or augmentation.scale[1] > 1:
+            left, top = (rng.uniform(min(0, rest), max(0, rest)) for rest in (width - w, height - h))
+            return left, top, left + w, top + h
+    ratio = min(max(width / height, low), high)
+    w, h = min(width, height * ratio), min(height, width / ratio)
+    left, top = (width - w) / 2, (height - h) / 2
+    return left, top, left + w, top + h
+
+
+def _resize(
+    image: Image.Image, size: Size, box: Box, full: Size, interpolation: str, mean: tuple[float, ...] = ()
+) -> Image.Image:
+    """Resample `box`, given for an image of size `full`, from `image`, which may have been decoded smaller.
+
+    What the box holds beyond the image becomes the mean colour (needed only if it may).
+    """
+    left, top, right, bottom = box
+    # The part of the view that the image covers, in pixels of the view; all of it unless the box reaches beyond.
+    across, down = size[1] / (right - left), size[0] / (bottom - top)
+    x0, y0 = round(max(-left, 0) * across), round(max(-top, 0) * down)
+    x1 = size[1] - round(max(right - full[1], 0) * across)
+    y1 = size[0] - round(max(bottom - full[0], 0) * down)
+    x, y = image.width / full[1], image.height / full[0]
+    inside = (max(left * x, 0), max(top * y, 0), min(right * x, image.width), min(bottom * y, image.height))
+    covered = (max(x1 - x0, 1), max(y1 - y0, 1))
+    view = image.resize(covered, RESAMPLING[interpolation], inside)
+    if covered == (size[1], size[0]):
+        return view
+    fill = tuple(round(255 * value) for value in mean)
+    canvas = Image.new(image.mode, (size[1], size[0]), fill if len(fill) > 1 else fill[0])
+    canvas.paste(view, (min(x0, size[1] - 1), min(y0, size[0] - 1)))
+    return canvas
+
+
+@lru_cache(maxsize=64)
+def _photometric(augmentation: Augmentation, size: Size, mean: tuple[float, ...]) -> Transform | None:
+    """Return the transform of colours and shapes that follows the flip, with timm's settings for this size."""
+    if augmentation.auto_augment:
+        return _auto_augment(augmentation.auto_augment, augmentation.interpolation, size, mean)
+    if augmentation.color_jitter:
+        from torchvision.transforms import ColorJitter
+
+        strength = augmentation.color_jitter
+        jitter: Transform = ColorJitter(strength, strength, strength)
+        return jitter
+    return None
+
+
+def _auto_augment(name: str, interpolation: str, size: Size, mean: tuple[float, ...]) -> Transform:
+    from timm.data import auto_augment
+
+    fill = tuple(min(255, round(255 * value)) for value in mean)
+    # The keys of timm's own training transform.
+    hparams: dict[str, Any] = {
+        "translate_const": int(min(size) * 0.45),
+        "img_mean": fill[0] if len(fill) == 1 else fill,
+    }
+    hparams["interpolation"] = RESAMPLING[interpolation]
+    transform: Transform
+    try:
+        if name.startswith("rand"):
+            transform = auto_augment.rand_augment_transform(name, hparams)
+        elif name.startswith("augmix"):
+            transform = auto_augment.augment_and_mix_transform(name, {**hparams, "translate_pct": 0.3})
+        else:
+            transform = auto_augment.auto_augment_transform(name, hparams)
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise UserError(
+            f"auto_augment {name!r} is not a string that timm knows, such as 'rand-m9-mstd0.5-inc1'"
+        ) from error
+    return transform
+
+
+def finish(
+    samples: Sequence[Sample],
+    sizes: Sequence[Size],
+    augmentation: Augmentation,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> list[Tensor]:
+    """Batch, normalise and erase: one (B, C, H, W) float32 tensor per size. Erasing seeds the global generators."""
+    if augmentation.separate:
+        views = [to_batch([sample.pixels[place] for sample in samples]) for place in range(len(sizes))]
+    else:
+        largest = to_batch([sample.pixels[0] for sample in samples])
+        smaller = [F.interpolate(largest, size, mode="bicubic", antialias=True).clamp_(0, 1) for size in sizes[1:]]
+        views = [largest, *smaller]
+    views = [normalize(view, mean, std) for view in views]
+    if augmentation.erasing:
+        from timm.data.random_erasing import RandomErasing
+
+        erase: Callable[[Tensor], Tensor]
+        erase = RandomErasing(augmentation.erasing, mode="pixel", device="cpu")  # type: ignore[no-untyped-call, unused-ignore]
+        for row, sample in enumerate(samples):
+            for view, seed in zip(views, sample.erasing_seeds, strict=True):
+                seed_globals(seed)
+                erase(view[row])
+    return views
+
+
+def to_batch(pixels: Sequence[np.ndarray]) -> Tensor:
+    """Stack uint8 images (H, W) or (H, W, 3) to a float32 batch (B, C, H, W) in [0, 1]."""
+    stacked = torch.from_numpy(np.stack(pixels))
+    stacked = stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
+    return stacked.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
+
+
+def normalize(batch: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Subtract the mean and divide by the standard deviation of each channel, in place."""
+    shape = (1, -1, 1, 1)
+    return batch.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
+
+
+def evaluation_views(
+    item: Item,
+    sizes: Sequence[Size],
+    in_chans: int,
+    crop_pct: float = 0.875,
+    interpolation: str = "bicubic",
+    max_pixels: int = MAX_PIXELS,
+) -> list[np.ndarray]:
+    """Decode `item` once and make the published evaluation view at each size: uint8 (H, W) or (H, W, 3).
+
+    The image is resized so that it just covers the box (int(H/crop_pct), int(W/crop_pct)), keeping its ratio, and the
+    centre is cropped. For a square size s that is the published rule: short side to int(s/crop_pct), centre crop s.
+    Only the crop is ever computed, so an image of 1 x 60,000 pixels costs no more than another one. Raises BadImage.
+    """
+    full: Size = (0, 0)
+    boxes: list[Box] = []
+
+    def needed(width: int, height: int) -> float:
+        nonlocal full
+        full = (height, width)
+        boxes.extend(centre_box(width, height, size, crop_pct) for size in sizes)
+        return DRAFT_MARGIN * max(size[1] / (box[2] - box[0]) for size, box in zip(sizes, boxes, strict=True))
+
+    image = load_image(item.data, item.name, in_chans, needed, max_pixels)
+    return [np.asarray(_resize(image, size, box, full, interpolation)) for size, box in zip(sizes, boxes, strict=True)]
+
+
+def centre_box(width: int, height: int, size: Size, crop_pct: float) -> Box:
+    """Return what part of the image remains after resizing it over the box and cropping the centre, in its pixels."""
+    box_height, box_width = int(size[0] / crop_pct), int(size[1] / crop_pct)
+    if box_height * width >= box_width * height:
+        new_height, new_width = box_height, box_height * width // height
+    else:
+        new_height, new_width = box_width * height // width, box_width
+    # round() as torchvision's centre crop: half a pixel goes to the even neighbour
+    top, left = round((new_height - size[0]) / 2), round((new_width - size[1]) / 2)
+    x, y = width / new_width, height / new_height
+    return left * x, top * y, (left + size[1]) * x, (top + size[0]) * y

@@ -1,0 +1,70 @@
+"""What people write where a model is wanted, turned into a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from anyres import hub
+from anyres.backbone import Backbone
+from anyres.checkpoints import load_checkpoint
+from anyres.errors import UserError
+from anyres.registry import create_model, entries, guess_model, load_pretrained, resolve_name
+
+FORMS = (
+    "a run folder, a folder written by save_pretrained, hf-hub:OWNER/NAME, a published weights file (FILE or MODEL=FILE), "
+    "a name from `anyres models`, or timm:NAME"
+)
+
+
+def open_model(spec: str) -> tuple[str, nn.Module]:
+    """(short name, model in eval mode). `spec` is one of `FORMS`, optionally named as LABEL:=SPEC.
+
+    Errors: UserError or FileNotFoundError with one sentence.
+    """
+    label, sign, rest = spec.partition(":=")
+    if sign:
+        return label, open_model(rest)[1]
+    if spec.startswith("timm:"):
+        from anyres.evaluation import timm_model
+
+        name = spec.removeprefix("timm:")
+        return name, timm_model(name)
+    if spec.startswith(("hf-hub:", "local-dir:")):
+        return Path(spec.partition(":")[2]).name, load_pretrained(spec)
+    path = Path(spec)
+    if path.is_dir():
+        return _from_folder(path)
+    if path.is_file():
+        return path.stem, from_file(path)
+    architecture, sign, file = spec.partition("=")
+    if sign:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"There is no weights file {file}: check the path.")
+        return Path(file).stem, from_file(Path(file), architecture)
+    if path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(f"There is no model {spec}: give {FORMS}.")
+    name = resolve_name(spec.partition(".")[0])
+    return name, create_model(spec, pretrained=True).eval()
+
+
+def _from_folder(path: Path) -> tuple[str, Backbone]:
+    if (path / hub.CONFIG).is_file():
+        name = path.parent.name if path.name in ("best", "last") else path.name
+        return name, load_pretrained(path)
+    best = path / "best"
+    hub.recover_folder(best)
+    if best.is_dir():
+        return path.name, load_pretrained(best)
+    raise FileNotFoundError(f"{path} holds neither a finished run (RUN/best) nor a saved model (config.json): give {FORMS}.")
+
+
+def from_file(path: Path, architecture: str | None = None) -> Backbone:
+    """A model of `architecture`, or of the one registered model that the file fits, with the weights of a published file."""
+    name = resolve_name(architecture) if architecture else guess_model(path)
+    family = entries()[name].family
+    model = create_model(name)
+    assert isinstance(model, family.model)
+    load_checkpoint(model, path)
+    return model.eval()

@@ -1,0 +1,110 @@
+"""Top classes of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import batched
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from anyres.backbone import IMAGENET_MEAN, IMAGENET_STD, pair
+from anyres.data import BadImage, Item, evaluation_views, list_images, normalize, to_batch
+from anyres.errors import UserError
+from anyres.evaluation.accuracy import Preparation
+from anyres.evaluation.cost import input_channels
+
+
+class Prediction(NamedTuple):
+    """The best classes of one image, most probable first; or the reason why there are none."""
+
+    file: Path
+    labels: list[str]
+    probabilities: list[float]
+    problem: str = ""
+
+
+def find_images(inputs: Sequence[str | Path]) -> list[Path]:
+    """Image files: those given, and those below the folders given. Errors: FileNotFoundError, UserError for an empty folder."""
+    files: list[Path] = []
+    for path in map(Path, inputs):
+        if path.is_dir():
+            inside = [path / name for name in list_images(path)]
+            if not inside:
+                raise UserError(f"{path} holds no images: give image files or a folder with some.")
+            files += inside
+        elif path.exists():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"There is no file or folder {path}: check the path.")
+    return files
+
+
+def default_size(model: nn.Module) -> tuple[int, int]:
+    """The largest size that the model was trained at."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    sizes = [pair(size) for size in cfg.get("train_sizes") or []]
+    return max(sizes, key=lambda size: size[0] * size[1]) if sizes else pair(tuple(cfg["input_size"])[1:])
+
+
+def predict(
+    model: nn.Module,
+    files: Sequence[Path],
+    size: tuple[int, int] | None = None,
+    topk: int = 5,
+    batch_size: int = 32,
+    device: str | torch.device = "cpu",
+) -> Iterator[Prediction]:
+    """Classify image files at `size` (height, width), prepared as in evaluation; in the order given.
+
+    A file that cannot be read gives a `Prediction` with its `problem` and no labels.
+    """
+    size = size or default_size(model)
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    way = Preparation(
+        mean=tuple(cfg.get("mean") or IMAGENET_MEAN),
+        std=tuple(cfg.get("std") or IMAGENET_STD),
+        crop_pct=cfg.get("crop_pct") or 0.875,
+        interpolation=cfg.get("interpolation") or "bicubic",
+        in_chans=input_channels(model),
+    )
+    names = label_names(model)
+    model = model.to(device).eval()
+    for start in range(0, len(files), batch_size):
+        chunk = files[start : start + batch_size]
+        views, problems = {}, {}
+        for file in chunk:
+            try:
+                item = Item(str(file), file, 0)
+                views[file] = evaluation_views(item, [size], way.in_chans, way.crop_pct, way.interpolation)[0]
+            except BadImage as bad:
+                problems[file] = bad.reason
+        best: dict[Path, tuple[list[int], list[float]]] = {}
+        if views:
+            batch = normalize(to_batch(list(views.values())), way.mean, way.std)
+            with torch.inference_mode():
+                top = model(batch.to(device)).float().softmax(-1)
+            values, indices = top.topk(min(topk, top.shape[-1]))
+            best = dict(zip(views, zip(indices.tolist(), values.tolist(), strict=True), strict=True))
+        for file in chunk:
+            if file in problems:
+                yield Prediction(file, [], [], problems[file])
+            else:
+                indices, values = best[file]
+                yield Prediction(file, [names[i] if i < len(names) else str(i) for i in indices], values)
+
+
+def label_names(model: nn.Module) -> list[str]:
+    """Names of the classes: stored with the weights, else ImageNet's for 1000 classes, else numbers."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    count = int(getattr(model, "num_classes", 0))
+    if names:
+        return list(names)
+    if count == 1000:
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo()
+        return [info.index_to_description(i).split(",")[0] for i in range(1000)]
+    return [str(i) for i in range(count)]

@@ -1,0 +1,134 @@
+import datasets
+import numpy as np
+import pytest
+
+from anyres.data import Augmentation, EvalLoader, SizeSchedule, TrainLoader, open_source
+from anyres.errors import UserError
+from tests.data.pictures import encode, noise, write_folder
+
+PLAIN = Augmentation(auto_augment=None, color_jitter=0, erasing=0)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+
+
+def table(count=40, label=None, bad=()):
+    data = [b"broken" if i in bad else encode(noise(20, 24, i)) for i in range(count)]
+    label = label or datasets.ClassLabel(names=["cat", "dog"])
+    features = datasets.Features({"extra": datasets.Value("string"), "image": datasets.Image(), "label": label})
+    rows = {
+        "extra": ["x"] * count,
+        "image": [{"bytes": content, "path": None} for content in data],
+        "label": [i % 2 for i in range(count)],
+    }
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_saved_table_holds_out_every_tenth(tmp_path):
+    table().save_to_disk(tmp_path / "saved")
+    train, val = (open_source(f"hf:{tmp_path / 'saved'}", split) for split in ("train", "val"))
+    assert (len(train), len(val)) == (36, 4)
+    assert val.label_names == ["cat", "dog"]
+    assert [val.item(i).label for i in range(4)] == [1, 1, 1, 1]
+    assert val.item(0).data == encode(noise(20, 24, 9))
+    assert val[0][0].size == (24, 20)
+
+
+def test_saved_splits(tmp_path):
+    splits = datasets.DatasetDict({"train": table(20), "validation": table(6)})
+    splits.save_to_disk(tmp_path / "saved")
+    assert [len(open_source(f"hf:{tmp_path / 'saved'}", s)) for s in ("train", "val", "all")] == [20, 6, 26]
+    stream = open_source(f"hf-stream:{tmp_path / 'saved'}", "val")
+    assert stream.size == 6
+    assert [item.label for item in stream.items(None)] == [0, 1, 0, 1, 0, 1]
+    assert not hasattr(stream, "__len__")
+
+
+def test_image_folder_with_and_without_streaming(tmp_path):
+    write_folder(tmp_path / "images" / "train", ("cat", "dog"), each=6)
+    write_folder(tmp_path / "images" / "validation", ("cat", "dog"), each=2)
+    source = open_source(f"hf:{tmp_path / 'images'}", "train")
+    assert len(source) == 12
+    assert source.label_names == ["cat", "dog"]
+    assert source[11][1] == 1
+    stream = open_source(f"hf-stream:{tmp_path / 'images'}", "val")
+    assert stream.label_names == ["cat", "dog"]
+    assert sorted(item.label for item in stream.items(None)) == [0, 0, 1, 1]
+    batches = list(EvalLoader(stream, (16, 16), 3))
+    assert [len(batch.labels) for batch in batches] == [3, 1]
+    if stream.size is None:
+        with pytest.raises(UserError, match="epoch_size"):
+            TrainLoader(stream, SizeSchedule([(16, 16)]), PLAIN, 2)
+
+
+def test_parquet_folder(tmp_path):
+    (tmp_path / "tables").mkdir()
+    table(10).to_parquet(tmp_path / "tables" / "train.parquet")
+    source = open_source(f"hf:{tmp_path / 'tables'}", "all")
+    assert len(source) == 10
+    assert source[1][1] == 1
+
+
+def test_stream_trains_the_same_for_any_number_of_workers_and_resumes(tmp_path):
+    table(40, bad=(3,)).save_to_disk(tmp_path / "saved")
+
+    def run(workers, start=0):
+        source = open_source(f"hf-stream:{tmp_path / 'saved'}", "all")
+        loader = TrainLoader(
+            source, SizeSchedule([(16, 16), (12, 12)]), PLAIN, 8, workers=workers, max_bad_fraction=0.1
+        )
+        assert loader.steps_per_epoch == 5
+        return list(loader.epoch(1, start))
+
+    whole = run(0)
+    assert sum(len(batch.bad) for batch in whole) == 1
+    for other in (run(2), run(0, start=3)):
+        for one, two in zip(whole[-len(other) :], other, strict=True):
+            assert one.names == two.names
+            assert all((a == b).all() for a, b in zip(one.views, two.views, strict=True))
+
+
+def test_ranks_share_a_stream(tmp_path):
+    table(40).save_to_disk(tmp_path / "saved")
+    source = open_source(f"hf-stream:{tmp_path / 'saved'}", "all")
+    shares = [[item.data for item in source.items(0, 0, rank, 2)] for rank in range(2)]
+    assert len(shares[0]) == len(shares[1]) == 20
+    assert len(set(shares[0]) | set(shares[1])) == 40
+
+
+def test_numbers_for_labels(tmp_path):
+    table(10, datasets.Value("int64")).save_to_disk(tmp_path / "saved")
+    assert open_source(f"hf:{tmp_path / 'saved'}", "all").label_names == ["0", "1"]
+    with pytest.raises(UserError, match="label_names"):
+        open_source(f"hf-stream:{tmp_path / 'saved'}", "all")
+    named = open_source(f"hf-stream:{tmp_path / 'saved'}", "all", label_names=["no", "yes"])
+    assert next(named.items(None)).label == 0
+
+
+def test_mistakes_get_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "words")
+    (tmp_path / "empty").mkdir()
+    for name in (f"hf:{tmp_path / 'words'}", f"hf:{tmp_path / 'empty'}", f"hf:{tmp_path / 'none'}"):
+        with pytest.raises(UserError) as caught:
+            open_source(name)
+        assert "\n" not in str(caught.value)
+
+
+def test_rows_without_image_or_label_are_bad(tmp_path):
+    rows = table(4).add_column("other", np.arange(4))
+    features = rows.features
+    rows = datasets.Dataset.from_dict(
+        {
+            **rows.with_format(None).cast_column("image", datasets.Image(decode=False)).to_dict(),
+            "label": [0, -1, None, 1],
+        },
+        features=features,
+    )
+    rows.save_to_disk(tmp_path / "saved")
+    loader = EvalLoader(open_source(f"hf:{tmp_path / 'saved'}", "all"), (8, 8), 4)
+    assert [len(batch.labels) for batch in loader] == [2]
+    assert [error.reason for error in loader.bad] == ["the row holds no label"] * 2

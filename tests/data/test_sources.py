@@ -1,0 +1,138 @@
+import os
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from anyres.data import BadImage, Item, open_source
+from anyres.errors import UserError
+from tests.data.pictures import bad_files, encode, noise, write_folder
+
+
+def one_sentence(error):
+    text = str(error.value)
+    return "\n" not in text and len(text) < 500
+
+
+def test_digits_are_all_there_once_and_stratified():
+    train, val, everything = (open_source("digits", split) for split in ("train", "val", "all"))
+    assert (len(train), len(val), len(everything)) == (1437, 360, 1797)
+    names = [source.item(i).name for source in (train, val) for i in range(len(source))]
+    assert len(set(names)) == 1797
+    assert sorted(names) == sorted(everything.item(i).name for i in range(1797))
+    for source, share in ((train, 0.8), (val, 0.2)):
+        counts = np.bincount([source.item(i).label for i in range(len(source))])
+        assert np.abs(counts - share * np.bincount(load_digits().target)).max() <= 1
+    assert train.label_names == list("0123456789")
+
+
+def test_digits_are_the_real_pixels_and_black_is_zero():
+    source = open_source("digits", "val")
+    reference = load_digits()
+    for index in (0, 100, 359):
+        image, label = source[index]
+        row = int(source.item(index).name.split("/")[1])
+        assert image.size == (8, 8)
+        assert label == reference.target[row]
+        np.testing.assert_array_equal(np.asarray(image), np.rint(reference.images[row] / 16 * 255))
+    assert source.mean == (0.0,)
+    everything = open_source("digits", "all")
+    pixels = np.stack([np.asarray(everything[i][0]) for i in range(1797)]) / 255
+    assert source.std[0] == pytest.approx(np.sqrt((pixels**2).mean()), abs=0.002)
+    assert open_source("digits", in_chans=3)[0][0].mode == "RGB"
+
+
+def test_folder_with_train_and_val(tmp_path):
+    write_folder(tmp_path / "train", ("b", "a", "C"), each=3)
+    write_folder(tmp_path / "val", ("a", "b"), each=2)
+    (tmp_path / "train" / ".cache").mkdir()
+    (tmp_path / "train" / "a" / ".x.jpg").write_bytes(b"")
+    (tmp_path / "train" / "a" / "notes.txt").write_bytes(b"")
+    train, val, everything = (open_source(tmp_path, split) for split in ("train", "val", "all"))
+    assert train.label_names == val.label_names == ["C", "a", "b"]
+    assert (len(train), len(val), len(everything)) == (9, 4, 13)
+    assert [val.item(i)[::2] for i in range(4)] == [
+        ("val/a/000.jpg", 1),
+        ("val/a/001.jpg", 1),
+        ("val/b/000.jpg", 2),
+        ("val/b/001.jpg", 2),
+    ]
+    assert train[0][0].mode == "RGB"
+
+
+def test_folder_without_val_holds_out_the_same_tenth(tmp_path):
+    write_folder(tmp_path, ("cat", "dog"), each=20)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "x.png").write_bytes(encode(noise(8, 8), "PNG"))
+    train, val = open_source(tmp_path, "train"), open_source(tmp_path, "val")
+    names = [{source.item(i).name for i in range(len(source))} for source in (train, val)]
+    assert len(names[0] & names[1]) == 0
+    assert len(names[0] | names[1]) == 41
+    assert sorted(name.split("/")[0] for name in names[1]) == ["cat"] * 2 + ["dog"] * 2
+    assert {open_source(tmp_path, "val").item(i).name for i in range(4)} == names[1]
+
+
+def test_labels_of_a_checkpoint(tmp_path):
+    write_folder(tmp_path, ("cat", "dog"), each=2)
+    source = open_source(tmp_path, "all", label_names=["ape", "dog", "cat"])
+    assert source.label_names == ["ape", "dog", "cat"]
+    assert [source.item(i).label for i in range(4)] == [2, 2, 1, 1]
+    with pytest.raises(UserError, match="class 'cat'") as caught:
+        open_source(tmp_path, "all", label_names=["dog"])
+    assert one_sentence(caught)
+
+
+def test_mistakes_with_folders_get_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no data set") as caught:
+        open_source(tmp_path / "none")
+    assert one_sentence(caught)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "a.jpg").write_bytes(encode(noise(8, 8)))
+    write_folder(tmp_path / "hole", ("a", "b"), each=2)
+    (tmp_path / "hole" / "c").mkdir()
+    write_folder(tmp_path / "extra" / "train", ("a",), each=2)
+    write_folder(tmp_path / "extra" / "val", ("z",), each=2)
+    write_folder(tmp_path / "single", ("a", "b"), each=1)
+    for name, split, words in [
+        ("file", "train", "is a file"),
+        ("flat", "train", "no class folders"),
+        ("hole", "train", "holds no images"),
+        ("extra", "val", "train folder does not have"),
+        ("single", "val", "second image"),
+        ("extra", "test", "split 'test'"),
+    ]:
+        with pytest.raises(UserError, match=words) as caught:
+            open_source(tmp_path / name, split)
+        assert one_sentence(caught)
+    write_folder(tmp_path / "half" / "train")
+    with pytest.raises(FileNotFoundError, match="add one") as caught:
+        open_source(tmp_path / "half", "val")
+    assert one_sentence(caught)
+    with pytest.raises(UserError, match="in_chans 4"):
+        open_source(tmp_path / "half", in_chans=4)
+
+
+def test_names_with_spaces_and_other_scripts(tmp_path):
+    write_folder(tmp_path / "my images ü", ("пёс", "a cat"), each=2)
+    source = open_source(tmp_path / "my images ü", "all")
+    assert source.label_names == ["a cat", "пёс"]
+    assert source[3][1] == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+def test_linked_folders_are_followed(tmp_path):
+    write_folder(tmp_path / "real", ("a", "b"), each=2)
+    (tmp_path / "seen").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "seen" / name).symlink_to(tmp_path / "real" / name)
+    assert len(open_source(tmp_path / "seen", "all")) == 4
+
+
+def test_a_bad_file_says_its_name(tmp_path):
+    write_folder(tmp_path, ("a",), each=1)
+    (tmp_path / "a" / "zz.jpg").write_bytes(bad_files()["truncated.jpg"])
+    with pytest.raises(BadImage) as caught:
+        open_source(tmp_path, "all")[1]
+    assert caught.value.name == "a/zz.jpg"
+    assert isinstance(open_source(tmp_path, "all").item(0), Item)

@@ -1,0 +1,79 @@
+"""Imports point down: layers ← skeletons ← models ← registry ← (training, evaluation) ← command line."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import anyres
+
+ROOT = Path(anyres.__file__).parent
+FLOORS = [
+    {"errors", "files", "arguments"},
+    {"layers", "hub", "data"},
+    {"backbone"},
+    {"plain", "pyramid"},
+    {"models"},
+    {"checkpoints"},
+    {"registry"},
+    {"evaluation"},
+    {"modelspec", "predict"},
+    {"training"},
+    {"demo"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+"""A room may import from lower floors and from itself."""
+
+
+def floor(room: str) -> int:
+    return next(i for i, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imports(path: Path) -> set[str]:
+    """Our rooms that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules = [node.module] if node.module != "anyres" else [f"anyres.{alias.name}" for alias in node.names]
+        found |= {module.split(".")[1] for module in modules if module.startswith("anyres.")}
+    return found
+
+
+def test_imports_point_down() -> None:
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        wrong += [
+            f"{path.relative_to(ROOT)} imports {other}"
+            for other in imports(path)
+            if other != room and floor(other) >= floor(room) and floor(room) < len(FLOORS) - 1
+        ]
+    assert not wrong
+
+
+def test_layers_and_data_know_nothing_of_models() -> None:
+    for room in ("layers", "data"):
+        for path in (ROOT / room).rglob("*.py"):
+            assert imports(path) <= {room, "errors", "files"}, path
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['anyres', '--help']\n"
+        "from anyres.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "sys.exit(sum(name in sys.modules for name in ('torch', 'timm', 'numpy')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_importing_the_package_registers_with_timm() -> None:
+    code = "import anyres, timm; assert timm.is_model('anyres_resformer_small')"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
