@@ -1,7 +1,7 @@
 """anyres: vision transformers that work at any input size.
 
-Importing the package registers every model with timm as `anyres_<name>`. The `anyres` command alone starts without that,
-because its `--help` must not wait for torch.
+Importing the package registers every model with timm as `anyres_<name>`. The `anyres` command alone starts without
+that, because its `--help` must not wait for torch.
 """
 
 from __future__ import annotations
@@ -50,4 +50,4 @@ def __getattr__(name: str) -> Any:
 
 
 if Path(sys.argv[0] if sys.argv else "").stem != "anyres":
-    import anyres.registry
+    import anyres.registry  # noqa: F401  # registers the models

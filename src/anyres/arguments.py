@@ -31,8 +31,8 @@ def parse(
 ) -> tuple[Command, dict[str, Any]]:
     """The chosen command and its keyword arguments.
 
-    A parameter without a default is positional; a `list` one takes several values; keyword-only ones are options. Options
-    may be written `--batch-size 8`, `--batch_size=8` or `batch_size=8`. Errors: UserError with one sentence.
+    A parameter without a default is positional; a `list` one takes several values; keyword-only ones are options.
+    Options may be written `--batch-size 8`, `--batch_size=8` or `batch_size=8`. Errors: UserError with one sentence.
     """
     parser = _Parser(prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help="print the version and stop")
@@ -65,7 +65,8 @@ def _option_names(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
-    """`batch_size=8` and `--batch_size 8` → `--batch-size=8`, `--batch-size 8`; an unknown option is an error with a near miss."""
+    """`batch_size=8` and `--batch_size 8` → `--batch-size=8`, `--batch-size 8`; an unknown option is an error with a
+    near miss."""
     normal = []
     for word in arguments:
         bare = re.fullmatch(r"([A-Za-z][A-Za-z0-9_-]*)=(.*)", word, flags=re.S)
@@ -103,11 +104,14 @@ def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
 
 
 def add_parameters(parser: argparse.ArgumentParser, function: Callable[..., Any], helps: dict[str, str]) -> None:
-    """One argument per parameter; `**options: Unpack[...]` is not needed: a `config` attribute names a dataclass's fields."""
+    """One argument per parameter; `**options: Unpack[...]` is not needed: a `config` attribute names a dataclass's
+    fields."""
     hints = typing.get_type_hints(function)
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is not parameter.VAR_KEYWORD:
-            add_argument(parser, parameter.name, hints[parameter.name], parameter.default, helps.get(parameter.name, ""))
+            add_argument(
+                parser, parameter.name, hints[parameter.name], parameter.default, helps.get(parameter.name, "")
+            )
     for name, (hint, default, text) in getattr(function, "more_options", dict)().items():
         add_argument(parser, name, hint, default, text, given_only=True)
 
@@ -115,7 +119,8 @@ def add_parameters(parser: argparse.ArgumentParser, function: Callable[..., Any]
 def add_argument(
     parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, text: str, given_only: bool = False
 ) -> None:
-    """Add one argument. `given_only`: absent from the result unless the user gave it, as text for the receiver to read."""
+    """Add one argument. `given_only`: absent from the result unless the user gave it, as text for the receiver to
+    read."""
     text = text.replace("%", "%%")
     positional = default is inspect.Parameter.empty
     several = get_origin(hint) is list

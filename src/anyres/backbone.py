@@ -74,7 +74,8 @@ class Backbone(nn.Module, ABC):
     grad_checkpointing = False
 
     published_keys: tuple[tuple[str, str], ...] = ()
-    """(published, ours) fragments of parameter names; a fragment stands between dots; what is not listed has the same name."""
+    """(published, ours) fragments of parameter names; a fragment stands between dots; what is not listed has the same
+    name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class Backbone(nn.Module, ABC):
         self.model_args: dict[str, Any] = {}
         self.pretrained_cfg: dict[str, Any] = {}
 
-    # Forward ------------------------------------------------------------------------------------------------------------
+    # Forward --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
@@ -90,7 +91,8 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """What `forward_features` returns → logits (B, num_classes), or with `pre_logits` the pooled features (B, C)."""
+        """What `forward_features` returns → logits (B, num_classes), or with `pre_logits` the pooled features (B,
+        C)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) → (B, num_classes)."""
@@ -98,8 +100,9 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
-        """What a training loss may need from one pass: "logits", "cls" (the vector that enters the head), and if asked for "gap"
-        (mean patch token after the final norm, (B, C)). "logit" is another name for "logits". Distilled models add "dist_logits".
+        """What a training loss may need from one pass: "logits", "cls" (the vector that enters the head), and if asked
+        for "gap" (mean patch token after the final norm, (B, C)). "logit" is another name for "logits". Distilled
+        models add "dist_logits".
         """
 
     @abstractmethod
@@ -113,8 +116,8 @@ class Backbone(nn.Module, ABC):
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Feature maps (B, C_i, h_i, w_i) of the levels `indices` (last n if an int, all if None), after the features unless
-        `intermediates_only`. `norm` applies the final norm to them. Meaning and order as in timm."""
+        """Feature maps (B, C_i, h_i, w_i) of the levels `indices` (last n if an int, all if None), after the features
+        unless `intermediates_only`. `norm` applies the final norm to them. Meaning and order as in timm."""
 
     @abstractmethod
     def feature_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
@@ -156,10 +159,10 @@ class Backbone(nn.Module, ABC):
     def run(self, module: Callable[..., Tensor], *args: Any) -> Tensor:
         """Call a block, recomputing it in the backward pass if gradient checkpointing is on."""
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(module, *args, use_reentrant=False)  # type: ignore[no-any-return]
+            return checkpoint(module, *args, use_reentrant=False)
         return module(*args)
 
-    # Head and training hooks --------------------------------------------------------------------------------------------
+    # Head and training hooks ----------------------------------------------------------------------------------------
 
     @abstractmethod
     def get_classifier(self) -> nn.Module:
@@ -191,7 +194,9 @@ class Backbone(nn.Module, ABC):
         if img_size is not None:
             height, width = pair(img_size)
             if min(height, width) < self.minimum_size:
-                raise ValueError(f"img_size={img_size} is below the minimum: both sides must be at least {self.minimum_size}.")
+                raise ValueError(
+                    f"img_size={img_size} is below the minimum: both sides must be at least {self.minimum_size}."
+                )
 
     @property
     def default_cfg(self) -> dict[str, Any]:
@@ -202,7 +207,7 @@ class Backbone(nn.Module, ABC):
     def default_cfg(self, value: dict[str, Any]) -> None:
         self.pretrained_cfg = value
 
-    # Published checkpoints ----------------------------------------------------------------------------------------------
+    # Published checkpoints ------------------------------------------------------------------------------------------
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -224,13 +229,16 @@ class Backbone(nn.Module, ABC):
         """The levels that `features_only` returns if the caller does not choose, given the constructor's arguments."""
         return (0, 1, 2, 3)
 
-    # On disk ------------------------------------------------------------------------------------------------------------
+    # On disk --------------------------------------------------------------------------------------------------------
 
     @property
     def config(self) -> dict[str, Any]:
-        """`config.json`: enough to build this network again, in timm's layout; what timm does not know is under "anyres"."""
+        """`config.json`: enough to build this network again, in timm's layout; what timm does not know is under
+        "anyres"."""
         if self.architecture is None:
-            raise UserError("This model was built from its class, so its configuration is not known: build it with create_model.")
+            raise UserError(
+                "This model was built from its class, so its configuration is not known: build it with create_model."
+            )
         known, own = hub.split_pretrained_cfg({**self.pretrained_cfg, "num_classes": self.num_classes})
         return {
             "architecture": self.architecture,
@@ -243,7 +251,8 @@ class Backbone(nn.Module, ABC):
         }
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json`, `model.safetensors` and a model card: whole or not at all. timm reads it as `local-dir:FOLDER`."""
+        """Write `config.json`, `model.safetensors` and a model card: whole or not at all. timm reads it as
+        `local-dir:FOLDER`."""
         return hub.write_folder(folder, self.config, self.state_dict())
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
@@ -253,7 +262,8 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **overrides: Any) -> Self:
-        """A model of this class from a folder or `hf-hub:OWNER/NAME`, in eval mode. `anyres.load_pretrained` finds the class itself."""
+        """A model of this class from a folder or `hf-hub:OWNER/NAME`, in eval mode. `anyres.load_pretrained` finds the
+        class itself."""
         config, state = hub.read_folder(hub.find_folder(name))
         return cls.from_config(config, state, **overrides)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -64,18 +62,32 @@ def read_state(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
-        detail = f"it refers to {', '.join(names)}" if names else "it is not a torch file, or an old one with code in it"
-        raise UserError(f"{path} cannot be read safely ({detail}): convert it to safetensors where you trust it.") from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        names = _foreign_classes(path)
+        detail = f"it refers to {', '.join(names)}" if names else "it is damaged, no torch file, or an old one"
+        raise UserError(
+            f"{path} cannot be read safely ({detail}): convert it to safetensors where you trust it."
+        ) from error
+    except Exception as error:  # torch meets a damaged file with whatever its parser stumbles over
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is damaged or no weights file ({reason}): download or copy it again.") from error
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of weights: give a checkpoint file.")
+        raise UserError(
+            f"{path} holds a {type(content).__name__}, not a dictionary of weights: give a checkpoint file."
+        )
     return dict(content)
 
 
-def pick_state(content: Mapping[str, Any], model: type[Backbone], names: set[str], ema: bool = False) -> dict[str, Tensor]:
+def _foreign_classes(path: Path) -> list[str]:
+    """Names of the classes and functions that a torch file wants to call, as far as they can be told."""
+    try:
+        return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # the file is damaged besides
+        return []
+
+
+def pick_state(
+    content: Mapping[str, Any], model: type[Backbone], names: set[str], ema: bool = False
+) -> dict[str, Tensor]:
     """Find the weights in a checkpoint's content and rename them to ours.
 
     Looks under "model", "state_dict", … (with `ema`, under "model_ema", …), takes off prefixes such as "module." or
@@ -110,13 +122,16 @@ def _without_prefixes(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema: bool = False) -> LoadReport:
     """Load a published or own weights file into a model.
 
-    Position tables of another native size are resized (and reported). With `strict` everything must fit; without, what fits
-    is loaded and the rest reported. `ema` prefers the averaged weights where a file has both.
+    Position tables of another native size are resized (and reported). With `strict` everything must fit; without, what
+    fits is loaded and the rest reported. `ema` prefers the averaged weights where a file has both.
 
-    Errors: FileNotFoundError; UserError for a damaged file or weights that belong to another model; the model is then unchanged.
+    Errors: FileNotFoundError; UserError for a damaged file or weights that belong to another model; the model is then
+        unchanged.
     """
     if not isinstance(model, Backbone):
-        raise UserError(f"load_checkpoint fills models of anyres, not a {type(model).__name__}: build it with create_model.")
+        raise UserError(
+            f"load_checkpoint fills models of anyres, not a {type(model).__name__}: build it with create_model."
+        )
     own = model.state_dict()
     state = pick_state(read_state(path), type(model), set(own), ema)
     resized = model.fit_tables(state)

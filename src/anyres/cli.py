@@ -9,6 +9,7 @@ import errno
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,11 +57,13 @@ def demo(
 def train(model: str | None = None, *, recipe: str | None = None, **options: Any) -> None:
     """Train a model at several resolutions at once, or continue a run.
 
-    Options come from the recipe, then from the command line. A second start with the same output folder continues the run.
+    Options come from the recipe, then from the command line. A second start with the same output folder continues the
+    run.
 
     Args:
         model: architecture, a name from `anyres models`
-        recipe: name of a recipe that comes with anyres (such as resformer_small), or a YAML file (such as RUN/config.yaml)
+        recipe: name of a recipe that comes with anyres (such as resformer_small), or a YAML file (such as
+            RUN/config.yaml)
     """
     from anyres.training import load_config
     from anyres.training import train as run
@@ -70,7 +73,8 @@ def train(model: str | None = None, *, recipe: str | None = None, **options: Any
     if "model_args" in options:
         options["model_args"] = _key_values("model_args", options["model_args"])
     result = run(load_config(recipe, **options))
-    print(f"{result.status}: best accuracy {_number(result.acc1)} % over the training sizes; weights in {result.folder / 'best'}")
+    best = f"best accuracy {_number(result.acc1)} % over the training sizes"
+    print(f"{result.status}: {best}; weights in {result.folder / 'best'}")
     if result.bad_images:
         print(f"{len(result.bad_images)} unreadable images were skipped; {result.folder / 'summary.json'} names them.")
 
@@ -84,12 +88,14 @@ def _train_options() -> dict[str, tuple[Any, Any, str]]:
 
     hints, helps = get_type_hints(TrainConfig), field_help()
     found = {}
+    # Not from an instance: that would check its values, and load torch for it.
     for field in dataclasses.fields(TrainConfig):
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
-        shown = ",".join(map(str, default)) if isinstance(default, list) else default
-        note = "" if shown in (None, {}, "") else f" (default {str(shown).lower() if isinstance(shown, bool) else shown})"
-        if field.name != "model":
-            found[field.name] = (hints[field.name], default, helps[field.name] + note)
+        name, text, factory = field.name, helps[field.name], field.default_factory
+        default = field.default if factory is dataclasses.MISSING else factory()
+        shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
+        note = "" if default in (None, {}, "") or isinstance(default, bool) else f" (default {shown})"
+        if name != "model":
+            found[name] = (hints[name], default, text + note)
     return found
 
 
@@ -112,8 +118,8 @@ def sweep(
 ) -> None:
     """Evaluate one or several models at many sizes and aspect ratios; write a table, pictures and a report.
 
-    Images are resized (bicubic) so that the short side is int(size/crop_pct), then the centre is cropped; for a size that is
-    not square the resized image covers the box (height/crop_pct, width/crop_pct).
+    Images are resized (bicubic) so that the short side is int(size/crop_pct), then the centre is cropped; for a size
+    that is not square the resized image covers the box (height/crop_pct, width/crop_pct).
 
     Args:
         models: runs, saved models, published weights files, names, timm:NAME; LABEL:=MODEL gives a label of your own
@@ -133,6 +139,7 @@ def sweep(
     from anyres.evaluation import sweep as run
     from anyres.modelspec import open_model
 
+    place = _device(device)
     wanted = parse_sizes(sizes)
     squares = [height for height, width in wanted if height == width]
     wanted += sizes_at_aspects(squares, parse_aspects(aspect))
@@ -150,7 +157,7 @@ def sweep(
         shapes,
         output,
         batch_size=batch_size,
-        device=_device(device),
+        device=place,
         precision=precision,
         workers=workers,
         cost=cost,
@@ -169,7 +176,7 @@ def predict(
     topk: int = 5,
     batch_size: int = 32,
     device: str = "auto",
-    format: Literal["table", "csv"] = "table",
+    layout: Literal["table", "csv"] = "table",
     output: str | None = None,
 ) -> None:
     """Print the most probable classes of images, at any size.
@@ -181,7 +188,7 @@ def predict(
         topk: classes per image
         batch_size: images per pass
         device: auto, cpu, cuda, …
-        format: a table for people or CSV for programs
+        layout: a table for people or CSV for programs
         output: a CSV file to write instead of printing
     """
     from anyres.data import parse_sizes
@@ -189,6 +196,7 @@ def predict(
     from anyres.predict import find_images
     from anyres.predict import predict as run
 
+    place = _device(device)
     shape = None
     if size is not None:
         shapes = parse_sizes(size)
@@ -199,7 +207,7 @@ def predict(
         raise UserError(f"topk is {topk}; it must be at least 1.")
     files = find_images(images)
     network = open_model(model)[1]
-    predictions = list(run(network, files, shape, topk, batch_size, _device(device)))
+    predictions = list(run(network, files, shape, topk, batch_size, place))
     header = ["image", "rank", "label", "probability", "problem"]
     rows: list[list[str]] = []
     for item in predictions:
@@ -208,22 +216,22 @@ def predict(
         for rank, (label, probability) in enumerate(zip(item.labels, item.probabilities, strict=True), 1):
             rows.append([str(item.file), str(rank), label, f"{probability:.4f}", ""])
     bad = sum(bool(item.problem) for item in predictions)
-    if format == "csv" or output is not None:
+    if layout == "csv" or output is not None:
         _write_csv(header, rows, output)
     else:
         _table(header if bad else header[:4], rows if bad else [row[:4] for row in rows])
     if bad:
-        print(f"{bad} of {len(predictions)} files could not be read.", file=sys.stderr)
         if bad == len(predictions):
-            raise SystemExit(1)
+            raise UserError(f"None of the {bad} files could be read, the first because: {predictions[0].problem}.")
+        print(f"{bad} of {len(predictions)} files could not be read.", file=sys.stderr)
 
 
-def models(pattern: str = "*", *, format: Literal["table", "csv"] = "table") -> None:
+def models(pattern: str = "*", *, layout: Literal["table", "csv"] = "table") -> None:
     """List the models, with their published numbers.
 
     Args:
         pattern: part of a name, or a shell pattern such as deit_*_384
-        format: a table for people or CSV for programs
+        layout: a table for people or CSV for programs
     """
     from anyres.registry import list_models, model_info
 
@@ -236,9 +244,11 @@ def models(pattern: str = "*", *, format: Literal["table", "csv"] = "table") -> 
         native = info["native_size"]
         trained = ", ".join(map(str, info["train_sizes"]))
         best = info["top1"].get(native[0])
-        rows.append([name, f"{info['parameters'] / 1e6:.2f}", trained, "" if best is None else f"{best:.1f}", info["licence"]])
+        rows.append(
+            [name, f"{info['parameters'] / 1e6:.2f}", trained, "" if best is None else f"{best:.1f}", info["licence"]]
+        )
     header = ["model", "parameters (M)", "trained at", "top-1 (%)", "licence"]
-    if format == "csv":
+    if layout == "csv":
         _write_csv(header, rows, None)
     else:
         _table(header, rows)
@@ -275,7 +285,8 @@ def info(model: str, *, sizes: str = "96,224,384") -> None:
         "paper": facts["paper"],
         "published code": facts["repository"],
         "licence": facts["licence"],
-        "weights": facts["download"] or "no direct address; load your copy of the file with checkpoint_path or MODEL=FILE",
+        "weights": facts["download"]
+        or "no direct address; load your copy of the file with checkpoint_path or MODEL=FILE",
         "notes": facts["notes"],
     }
     for key, value in lines.items():
@@ -308,13 +319,15 @@ def convert(file: str, output: str, *, model: str | None = None, to: Literal["an
     if Path(output).suffix in (".safetensors", ".pth"):
         save_weights(state, output)
     elif to == "published":
-        raise UserError(f"{output} is a folder's name, but published layouts are single files: end it in .pth or .safetensors.")
+        raise UserError(
+            f"{output} is a folder's name, but published layouts are single files: end it in .pth or .safetensors."
+        )
     else:
         network.save_pretrained(output)
     print(f"wrote {output}: {len(state)} tensors of {str(network.architecture).removeprefix('anyres_')}")
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "train": train,
     "sweep": sweep,
@@ -371,7 +384,9 @@ def _device(name: str) -> str:
     except RuntimeError:
         raise UserError(f"device is {name!r}; it must be auto, cpu, cuda, cuda:1, mps, …") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device is {name!r}, but this machine offers {torch.cuda.device_count()} CUDA devices: choose cpu.")
+        raise UserError(
+            f"device is {name!r}, but this machine offers {torch.cuda.device_count()} CUDA devices: choose cpu."
+        )
     return name
 
 

@@ -23,7 +23,8 @@ SIZES = [(side, side) for side in (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96
 def run_demo(
     output: Path, epochs: int | None = None, seed: int = 0, device: str = "auto", rotary: bool = True
 ) -> SweepResult:
-    """Train the networks of `RUNS` under `output`, evaluate all at `SIZES`, and write the report into `output / "report"`.
+    """Train the networks of `RUNS` under `output`, evaluate all at `SIZES`, and write the report into `output /
+    "report"`.
 
     `epochs` replaces the recipes' number; the comparison keeps as many image views as the multi-resolution runs have.
     Runs that are finished already are not trained again.

@@ -52,8 +52,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success its files are flushed and it takes the place of `path`.
 
-    A folder cannot be replaced in one system call, so an existing one is renamed to `.<name>.old` first. A kill between the
-    two renames leaves that one whole; `recover_folder` (called by readers) puts it back.
+    A folder cannot be replaced in one system call, so an existing one is renamed to `.<name>.old` first. A kill
+    between the two renames leaves that one whole; `recover_folder` (called by readers) puts it back.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

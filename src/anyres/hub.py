@@ -18,7 +18,8 @@ CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 
 
 def write_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor]) -> Path:
-    """Write the folder whole or not at all. `config` follows timm's layout (architecture, model_args, pretrained_cfg, …)."""
+    """Write the folder whole or not at all. `config` follows timm's layout (architecture, model_args, pretrained_cfg,
+    …)."""
     folder = Path(folder)
     with atomic_folder(folder) as temporary:
         save_file(
@@ -38,7 +39,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder} holds no {name}: give a folder written by save_pretrained, such as RUN/best of a training run."
+                f"{folder} holds no {name}: give a folder written by save_pretrained, such as RUN/best."
             )
     try:
         config = json.loads((folder / CONFIG).read_text())

@@ -9,12 +9,11 @@ from torch import nn
 from anyres import hub
 from anyres.backbone import Backbone
 from anyres.checkpoints import load_checkpoint
-from anyres.errors import UserError
 from anyres.registry import create_model, entries, guess_model, load_pretrained, resolve_name
 
 FORMS = (
-    "a run folder, a folder written by save_pretrained, hf-hub:OWNER/NAME, a published weights file (FILE or MODEL=FILE), "
-    "a name from `anyres models`, or timm:NAME"
+    "a run folder, a folder written by save_pretrained, hf-hub:OWNER/NAME, a published weights file "
+    "(FILE or MODEL=FILE), a name from `anyres models`, or timm:NAME"
 )
 
 
@@ -57,11 +56,14 @@ def _from_folder(path: Path) -> tuple[str, Backbone]:
     hub.recover_folder(best)
     if best.is_dir():
         return path.name, load_pretrained(best)
-    raise FileNotFoundError(f"{path} holds neither a finished run (RUN/best) nor a saved model (config.json): give {FORMS}.")
+    raise FileNotFoundError(
+        f"{path} holds neither a finished run (RUN/best) nor a saved model (config.json): give {FORMS}."
+    )
 
 
 def from_file(path: Path, architecture: str | None = None) -> Backbone:
-    """A model of `architecture`, or of the one registered model that the file fits, with the weights of a published file."""
+    """A model of `architecture`, or of the one registered model that the file fits, with the weights of a published
+    file."""
     name = resolve_name(architecture) if architecture else guess_model(path)
     family = entries()[name].family
     model = create_model(name)

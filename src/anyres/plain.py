@@ -58,7 +58,8 @@ class Plain(Backbone):
 
     Args:
         img_size: native size, a side or (height, width): the size of stored position tables, nothing else.
-        patch_size: side of a patch in pixels; `remainder` ("pad" or "truncate") says what happens to sides it does not divide.
+        patch_size: side of a patch in pixels; `remainder` ("pad" or "truncate") says what happens to sides it does not
+            divide.
         position: a name in `POSITIONS`.
         prefix_tokens: names of the learned tokens put before the patches, in order.
         global_pool: "token" (first prefix token), "avg" (mean patch token), or "" (no pooling).
@@ -161,7 +162,7 @@ class Plain(Backbone):
             return None
         return (RelativeBiasTable if choice.logits == "table" else ContinuousBias)(heads, native_grid)
 
-    # Forward ------------------------------------------------------------------------------------------------------------
+    # Forward --------------------------------------------------------------------------------------------------------
 
     def embed(self, x: Tensor) -> tuple[Tensor, Grid, Rotation | None]:
         """Image → (tokens (B, prefix + h·w, C) with token positions added, grid (h, w), rotation for the attention)."""
@@ -177,7 +178,8 @@ class Plain(Backbone):
         return tokens, grid, None if self.rotary is None else self.rotary(grid, tokens)
 
     def encode(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Image → tokens after the final norm (B, N, C); with `queries` only that many first rows, which the last block computes alone."""
+        """Image → tokens after the final norm (B, N, C); with `queries` only that many first rows, which the last
+        block computes alone."""
         tokens, grid, rotation = self.embed(x)
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
@@ -188,7 +190,8 @@ class Plain(Backbone):
         return self.encode(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) → (B, num_classes). A head that reads only prefix tokens does not pay for the last block's patches."""
+        """(B, in_chans, H, W) → (B, num_classes). A head that reads only prefix tokens does not pay for the last
+        block's patches."""
         return self.forward_head(self.encode(x, self.num_prefix_tokens if self.global_pool == "token" else None))
 
     def pool(self, x_BNC: Tensor) -> Tensor:
@@ -240,7 +243,7 @@ class Plain(Backbone):
             features = list(zip(patches, [t[:, : self.num_prefix_tokens] for t in collected], strict=True))
         return features if intermediates_only else (self.norm(tokens), features)
 
-    # Head and training hooks --------------------------------------------------------------------------------------------
+    # Head and training hooks ----------------------------------------------------------------------------------------
 
     def get_classifier(self) -> nn.Module:
         return self.head

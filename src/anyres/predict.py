@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import batched
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,8 @@ class Prediction(NamedTuple):
 
 
 def find_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """Image files: those given, and those below the folders given. Errors: FileNotFoundError, UserError for an empty folder."""
+    """Image files: those given, and those below the folders given. Errors: FileNotFoundError, UserError for an empty
+    folder."""
     files: list[Path] = []
     for path in map(Path, inputs):
         if path.is_dir():

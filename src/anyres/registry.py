@@ -1,7 +1,8 @@
 """Names to models. The registry is timm's own, with our names prefixed by `anyres_`.
 
-Whoever imports `anyres` can therefore write `timm.create_model("anyres_resformer_small", features_only=True)`, and everything
-built on timm's registry finds our models. `create_model` here is the same door with shorter names and clearer errors.
+Whoever imports `anyres` can therefore write `timm.create_model("anyres_resformer_small", features_only=True)`, and
+everything built on timm's registry finds our models. `create_model` here is the same door with shorter names and
+clearer errors.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def _natural(name: str) -> list[Any]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that match a shell pattern (`*`, `?`), e.g. `deit_*`; a word without wildcards matches anywhere in the name."""
+    """Names that match a shell pattern (`*`, `?`), e.g. `deit_*`; a word without wildcards matches anywhere in the
+    name."""
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
     return [name for name in entries() if fnmatch.fnmatchcase(name, pattern)]
@@ -92,14 +94,16 @@ def create_model(
     """Build a model.
 
     Args:
-        name: a name of `list_models()`, a published name, either with a `.tag`; or `local-dir:FOLDER`, `hf-hub:OWNER/NAME`.
+        name: a name of `list_models()`, a published name, either with a `.tag`; or `local-dir:FOLDER`,
+            `hf-hub:OWNER/NAME`.
         pretrained: load the published weights (downloads them where the authors offer a direct address).
         num_classes: classes of the head; 0 for none. Default: as published (1000).
         in_chans: channels of the input. Default 3.
         img_size: native size, a side or (height, width). It sizes stored position tables; inputs may have any size.
         checkpoint_path: a published or own weights file to load, strictly.
         features_only: a model that returns a list of feature maps (B, C, h, w), of the levels `out_indices`.
-        kwargs: further arguments of the model's class, such as `patch_size`, `depth`, `position`; None means the default.
+        kwargs: further arguments of the model's class, such as `patch_size`, `depth`, `position`; None means the
+            default.
 
     Errors: UserError for an unknown name or argument, with the nearest one that exists.
     """
@@ -165,7 +169,8 @@ def guess_model(path: str | Path) -> str:
 
 
 def model_info(name: str) -> dict[str, Any]:
-    """What is known of a model without running it: names, published numbers, licence, paper, size policy, parameters."""
+    """What is known of a model without running it: names, published numbers, licence, paper, size policy,
+    parameters."""
     name = resolve_name(name)
     family, variant = entries()[name]
     with torch.device("meta"):
@@ -189,7 +194,7 @@ def model_info(name: str) -> dict[str, Any]:
     }
 
 
-# timm's registry -----------------------------------------------------------------------------------------------------------
+# timm's registry ----------------------------------------------------------------------------------------------------
 
 
 def _classifiers(family: Family) -> tuple[str, ...]:
@@ -250,7 +255,7 @@ def _register(name: str, entry: Entry) -> None:
 
         args = {**variant.args, **options}
         features = {"feature_cls": "getter", "out_indices": family.model.default_out_indices(args)}
-        return build_model_with_cfg(
+        model: nn.Module = build_model_with_cfg(
             build,
             PREFIX + name,
             pretrained,
@@ -259,6 +264,9 @@ def _register(name: str, entry: Entry) -> None:
             **timm_options,
             **args,
         )
+        if isinstance(model, Backbone):  # what timm's configuration has no field for
+            model.pretrained_cfg.setdefault("train_sizes", [list(pair(size)) for size in variant.train_sizes])
+        return model
 
     entrypoint.__name__ = PREFIX + name
     entrypoint.__doc__ = f"{variant.published}: {family.paper}"

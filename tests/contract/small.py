@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from anyres.backbone import Backbone
 from anyres.plain import Plain
 from anyres.registry import create_model, entries
@@ -19,7 +20,8 @@ SIZES = [(97, 131), (64, 448), (224, 224), (33, 32), (160, 96), (128, 128), (131
 
 
 def small(name: str, **options: Any) -> Backbone:
-    """A quick model of this name in eval mode; what initialisation leaves at zero gets values, so that nothing is skipped unseen."""
+    """A quick model of this name in eval mode; what initialisation leaves at zero gets values, so that nothing is
+    skipped unseen."""
     torch.manual_seed(0)
     family = entries()[name].family
     args = next(args for skeleton, args in SMALL.items() if issubclass(family.model, skeleton))

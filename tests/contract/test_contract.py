@@ -7,9 +7,9 @@ import math
 import pytest
 import timm
 import torch
-from anyres.registry import create_model, list_models, load_pretrained
 from torch import Tensor
 
+from anyres.registry import create_model, list_models, load_pretrained
 from tests.contract.small import SIZES, image, small
 
 pytestmark = pytest.mark.parametrize("name", list_models())
@@ -71,7 +71,9 @@ def gradients(name: str, checkpointing: bool) -> dict[str, Tensor]:
     model.set_grad_checkpointing(checkpointing)
     out = model.forward_train(image(2, (97, 131), model), ("cls", "gap"))
     # Fixed random weights, so that a norm's mean-free output does not cancel a gradient.
-    loss = sum((value * torch.randn(value.shape, generator=torch.Generator().manual_seed(5))).sum() for value in out.values())
+    loss = sum(
+        (value * torch.randn(value.shape, generator=torch.Generator().manual_seed(5))).sum() for value in out.values()
+    )
     loss.backward()
     return {key: parameter.grad for key, parameter in model.named_parameters()}
 
@@ -135,7 +137,9 @@ def test_timm_feature_extraction(name: str) -> None:
     whole = small(name)
     levels = type(whole).default_out_indices(whole.model_args)
     torch.manual_seed(0)
-    net = timm.create_model(f"anyres_{name}", features_only=True, **{k: v for k, v in whole.model_args.items() if k != "num_classes"})
+    net = timm.create_model(
+        f"anyres_{name}", features_only=True, **{k: v for k, v in whole.model_args.items() if k != "num_classes"}
+    )
     net.model.load_state_dict(whole.state_dict(), strict=False)
     x = image(1, (97, 131), whole)
     expected = whole.forward_intermediates(x, levels, intermediates_only=True)
@@ -183,7 +187,9 @@ def test_intermediates_as_in_timm(name: str, indices) -> None:
     model = small(name)
     x = image(1, (64, 96), model)
     every = model.forward_intermediates(x, intermediates_only=True)
-    chosen = {None: every, 2: every[-2:], "[0, -1]": [every[0], every[-1]]}[indices if indices in (None, 2) else str(indices)]
+    chosen = {None: every, 2: every[-2:], "[0, -1]": [every[0], every[-1]]}[
+        indices if indices in (None, 2) else str(indices)
+    ]
     some = model.forward_intermediates(x, indices, intermediates_only=True, stop_early=True)
     assert all(torch.equal(ours, expected) for ours, expected in zip(some, chosen, strict=True))
     tokens = model.forward_intermediates(x, indices, output_fmt="NLC", intermediates_only=True)

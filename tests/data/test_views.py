@@ -206,7 +206,8 @@ def test_wrong_values_are_refused(wrong):
 
 
 def test_zooming_out_places_the_whole_image_on_the_mean_colour() -> None:
-    """A white image on a black mean: the white share of a view is the inverse of the drawn area, and varies in place."""
+    """A white image on a black mean: the white share of a view is the inverse of the drawn area, and varies in
+    place."""
     white = Item("white", Image.new("L", (8, 8), 255), 0)
     zoom = Augmentation(
         scale=(2.0, 2.0), ratio=(1.0, 1.0), hflip=0, auto_augment=None, color_jitter=0, erasing=0, separate=True

@@ -1,7 +1,7 @@
 """Recorded numbers of the published models: how to rebuild the weights and inputs they were recorded with.
 
-Every parameter has a value that depends only on its published name and shape, so a case needs no weights file. The random
-stream is numpy's legacy `RandomState`, which numpy keeps frozen.
+Every parameter has a value that depends only on its published name and shape, so a case needs no weights file. The
+random stream is numpy's legacy `RandomState`, which numpy keeps frozen.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Case:
         return image(self.record["input"], self.record["seed"])
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """A published-style state dict; tables that the published code computes itself are left out, as are second names."""
+        """A published-style state dict; tables that the published code computes itself are left out, as are second
+        names."""
         return {
             name: torch.from_numpy(fill_value(name, tuple(shape)))
             for name, shape, role in self.about["state_dict"]

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
 from anyres.backbone import Backbone
 from anyres.checkpoints import load_checkpoint
 from anyres.registry import create_model, entries
-from torch import Tensor
-
 from tests.parity.reference import Case, cases
 
 TOLERANCE = 1e-5

@@ -42,9 +42,9 @@ class Augmentation:
 
     `scale` is the range of the crop's share of the image area; `ratio` that of its width over height, relative to the
     view's own (1 for a square). A `scale` that reaches beyond 1 also zooms out: the image is placed somewhere on a
-    canvas of the mean colour (the scale jitter of Ghiasi et al., "Simple Copy-Paste", CVPR 2021). `auto_augment` is a string of timm ("rand-m9-mstd0.5-inc1", "augmix-m5", "original") or
-    None; with it, `color_jitter` does nothing. `erasing` is the probability of random erasing with normal noise per
-    pixel.
+    canvas of the mean colour (the scale jitter of Ghiasi et al., "Simple Copy-Paste", CVPR 2021). `auto_augment` is a
+    string of timm ("rand-m9-mstd0.5-inc1", "augmix-m5", "original") or None; with it, `color_jitter` does nothing.
+    `erasing` is the probability of random erasing with normal noise per pixel.
 
     `separate` True augments every view on its own; False augments the largest one, and the smaller views are bicubic
     (antialiased) resizes of it, each normalised and erased on its own. Source: ResFormer, section 6 of its
@@ -134,8 +134,8 @@ def draw_box(rng: random.Random, width: int, height: int, augmentation: Augmenta
     """Draw the crop of a view: random area, ratio and place, ten attempts, then the largest fitting centre crop.
 
     As torchvision's RandomResizedCrop, except that corners are not rounded to whole pixels (which would leave tiny
-    images a handful of crops), and that the ratio is relative to the view's own. Where `scale` allows zooming out, every
-    draw counts, and a side that is longer than the image's holds all of it.
+    images a handful of crops), and that the ratio is relative to the view's own. Where `scale` allows zooming out,
+    every draw counts, and a side that is longer than the image's holds all of it.
     """
     shape = size[1] / size[0]
     low, high = augmentation.ratio[0] * shape, augmentation.ratio[1] * shape

@@ -34,7 +34,9 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"A width of {dim} cannot be split into {num_heads} heads: choose a multiple of {num_heads}.")
+            raise ValueError(
+                f"A width of {dim} cannot be split into {num_heads} heads: choose a multiple of {num_heads}."
+            )
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.attn_drop = attn_drop
@@ -66,11 +68,12 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         out = out.transpose(1, 2).reshape(B, -1, C)
         if self.local is not None and queries is not None:
-            # Prefix rows get no local term, but its filters must stay in the graph: distributed training waits for their (zero)
+            # Prefix rows get no local term, but its filters must stay in the graph: distributed training waits for
+            # their (zero)
             # gradient.
             assert queries <= num_prefix
             if self.training:
-                out = out + 0 * (self.local.conv.weight.sum() + self.local.conv.bias.sum())
+                out = out + 0 * sum(parameter.sum() for parameter in self.local.parameters())
         elif self.local is not None:
             local = self.local(v_BNC[:, num_prefix:], grid, self.num_heads)
             if torch.is_grad_enabled():
@@ -81,7 +84,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x ← x + DropPath(Attn(LN(x))); x ← x + DropPath(MLP(LN(x))) (ViT, equations 2 and 3)."""
+    """Pre-norm transformer block: x ← x + DropPath(Attn(LN(x))); x ← x + DropPath(MLP(LN(x))) (ViT, equations 2 and
+    3)."""
 
     def __init__(
         self, dim: int, attn: Attention, mlp_ratio: float = 4.0, proj_drop: float = 0.0, drop_path: float = 0.0

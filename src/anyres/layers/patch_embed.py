@@ -13,8 +13,9 @@ Remainder = Literal["pad", "truncate"]
 class PatchEmbed(nn.Module):
     """Cut an image into patches and project each: a convolution with kernel = stride = `patch_size` (ViT, equation 1).
 
-    `remainder` says what happens to a side that the patch does not divide: "pad" adds zeros at the right and the bottom (no
-    pixel is lost, every token holds at least one), "truncate" drops the last rows and columns, as published ViT code does.
+    `remainder` says what happens to a side that the patch does not divide: "pad" adds zeros at the right and the
+    bottom (no pixel is lost, every token holds at least one), "truncate" drops the last rows and columns, as published
+    ViT code does.
     """
 
     def __init__(self, patch_size: int, in_chans: int, dim: int, remainder: Remainder = "pad") -> None:

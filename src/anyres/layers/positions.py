@@ -25,7 +25,7 @@ from anyres.layers.size_cache import cached_by_size
 Grid = tuple[int, int]
 
 
-# Added to the tokens ------------------------------------------------------------------------------------------------------
+# Added to the tokens ------------------------------------------------------------------------------------------------
 
 
 class AbsoluteTable(nn.Module):
@@ -47,7 +47,8 @@ class AbsoluteTable(nn.Module):
         return self._resize(self.table, self.native_grid, grid)
 
     def fit(self, table: Tensor) -> Tensor:
-        """A stored table of another (square) native grid, resized to this one's; a table that fits is returned as it is."""
+        """A stored table of another (square) native grid, resized to this one's; a table that fits is returned as it
+        is."""
         side = math.isqrt(table.shape[1] - self.num_prefix)
         if table.shape == self.table.shape or side * side != table.shape[1] - self.num_prefix:
             return table
@@ -113,33 +114,35 @@ class GlobalPositionEmbedding(SineMap):
         return self.conv(super().map(grid, self.conv.weight))
 
 
-# Added to the attention output ---------------------------------------------------------------------------------------------
+# Added to the attention output --------------------------------------------------------------------------------------
 
 
 class LocalPositionEmbedding(nn.Module):
     """LPE: a depthwise 3x3 convolution of the values, added to the attention output (ResFormer section 3.3).
 
-    One set of head_dim filters serves every head (the published checkpoints share them, the paper's text does not say so).
-    Starts at zero, so that a fresh block is plain attention. Prefix tokens get nothing.
+    One set of head_dim filters serves every head (the published checkpoints share them, the paper's text does not say
+    so). Starts at zero, so that a fresh block is plain attention. Prefix tokens get nothing.
     """
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(head_dim, head_dim, 3, padding=1, groups=head_dim)
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)
+        for parameter in self.conv.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, v_BNC: Tensor, grid: Grid, heads: int) -> Tensor:
         """Patch values (B, h·w, heads·head_dim) → the term to add, same shape."""
-        # Filters tiled over the heads make one depthwise convolution of the (C, h, w) map, with no copy into (B·heads, ...).
+        # Filters tiled over the heads make one depthwise convolution of the (C, h, w) map, with no copy into (B·heads,
+        # ...).
         weight = self.conv.weight.repeat(heads, 1, 1, 1)
+        assert self.conv.bias is not None
         bias = self.conv.bias.repeat(heads)
         maps = v_BNC.unflatten(1, grid).permute(0, 3, 1, 2)
         out = F.conv2d(maps, weight, bias, padding=1, groups=weight.shape[0])
         return out.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-# Added to the attention logits ---------------------------------------------------------------------------------------------
+# Added to the attention logits --------------------------------------------------------------------------------------
 
 
 @cached_by_size()
@@ -176,7 +179,8 @@ class RelativeBiasTable(nn.Module):
 
 @cached_by_size()
 def log_offsets(grid: Grid, native_grid: Grid, device: torch.device) -> Tensor:
-    """(2h-1, 2w-1, 2) offsets, 8 at the native extent, log-spaced: sign(Δ)·log2(1 + |Δ|) / log2(8) (Swin v2, equation 4)."""
+    """(2h-1, 2w-1, 2) offsets, 8 at the native extent, log-spaced: sign(Δ)·log2(1 + |Δ|) / log2(8) (Swin v2, equation
+    4)."""
 
     def axis(length: int, native: int) -> Tensor:
         offset = torch.arange(1 - length, length, dtype=torch.float32, device=device) * 8 / max(native - 1, 1)
@@ -202,11 +206,12 @@ class ContinuousBias(nn.Module):
         return _bias_from_offsets(table.permute(2, 0, 1), grid, num_prefix)
 
 
-# Turning queries and keys --------------------------------------------------------------------------------------------------
+# Turning queries and keys -------------------------------------------------------------------------------------------
 
 
 class Rotation(NamedTuple):
-    """cos and sin of each token's angles, (prefix + N, head_dim / 2), and a factor for the queries (a scalar tensor)."""
+    """cos and sin of each token's angles, (prefix + N, head_dim / 2), and a factor for the queries (a scalar
+    tensor)."""
 
     cos: Tensor
     sin: Tensor
@@ -226,10 +231,11 @@ class Rotation(NamedTuple):
 
 @cached_by_size()
 def axial_angles(grid: Grid, head_dim: int, num_prefix: int, base: float, device: torch.device) -> Tensor:
-    """(prefix + h·w, head_dim / 2) angles: a quarter of the channels per axis in pairs; coordinates of cell centres in [-1, 1].
+    """(prefix + h·w, head_dim / 2) angles: a quarter of the channels per axis in pairs; coordinates of cell centres in
+    [-1, 1].
 
-    Frequencies are 2π / base^(k / (head_dim/4)), k = 0.., so that the slowest turns a fraction of a circle over the whole
-    image whatever its size. Prefix tokens have angle zero: they are not turned.
+    Frequencies are 2π / base^(k / (head_dim/4)), k = 0.., so that the slowest turns a fraction of a circle over the
+    whole image whatever its size. Prefix tokens have angle zero: they are not turned.
     """
     quarter = head_dim // 4
     frequency = 2 * math.pi / base ** (torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
@@ -246,10 +252,10 @@ def axial_angles(grid: Grid, head_dim: int, num_prefix: int, base: float, device
 class AxialRotary(nn.Module):
     """Axial rotary positions in normalised coordinates; no parameters.
 
-    `jitter` (low, high): in training the coordinates are multiplied by a factor drawn log-uniformly from this range, one per
-    forward, so that the network meets more scales than the sizes it is trained at. `log_scale_tokens`: if given, logits are
-    multiplied by log(tokens) / log(log_scale_tokens), which keeps the entropy of the attention at other token counts
-    (Chiang & Cholak 2022; Su 2021).
+    `jitter` (low, high): in training the coordinates are multiplied by a factor drawn log-uniformly from this range,
+    one per forward, so that the network meets more scales than the sizes it is trained at. `log_scale_tokens`: if
+    given, logits are multiplied by log(tokens) / log(log_scale_tokens), which keeps the entropy of the attention at
+    other token counts (Chiang & Cholak 2022; Su 2021).
     """
 
     def __init__(

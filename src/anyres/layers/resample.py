@@ -12,8 +12,8 @@ from anyres.layers.size_cache import cached_by_size
 def bicubic_matrix(target: int, source: int, device: torch.device) -> Tensor:
     """The (target, source) matrix M of 1-D bicubic interpolation, so that y = M x.
 
-    Equals `torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False)` given the target *size*:
-    cubic convolution with a = -0.75, border samples repeated. float32.
+    Equals `torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False)` given the target
+    *size*: cubic convolution with a = -0.75, border samples repeated. float32.
     """
     a = -0.75
     position = (torch.arange(target, dtype=torch.float64, device=device) + 0.5) * (source / target) - 0.5

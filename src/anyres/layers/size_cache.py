@@ -16,9 +16,9 @@ T = TypeVar("T")
 def cached_by_size(maximum: int = 64) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Remember the last `maximum` results of a function whose (hashable) arguments are sizes, a dtype and a device.
 
-    Tables made this way are constants of the input's size: they never enter a `state_dict`, and a model that has seen one
-    size behaves like one that has not. While a graph is being captured (`torch.compile`, `torch.export`) the function runs
-    itself, so that the graph holds the arithmetic and not a stale constant.
+    Tables made this way are constants of the input's size: they never enter a `state_dict`, and a model that has seen
+    one size behaves like one that has not. While a graph is being captured (`torch.compile`, `torch.export`) the
+    function runs itself, so that the graph holds the arithmetic and not a stale constant.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:

@@ -24,7 +24,8 @@ from anyres.plain import Plain
 
 
 class DeiT(Plain):
-    """Plain transformer; `distilled` adds the distillation token and its head (section 4, "Distillation through attention")."""
+    """Plain transformer; `distilled` adds the distillation token and its head (section 4, "Distillation through
+    attention")."""
 
     published_keys = (("pos_embed", "position.table"),)
 
@@ -106,6 +107,7 @@ FAMILY = Family(
     paper="Training data-efficient image transformers & distillation through attention, ICML 2021, arXiv 2012.12877",
     repository="facebookresearch/deit",
     licence="Apache-2.0",
-    size_policy="Any size from one patch up; the learned position table is resized bicubically; a side the patch does not divide is padded.",
+    size_policy="Any size from one patch up; the position table is resized bicubically; a side that the patch does not "
+    "divide is padded.",
     classifier=("head", "head_dist"),
 )

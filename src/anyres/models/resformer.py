@@ -1,19 +1,20 @@
 """ResFormer: a plain transformer that keeps its accuracy at sizes it was not trained at.
 
-Three things make it tolerant: every training image is seen at several resolutions in one step; the class token of a smaller
-replica is pulled towards that of the next larger one (both live in `anyres.training`); and positions change smoothly with
-the input: a global term, the sine map through a depthwise convolution, added once (GPE), and a local term, a depthwise
-convolution of the values inside each attention (LPE).
+Three things make it tolerant: every training image is seen at several resolutions in one step; the class token of a
+smaller replica is pulled towards that of the next larger one (both live in `anyres.training`); and positions change
+smoothly with the input: a global term, the sine map through a depthwise convolution, added once (GPE), and a local
+term, a depthwise convolution of the values inside each attention (LPE).
 
 Paper: "ResFormer: Scaling ViTs with Multi-Resolution Training", Tian, Wu, Dai, Hu, Qiao, Jiang, CVPR 2023,
 arXiv 2212.00776. Published code and weights: ruitian12/resformer (MIT).
 
-Any input size: nothing stored depends on the size, so one state dict serves all. The published code takes square inputs and
-drops what the patch does not divide; here the sine map takes rows over the height and columns over the width (the same
-numbers on squares), and by default the right and the bottom are padded (`remainder="truncate"` gives the published numbers).
+Any input size: nothing stored depends on the size, so one state dict serves all. The published code takes square
+inputs and drops what the patch does not divide; here the sine map takes rows over the height and columns over the
+width (the same numbers on squares), and by default the right and the bottom are padded (`remainder="truncate"` gives
+the published numbers).
 
-Quirks that checkpoints depend on: the sine map counts from 1; one set of LPE filters serves all heads; the class token gets
-neither term, nor the biases of their convolutions.
+Quirks that checkpoints depend on: the sine map counts from 1; one set of LPE filters serves all heads; the class token
+gets neither term, nor the biases of their convolutions.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from anyres.plain import Plain
 
 
 class ResFormer(Plain):
-    """Plain transformer with global–local position embedding (section 3.3); `position` chooses another for ablations (Table 6)."""
+    """Plain transformer with global–local position embedding (section 3.3); `position` chooses another for ablations
+    (Table 6)."""
 
     published_keys = (("pos_embed.embed_layer", "position.conv"), ("attn.get_v", "attn.local.conv"))
 
@@ -35,6 +37,12 @@ class ResFormer(Plain):
 
 _MULTI = (128, 160, 224)
 
+
+def _at(*top1: float) -> dict[int, float]:
+    """Top-1 at the test sizes of Table 1."""
+    return dict(zip((96, 112, 128, 160, 192, 224, 288, 384, 448, 512, 640), top1, strict=True))
+
+
 VARIANTS = {
     "resformer_tiny": Variant(
         published="resformer_tiny_patch16",
@@ -42,7 +50,7 @@ VARIANTS = {
         drop_path=0.1,
         train_sizes=_MULTI,
         tag="mr_in1k",
-        top1={96: 61.40, 112: 64.93, 128: 67.78, 160: 71.09, 192: 72.97, 224: 73.85, 288: 74.85, 384: 75.04, 448: 74.39, 512: 73.77, 640: 71.65},
+        top1=_at(61.40, 64.93, 67.78, 71.09, 72.97, 73.85, 74.85, 75.04, 74.39, 73.77, 71.65),
     ),
     "resformer_small": Variant(
         published="resformer_small_patch16",
@@ -50,8 +58,9 @@ VARIANTS = {
         drop_path=0.1,
         train_sizes=_MULTI,
         tag="mr_in1k",
-        top1={96: 73.59, 112: 76.64, 128: 78.24, 160: 80.39, 192: 81.42, 224: 82.16, 288: 82.70, 384: 82.72, 448: 82.52, 512: 82.00, 640: 80.72},
-        notes="A second file, trained at (128, 224, 384): 72.92 @96, 77.84 @128, 80.09 @160, 82.28 @224, 83.70 @384, 83.86 @512.",
+        top1=_at(73.59, 76.64, 78.24, 80.39, 81.42, 82.16, 82.70, 82.72, 82.52, 82.00, 80.72),
+        notes="A second file, trained at (128, 224, 384): "
+        "72.92 @96, 77.84 @128, 80.09 @160, 82.28 @224, 83.70 @384, 83.86 @512.",
     ),
     "resformer_base": Variant(
         published="resformer_base_patch16",
@@ -59,7 +68,7 @@ VARIANTS = {
         drop_path=0.2,
         train_sizes=_MULTI,
         tag="mr_in1k",
-        top1={96: 75.86, 112: 78.42, 128: 79.74, 160: 81.52, 192: 82.28, 224: 82.72, 288: 83.02, 384: 83.29, 448: 82.90, 512: 82.63, 640: 81.72},
+        top1=_at(75.86, 78.42, 79.74, 81.52, 82.28, 82.72, 83.02, 83.29, 82.90, 82.63, 81.72),
     ),
 }  # fmt: skip
 
@@ -69,5 +78,6 @@ FAMILY = Family(
     paper="ResFormer: Scaling ViTs with Multi-Resolution Training, CVPR 2023, arXiv 2212.00776",
     repository="ruitian12/resformer",
     licence="MIT",
-    size_policy="Any size from one patch up; positions are computed from the grid; a side the patch does not divide is padded.",
+    size_policy="Any size from one patch up; positions are computed from the grid; a side that the patch does not "
+    "divide is padded.",
 )

@@ -1,0 +1,208 @@
+"""Accuracy of a classifier on a source of images at one input size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.data import EvalLoader, Source
+from anyres.errors import UserError
+from anyres.evaluation.cost import input_channels, precision_context
+from anyres.evaluation.results import Size
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What `evaluate` measured."""
+
+    top1: float  # percent
+    top5: float | None  # percent; None with five classes or fewer
+    loss: float  # mean cross-entropy, nats
+    count: int  # images evaluated
+    bad: int  # images skipped because they could not be read
+    bad_images: tuple[str, ...] = ()  # "name: reason" of each of them
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How images are made ready for a model: published preprocessing with the model's own constants where it states
+    them.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    interpolation: str
+    in_chans: int
+
+    def __str__(self) -> str:
+        rule = f"{self.interpolation} resize of the short side to int(size/{self.crop_pct:.4g}), centre crop to size"
+        other = "non-square sizes: resized to cover (height, width) divided by the same number, then the centre crop"
+        return f"{rule}; {other}; mean {_numbers(self.mean)}, std {_numbers(self.std)}."
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
+
+
+def preparation_for(model: nn.Module, source: Source) -> Preparation:
+    """Read the model's `pretrained_cfg` (ours or timm's); what it does not state comes from the source.
+
+    So do the mean and standard deviation when those stated are for another number of channels than the model takes.
+    """
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    in_chans = input_channels(model, default=source.in_chans)
+    own = all(len(cfg.get(name) or ()) == in_chans for name in ("mean", "std"))
+    mean, std = (tuple(cfg[name] if own else getattr(source, name)) for name in ("mean", "std"))
+    return Preparation(
+        mean=mean,
+        std=std,
+        crop_pct=cfg.get("crop_pct") or source.crop_pct,
+        interpolation=cfg.get("interpolation") or "bicubic",
+        in_chans=in_chans,
+    )
+
+
+def evaluate(
+    model: nn.Module,
+    source: Source,
+    size: Size,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    precision: str = "float32",
+    *,
+    workers: int = 0,
+) -> Accuracy:
+    """Classify every image of `source` at `size` (height, width) in inference mode, with the preprocessing of
+    `preparation_for`.
+
+    `precision` "bfloat16" and "float16" run under autocast. An image whose logits hold a NaN counts as wrong. Under
+    torch.distributed every process takes its own share of the images and all return the sums; each image counts once.
+    The model is moved to `device` and put back into its mode afterwards. Raises UserError when no image is readable
+    or the classes do not fit the model's.
+    """
+    device = torch.device(device)
+    rank, world = process()
+    places = label_places(model, source)
+    loader = _open_loader(model, source, size, batch_size, workers, rank, world)
+    was_training = model.training
+    model = model.to(device).eval()
+    sums: list[Tensor] = []
+    count, classes = 0, 0
+    try:
+        with torch.inference_mode():
+            for images, labels, _ in loader:
+                targets = labels if places is None else places[labels]
+                with precision_context(precision, device):
+                    logits = model(images.to(device, non_blocking=True))
+                count, classes = count + len(targets), logits.shape[-1]
+                if int(targets.max()) >= classes:
+                    raise UserError(
+                        f"label {int(targets.max())} of {source.name} is beyond the model's {classes} classes: "
+                        "use the data set it was trained for"
+                    )
+                sums.append(
+                    _score(logits.float(), targets.to(device))
+                )  # summed at the end: no wait for the device here
+    finally:
+        model.train(was_training)
+    right1, right5, loss = torch.stack(sums).double().sum(0).tolist() if sums else (0.0, 0.0, 0.0)
+    shares = _gather((right1, right5, loss, count, classes, tuple(str(image) for image in loader.bad)))
+    right1, right5, loss, count = (sum(share[column] for share in shares) for column in range(4))
+    classes = max(share[4] for share in shares)
+    bad = tuple(name for share in shares for name in share[5])
+    if not count:
+        raise UserError(f"{source.name} has no readable image ({len(bad)} skipped): check the files")
+    top5 = 100 * right5 / count if classes > 5 else None
+    return Accuracy(100 * right1 / count, top5, loss / count, int(count), len(bad), bad)
+
+
+def _score(logits: Tensor, targets: Tensor) -> Tensor:
+    """(right in the first place, right in the first five, sum of the cross-entropy) of a batch."""
+    order = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
+    # topk takes a NaN for the largest value.
+    hits = (order == targets[:, None]) & ~logits.isnan().any(-1, keepdim=True)
+    return torch.stack([hits[:, 0].sum(), hits.any(-1).sum(), F.cross_entropy(logits, targets, reduction="sum")])
+
+
+def process() -> tuple[int, int]:
+    """(rank, world size) of torch.distributed; (0, 1) without it."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _gather(share: tuple[Any, ...]) -> list[Any]:
+    world = process()[1]
+    if world == 1:
+        return [share]
+    shares: list[Any] = [None] * world
+    dist.all_gather_object(shares, share)
+    return shares
+
+
+def label_places(model: nn.Module, source: Source) -> Tensor | None:
+    """For each class of the source the output of the model that means it; None where they count alike.
+
+    Classes are matched by the model's `label_names`; a 1000-class model without names takes ImageNet's WordNet ids.
+    Where no class of the source has such a name, the numbers are taken to agree. Raises UserError when only some
+    classes have one.
+    """
+    names = list((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or [])
+    if not names and getattr(model, "num_classes", None) == 1000:
+        import timm.data
+
+        info: Any = timm.data
+        names = list(info.ImageNetInfo().label_names())
+    if not names or names == source.label_names:
+        return None
+    place = {name: index for index, name in enumerate(names)}
+    missing = [name for name in source.label_names if name not in place]
+    if len(missing) == len(source.label_names):
+        return None
+    if missing:
+        raise UserError(
+            f"{source.name} has a class {missing[0]!r} that the model does not know: "
+            "evaluate it on the classes it was trained for"
+        )
+    return torch.tensor([place[name] for name in source.label_names])
+
+
+def first_images(model: nn.Module, source: Source, size: Size, count: int) -> list[Image.Image]:
+    """The first `count` readable images of the source as `model` sees them at `size`, in their own colours again."""
+    from PIL import Image
+
+    way = preparation_for(model, source)
+    for views, _, _ in _open_loader(model, source, size, count, workers=0, rank=0, world=1):
+        mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (way.mean, way.std))
+        pixels = ((views * std + mean) * 255).round().clamp(0, 255).byte().expand(-1, 3, -1, -1)
+        return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in pixels]
+    return []
+
+
+def _open_loader(
+    model: nn.Module, source: Source, size: Size, batch_size: int, workers: int, rank: int, world: int
+) -> EvalLoader:
+    way = preparation_for(model, source)
+    return EvalLoader(
+        source,
+        size,
+        batch_size,
+        workers,
+        way.mean,
+        way.std,
+        way.crop_pct,
+        way.interpolation,
+        way.in_chans,
+        rank=rank,
+        world=world,
+    )

@@ -1,0 +1,271 @@
+"""What a sweep measured: one row for each model and size, its table on disk, and the numbers drawn from it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from pathlib import Path
+
+from anyres.errors import UserError
+from anyres.files import atomic_write
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model at one size. `top1` is None where the model cannot run; `note` then says why."""
+
+    model: str
+    height: int
+    width: int
+    trained: bool  # one of the sizes that the model was trained at
+    top1: float | None  # percent
+    top5: float | None  # percent; None with five classes or fewer
+    loss: float | None  # mean cross-entropy, nats
+    count: int  # images evaluated
+    bad: int  # images skipped because they could not be read
+    gflops: float | None  # per image; 2 × multiply-adds
+    params: int | None
+    images_per_second: float | None  # median, in batches
+    latency_ms: float | None  # median, one image alone
+    peak_memory_mb: float | None  # weights + input + activations of one batch, 10^6 bytes
+    note: str = ""
+
+    @property
+    def size(self) -> Size:
+        """(height, width)."""
+        return self.height, self.width
+
+    @property
+    def square(self) -> bool:
+        """Whether the height equals the width."""
+        return self.height == self.width
+
+    @property
+    def side(self) -> float:
+        """The side of the square of the same area, in pixels."""
+        return math.sqrt(self.height * self.width)
+
+
+def write_csv(rows: list[Row], path: str | Path) -> None:
+    """Write the rows as a table: one column for each field of `Row`, an empty cell for None, every digit kept."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    names = [field.name for field in fields(Row)]
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_to_cell(getattr(row, name)) for name in names])
+    with atomic_write(path) as temporary:
+        temporary.write_text(buffer.getvalue(), encoding="utf-8")
+
+
+def read_csv(path: str | Path) -> list[Row]:
+    """Read what `write_csv` wrote, digit for digit. Raises UserError for a table of another kind."""
+    with Path(path).open(newline="", encoding="utf-8") as handle:
+        table = csv.DictReader(handle)
+        names = [field.name for field in fields(Row)]
+        if table.fieldnames != names:
+            raise UserError(f"{path} is not a sweep table: its first line must be {','.join(names)}")
+        return [row_from_cells(cells) for cells in table]
+
+
+def row_from_cells(cells: dict[str, str]) -> Row:
+    """Build a row from text cells, as the table has them."""
+    integers, optional_integers, texts = {"height", "width", "count", "bad"}, {"params"}, {"model", "note"}
+    values: dict[str, object] = {}
+    for name, cell in cells.items():
+        if name in texts:
+            values[name] = cell
+        elif name == "trained":
+            values[name] = cell == "yes"
+        elif name in integers or (name in optional_integers and cell):
+            values[name] = int(cell)
+        else:
+            values[name] = float(cell) if cell else None
+    return Row(**values)  # type: ignore[arg-type]
+
+
+def _to_cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def area_over_log_size(accuracy: dict[int, float]) -> float:
+    """Area under accuracy over log2(side), divided by the width of the range: a mean in the unit of the accuracy.
+
+    `accuracy` maps the side of a square input to percent. Trapezoids between neighbouring sides, so the value does
+    not depend on how densely a part of the range is sampled, as a mean over the listed sizes would. Needs two sides
+    or more.
+    """
+    if len(accuracy) < 2:
+        raise ValueError(f"the area under a curve needs at least two sizes, got {sorted(accuracy)}")
+    sides = sorted(accuracy)
+    steps = [(math.log2(right / left), (accuracy[left] + accuracy[right]) / 2) for left, right in pairwise(sides)]
+    return sum(width * height for width, height in steps) / math.log2(sides[-1] / sides[0])
+
+
+def areas(rows: list[Row]) -> tuple[dict[str, float | None], list[int]]:
+    """The area under the curve of every model, and the sides it was taken over.
+
+    All models are compared over the same square sizes: those at which every model that runs at two or more of them
+    runs. A model that runs at fewer than two has None, as has every model when fewer than two sizes are common.
+    """
+    curves: dict[str, dict[int, float]] = {row.model: {} for row in rows}
+    for row in rows:
+        if row.square and row.top1 is not None:
+            curves[row.model][row.height] = row.top1
+    compared = {model: curve for model, curve in curves.items() if len(curve) >= 2}
+    common = sorted(set.intersection(*(set(curve) for curve in compared.values()))) if compared else []
+    if len(common) < 2:
+        return dict.fromkeys(curves), []
+    return {
+        model: area_over_log_size({side: curve[side] for side in common}) if model in compared else None
+        for model, curve in curves.items()
+    }, common
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The main result in words: one headline and a few sentences that support or limit it."""
+
+    headline: str
+    details: list[str]
+
+
+def find(rows: list[Row], train_sizes: dict[str, list[Size]]) -> Finding:
+    """Say what the numbers show, whichever model they favour.
+
+    A gap counts as clear when it exceeds two standard errors of an accuracy on this many images (binomial), a
+    cautious bound, since all models saw the same images.
+    """
+    models = list(dict.fromkeys(row.model for row in rows))
+    means, sides = areas(rows)
+    scored = {model: mean for model, mean in means.items() if mean is not None}
+    if not scored:
+        return _find_without_curves(rows, models)
+    span = f"{sides[0]} to {sides[-1]} px"
+    order = sorted(scored, key=lambda model: -scored[model])
+    lead = order[0]
+    curves = {
+        model: {row.height: row.top1 for row in rows if row.model == model and row.square and row.top1 is not None}
+        for model in scored
+    }
+    count = max(1, min(row.count for row in rows if row.top1 is not None))
+    details: list[str] = []
+    if len(order) == 1:
+        curve = curves[lead]
+        best, worst = max(curve, key=lambda side: curve[side]), min(curve, key=lambda side: curve[side])
+        headline = f"{lead} averages {scored[lead]:.1f} % from {span}."
+        details.append(
+            f"Its best size is {best} px with {curve[best]:.1f} %, its worst {worst} px with {curve[worst]:.1f} %."
+        )
+    else:
+        rival = _rival(lead, order, train_sizes)
+        noise = _noise(scored[lead], count)
+        headline = _headline(lead, rival, scored, train_sizes, span, noise)
+        details += _compare(lead, rival, curves, sides, count)
+        details += [f"{model} averages {scored[model]:.1f} %." for model in order if model not in (lead, rival)]
+        details.append(f"With {count:,} images, a difference below about {noise:.1f} points is within the noise.")
+    details += _at_training_sizes(order, curves, train_sizes)
+    for model in models:
+        refused = [row for row in rows if row.model == model and row.top1 is None]
+        if refused:
+            details.append(
+                f"{model} could not run at {len(refused)} of {sum(row.model == model for row in rows)} sizes."
+            )
+    return Finding(headline, details)
+
+
+def _find_without_curves(rows: list[Row], models: list[str]) -> Finding:
+    parts = []
+    for model in models:
+        best = max(
+            (row for row in rows if row.model == model and row.top1 is not None),
+            key=lambda row: row.top1 or 0.0,
+            default=None,
+        )
+        parts.append(
+            f"{model} ran at none of the sizes"
+            if best is None
+            else f"{model} scores {best.top1:.1f} % at {best.height}×{best.width} px"
+        )
+    return Finding(
+        "; ".join(parts) + ".",
+        ["Fewer than two square sizes are common to the models, so there is no curve to summarise."],
+    )
+
+
+def _is_multi(model: str, train_sizes: dict[str, list[Size]]) -> bool:
+    return len(train_sizes.get(model, [])) > 1
+
+
+def _rival(lead: str, order: list[str], train_sizes: dict[str, list[Size]]) -> str:
+    """The best model of the other kind (several training sizes against one): that is the comparison a sweep is run
+    for.
+    """
+    others = [model for model in order if model != lead]
+    of_other_kind = [model for model in others if _is_multi(model, train_sizes) != _is_multi(lead, train_sizes)]
+    return (of_other_kind or others)[0]
+
+
+def _headline(
+    lead: str, rival: str, means: dict[str, float], train_sizes: dict[str, list[Size]], span: str, noise: float
+) -> str:
+    ours, theirs = f"{means[lead]:.1f} %", f"{means[rival]:.1f} %"
+    if means[lead] - means[rival] < noise:
+        return f"No clear difference from {span}: {lead} averages {ours}, {rival} {theirs}."
+    multi_lead, multi_rival = _is_multi(lead, train_sizes), _is_multi(rival, train_sizes)
+    if multi_lead and not multi_rival:
+        return f"From {span}, {lead} keeps {ours} on average; {rival}, trained at one size, keeps {theirs}."
+    if multi_rival and not multi_lead:
+        return f"Multi-resolution training did not pay off here: from {span}, {lead} averages {ours}, {rival} {theirs}."
+    return f"From {span}, {lead} averages {ours}, ahead of {rival} with {theirs}."
+
+
+def _compare(lead: str, rival: str, curves: dict[str, dict[int, float]], sides: list[int], count: int) -> list[str]:
+    gaps = {side: curves[lead][side] - curves[rival][side] for side in sides}
+    widest = max(gaps, key=lambda side: gaps[side])
+    sentences = []
+    if gaps[widest] > 0:
+        sentences.append(
+            f"The gap is widest at {widest} px: {curves[lead][widest]:.1f} % against {curves[rival][widest]:.1f} %."
+        )
+    behind = [side for side in sides if gaps[side] < 0]
+    if behind:
+        worst = min(behind, key=lambda side: gaps[side])
+        clear = "" if -gaps[worst] > _noise(curves[lead][worst], count) else " (within the noise)"
+        where = f"at {worst} px" if len(behind) == 1 else f"at {len(behind)} of {len(sides)} sizes, most at {worst} px"
+        sentences.append(
+            f"{rival} is ahead {where}: {curves[rival][worst]:.1f} % against {curves[lead][worst]:.1f} %{clear}."
+        )
+    else:
+        sentences.append(f"{rival} is ahead at none of the {len(sides)} sizes.")
+    return sentences
+
+
+def _at_training_sizes(
+    order: list[str], curves: dict[str, dict[int, float]], train_sizes: dict[str, list[Size]]
+) -> list[str]:
+    sentences = []
+    for model in order:
+        sides = [height for height, width in train_sizes.get(model, []) if height == width and height in curves[model]]
+        if not sides:
+            continue
+        values = sorted(curves[model][side] for side in sides)
+        listed = ", ".join(map(str, sorted(sides)))
+        scores = f"{values[0]:.1f} %" if len(values) == 1 else f"{values[0]:.1f}–{values[-1]:.1f} %"
+        sentences.append(f"At its training size{'s' * (len(sides) > 1)} ({listed} px) {model} reaches {scores}.")
+    return sentences
+
+
+def _noise(percent: float, count: int) -> float:
+    """Two standard errors of a measured accuracy, in points; at least that of one image."""
+    share = min(max(percent / 100, 0.0), 1.0)
+    return max(200 * math.sqrt(share * (1 - share) / count), 100 / count)

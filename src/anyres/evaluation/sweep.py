@@ -1,0 +1,327 @@
+"""One or several models at many input sizes: the table, the pictures and the report.
+
+Images are prepared as published: bicubic resize of the short side to int(size/crop_pct) (256/224 of the size unless
+the model states another crop_pct), centre crop. For a non-square size (H, W) the resized image covers the box
+(H/crop_pct, W/crop_pct), then the centre crop takes H×W: the rule for squares, applied to each side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from anyres.data import Source
+from anyres.errors import UserError
+from anyres.evaluation import plots
+from anyres.evaluation.accuracy import evaluate, first_images, preparation_for, process
+from anyres.evaluation.cost import input_channels, measure_cost
+from anyres.evaluation.report import Page, Samples, render
+from anyres.evaluation.results import Finding, Row, Size, areas, find, write_csv
+from anyres.files import atomic_write
+
+Progress = Callable[[Row, int, int], None]
+_JOURNAL = "sweep.partial.jsonl"
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What `sweep` measured and where it wrote it."""
+
+    rows: list[Row]
+    train_sizes: dict[str, list[Size]]
+    files: dict[str, Path] = field(default_factory=dict)  # "table", "picture", "pareto", "report"
+
+    @property
+    def areas(self) -> dict[str, float | None]:
+        """Area under the accuracy curve over log size, percent, by model (see `results.areas`)."""
+        return areas(self.rows)[0]
+
+    @property
+    def finding(self) -> Finding:
+        """The main result in words."""
+        return find(self.rows, self.train_sizes)
+
+
+def sweep(
+    models: Mapping[str, nn.Module],
+    source: Source,
+    sizes: Sequence[Size],
+    out: str | Path,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device = "cpu",
+    precision: str = "float32",
+    workers: int = 0,
+    cost: bool = True,
+    cost_batch_size: int = 8,
+    cost_seconds: float = 0.5,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """Evaluate every model at every size and write sweep.csv, sweep.png, pareto.png and report.html into the folder
+    `out`.
+
+    `models` maps names to models whose `pretrained_cfg` states the preprocessing and `train_sizes`; `source` is an
+    open data source; `sizes` are (height, width). `cost` measures speed, arithmetic and memory too, in batches of
+    `cost_batch_size` for about 2 × `cost_seconds` each. `command` is printed in the report (by default this process'
+    command line). `progress` is called with each row, its number and the number of rows.
+
+    A model that refuses a size gets a row without accuracy whose note says why. Every row is kept in a journal in
+    `out` while the sweep runs: started again with the same models, images and settings after an interruption, it
+    continues there. Under torch.distributed every process evaluates its share, and the first one measures cost and
+    writes.
+    """
+    if not models or not sizes:
+        raise UserError("a sweep needs at least one model and one size")
+    device, out = torch.device(device), Path(out)
+    sizes = list(dict.fromkeys((int(height), int(width)) for height, width in sizes))
+    first = process()[0] == 0
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+    journal = _Journal(out / _JOURNAL, first)
+    settings = [source.name, len(source) if hasattr(source, "__len__") else None, batch_size, precision, device.type,
+                cost and [cost_batch_size, cost_seconds], torch.__version__]  # fmt: skip
+    rows: list[Row] = []
+    bad: dict[str, None] = {}
+    for name, model in models.items():
+        identity = [name, _fingerprint(model), str(preparation_for(model, source)), *settings]
+        for size in sizes:
+            key = json.dumps([identity, size])
+            row = journal.rows.get(key)
+            if row is None:
+                costs = (cost_batch_size, cost_seconds) if cost and first else None
+                row, skipped = _measure(name, model, source, size, batch_size, device, precision, workers, costs)
+                journal.add(key, row)
+                bad.update(dict.fromkeys(skipped))
+            rows.append(row)
+            if progress is not None and first:
+                progress(row, len(rows), len(models) * len(sizes))
+        model.to("cpu")
+    result = SweepResult(rows, {name: train_sizes(model) for name, model in models.items()})
+    if not first:
+        return result
+    facts = {
+        "Command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "Software": f"anyres {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
+        "Hardware": f"{_hardware(device)}, {precision}",
+        "Batches": f"{batch_size} images for accuracy" + (f", {cost_batch_size} for speed and memory" if cost else ""),
+        "Date": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    shown = _sample_sizes(rows)
+    page = Page(
+        rows=rows,
+        train_sizes=result.train_sizes,
+        source=source.name,
+        facts=facts,
+        preparation={name: str(preparation_for(model, source)) for name, model in models.items()},
+        samples=[Samples(size, first_images(next(iter(models.values())), source, size, 6)) for size in shown],
+        bad=list(bad),
+    )
+    files = write_outputs(page, out)
+    journal.remove()
+    return dataclasses.replace(result, files=files)
+
+
+def write_outputs(page: Page, out: str | Path) -> dict[str, Path]:
+    """Write the table, both pictures and the report of `page`, each whole or not at all; returns their paths."""
+    out = Path(out)
+    files = {
+        "table": out / "sweep.csv",
+        "picture": out / "sweep.png",
+        "pareto": out / "pareto.png",
+        "report": out / "report.html",
+    }
+    sides = {model: [height for height, width in sizes if height == width] for model, sizes in page.train_sizes.items()}
+    write_csv(page.rows, files["table"])
+    with atomic_write(files["picture"]) as temporary:
+        plots.save(plots.accuracy_figure(page.rows, sides), temporary)
+    if any(row.images_per_second for row in page.rows):
+        with atomic_write(files["pareto"]) as temporary:
+            plots.save(plots.pareto_figure(page.rows), temporary)
+    else:
+        del files["pareto"]
+    with atomic_write(files["report"]) as temporary:
+        temporary.write_text(render(page), encoding="utf-8")
+    return files
+
+
+def train_sizes(model: nn.Module) -> list[Size]:
+    """The sizes that a model was trained at: `pretrained_cfg["train_sizes"]`, else the one of
+    `pretrained_cfg["input_size"]`.
+    """
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    sizes = cfg.get("train_sizes") or [cfg["input_size"][1:]] if cfg.get("input_size") or cfg.get("train_sizes") else []
+    return [(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])) for size in sizes]
+
+
+def timm_model(name: str, pretrained: bool = True) -> nn.Module:
+    """Build a timm model for comparison, able to change its input size where timm offers that (`dynamic_img_size`).
+
+    Models that timm builds for one size only refuse the others in a sweep. Raises UserError for a name that timm does
+    not know.
+    """
+    import difflib
+
+    import timm
+
+    if not timm.is_model(name):
+        known = timm.list_models(pretrained=pretrained)
+        near = difflib.get_close_matches(name, known, 1)
+        raise UserError(
+            f"timm has no model '{name}'; {f'did you mean {near[0]}?' if near else 'timm.list_models() names them'}"
+        )
+    try:
+        return timm.create_model(name, pretrained=pretrained, dynamic_img_size=True).eval()
+    except TypeError:  # the model does not know the option
+        return timm.create_model(name, pretrained=pretrained).eval()
+
+
+def _measure(
+    name: str,
+    model: nn.Module,
+    source: Source,
+    size: Size,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    workers: int,
+    cost_settings: tuple[int, float] | None,
+) -> tuple[Row, tuple[str, ...]]:
+    """One row, and the images that were skipped ("name: reason")."""
+    params = sum(parameter.numel() for parameter in model.parameters())
+    row = Row(name, *size, size in train_sizes(model), None, None, None, 0, 0, None, params, None, None, None)
+    try:
+        _try_size(model.to(device).eval(), size, device)
+        accuracy = evaluate(model, source, size, batch_size, device, precision, workers=workers)
+    except _RefusedSizeError as error:
+        return dataclasses.replace(row, note=str(error)), ()
+    except torch.OutOfMemoryError:
+        if process()[1] > 1:  # the others wait for this process' counts
+            raise
+        return dataclasses.replace(row, note=f"out of memory in batches of {batch_size}"), ()
+    row = dataclasses.replace(
+        row, top1=accuracy.top1, top5=accuracy.top5, loss=accuracy.loss, count=accuracy.count, bad=accuracy.bad
+    )
+    if cost_settings is not None:
+        try:
+            cost = measure_cost(model, size, cost_settings[0], device, precision, cost_settings[1])
+            row = dataclasses.replace(
+                row,
+                gflops=cost.gflops,
+                images_per_second=cost.images_per_second,
+                latency_ms=cost.latency_ms,
+                peak_memory_mb=cost.peak_memory_mb,
+            )
+        except torch.OutOfMemoryError:
+            row = dataclasses.replace(row, note=f"cost: out of memory in batches of {cost_settings[0]}")
+    return row, accuracy.bad_images
+
+
+class _RefusedSizeError(Exception):
+    """A model does not take a size."""
+
+
+def _try_size(model: nn.Module, size: Size, device: torch.device) -> None:
+    """Run one blank image, so that only a refusal of the size is taken for one, not any error during the evaluation."""
+    blank = torch.zeros(1, input_channels(model), *size, device=device)
+    try:
+        with torch.inference_mode():
+            model(blank)
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, AssertionError, RuntimeError) as error:  # what models raise for a size that does not fit
+        lines = str(error).strip().splitlines()
+        raise _RefusedSizeError(lines[0][:200] if lines else type(error).__name__) from error
+
+
+class _Journal:
+    """Rows measured so far, one JSON line each; a line that a kill tore is ignored. Every process reads it, the first
+    one writes it.
+    """
+
+    def __init__(self, path: Path, writes: bool) -> None:
+        self._path, self._writes = path, writes
+        found = [self._read() if writes else {}]
+        if process()[1] > 1:  # all must skip the same rows
+            dist.broadcast_object_list(found)
+        self.rows: dict[str, Row] = found[0]
+
+    def _read(self) -> dict[str, Row]:
+        rows: dict[str, Row] = {}
+        if not self._path.exists():
+            return rows
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+                rows[entry["key"]] = Row(**entry["row"])
+            except (ValueError, TypeError, KeyError):
+                continue
+        return rows
+
+    def add(self, key: str, row: Row) -> None:
+        self.rows[key] = row
+        if not self._writes:
+            return
+        with self._path.open("a", encoding="utf-8") as handle:
+            # The leading newline ends what a kill may have left of a line.
+            handle.write("\n" + json.dumps({"key": key, "row": dataclasses.asdict(row)}) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Changes when any weight does."""
+    checksum = 0
+    for name, tensor in sorted(model.state_dict().items()):
+        checksum = zlib.crc32(name.encode(), checksum)
+        # Viewed as bytes: numpy knows no bfloat16.
+        checksum = zlib.crc32(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), checksum
+        )
+    return f"{type(model).__name__}-{checksum:08x}"
+
+
+def _sample_sizes(rows: list[Row]) -> list[Size]:
+    """Sizes whose images the report shows: the smallest, a training size (else one in the middle), the largest, one
+    non-square.
+    """
+    squares = sorted({row.size for row in rows if row.square})
+    others = [row.size for row in rows if not row.square]
+    trained = sorted({row.size for row in rows if row.square and row.trained})
+    middle = trained[-1:] or squares[len(squares) // 2 :][:1]
+    return list(dict.fromkeys([*squares[:1], *middle, *squares[-1:], *others[:1]]))
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("anyres")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():  # Linux: platform names only the architecture
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}"

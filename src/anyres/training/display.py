@@ -1,0 +1,97 @@
+"""Progress on the terminal and numbers for the trackers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from anyres.training.setup import Run
+
+REFRESH_SECONDS = 0.5
+
+
+class Display:
+    """A bar with images/s and time left on a terminal, one line per epoch anywhere."""
+
+    def __init__(self, run: Run) -> None:
+        self._loss = math.nan
+        self._next = 0.0
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]:.0f} images/s  loss {task.fields[loss]:.3f}  left"),
+            TimeRemainingColumn(),
+            console=console,
+            auto_refresh=False,  # its thread would compete with the training on a small machine
+            disable=not (console.is_terminal and run.config.progress and run.accelerator.is_main_process),
+            speed_estimate_period=120,
+        )
+        self._speaks = run.config.progress and run.accelerator.is_main_process
+        total = run.batches_per_epoch // run.config.accumulation * run.config.epochs
+        self._task = self._bar.add_task("", total=total, epoch="", speed=0.0, loss=math.nan)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        with self._bar:
+            yield
+
+    def step(self, run: Run, rate: float) -> None:
+        """After every step. Reads losses from the device (this process's) only every `log_every` steps."""
+        position, now = run.position, time.monotonic()
+        speed = images_per_second(run)
+        if position.updates % run.config.log_every == 0:
+            losses = {f"train/{name}": float(total) / count for name, (total, count) in position.sums.items()}
+            self._loss = sum(losses.values()) / len(losses)
+            run.accelerator.log({**losses, "train/lr": rate, "train/images_per_second": speed}, step=position.updates)
+        if not self._bar.disable and now >= self._next:
+            self._next = now + REFRESH_SECONDS
+            fields: dict[str, Any] = {
+                "epoch": f"{position.epoch + 1}/{run.config.epochs}",
+                "speed": speed,
+                "loss": self._loss,
+            }
+            self._bar.update(self._task, completed=position.updates, refresh=True, **fields)
+
+    def epoch(self, run: Run, row: dict[str, Any]) -> None:
+        """After every epoch, with its row of metrics.csv."""
+        run.accelerator.log({f"epoch/{name}": value for name, value in row.items()}, step=run.position.updates)
+        if self._speaks:
+            parts = [f"epoch {row['epoch']}/{run.config.epochs}", f"loss {row['loss']:.4f}"]
+            parts += [f"{name} {value:.2f}" for name, value in row.items() if name.startswith(("acc1", "ema_acc1"))]
+            parts.append(f"{row['images_per_second']:.0f} images/s")
+            self._bar.console.print("  ".join(parts), highlight=False, soft_wrap=True)
+
+
+def images_per_second(run: Run) -> float:
+    """Images over all processes (each counted once, not once per size) per second of the epoch in progress."""
+    images = run.position.batch * (run.config.batch_size // run.config.accumulation)
+    return images / max(run.position.epoch_seconds, 1e-9)
+
+
+def start_trackers(run: Run) -> None:
+    """TensorBoard, and Weights & Biases and trackio if asked for; a resumed run continues their curves."""
+    name = run.folder.resolve().name
+    options = run.config.to_dict()
+    run.accelerator.init_trackers(
+        "anyres",
+        init_kwargs={
+            "tensorboard": {"purge_step": run.position.updates},  # hides what was logged after the saved state
+            "wandb": {
+                "name": name,
+                "dir": str(run.folder),
+                "config": options,
+                "id": run.position.run_id,
+                "resume": "allow",
+            },
+            "trackio": {"name": f"{name}-{run.position.run_id}", "config": options, "resume": "allow"},
+        },
+    )

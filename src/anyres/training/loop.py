@@ -1,0 +1,442 @@
+"""Training, on one process or many: `train(config)` reads like the procedure, what it calls stands below it.
+
+A step takes a batch at several sizes, back-propagates one replica after the other (losses.py) and updates the weights
+once. Processes share the work by DDP or FSDP2. Accelerate starts them (torchrun, accelerate launch), scales fp16 and
+talks to the trackers. What they must decide together (stop, save, a loss that is not finite) they vote on once per step
+(processes.py).
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import timm
+import torch
+from torch import Tensor
+
+from anyres.errors import UserError
+from anyres.evaluation.accuracy import evaluate
+from anyres.training import state
+from anyres.training.config import TrainConfig
+from anyres.training.display import Display, images_per_second, start_trackers
+from anyres.training.losses import backward_replicas
+from anyres.training.processes import (
+    Decision,
+    gather,
+    load_whole_states,
+    no_sync,
+    refresh_plain,
+    start_processes,
+    start_vote,
+    whole_states,
+)
+from anyres.training.schedule import learning_rate, learning_rate_by_epoch
+from anyres.training.setup import Run, build, start_from
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of a run."""
+
+    folder: Path
+    status: str
+    """finished, early stop, time limit or signal; after the last two, resume continues."""
+    acc1: float | None
+    """Best validation accuracy in percent, the mean over the training sizes: that of `folder / "best"`."""
+    rows: list[dict[str, Any]]
+    """The rows of metrics.csv."""
+    bad_images: dict[str, str]
+    """Unreadable images that were skipped: name -> reason."""
+
+
+def train(config: TrainConfig) -> RunResult:
+    """Train as `config` says, or continue the run in `config.output`.
+
+    Raises:
+        UserError: what a person has to put right, in one sentence; also a loss that is not finite (the weights are not
+            updated with it) and too many unreadable images.
+    """
+    accelerator = start_processes(config)
+    try:
+        with stop_signals() as signals:
+            run = build(config, accelerator, signals)
+            resume_or_start(run)
+            start_trackers(run)
+            display = Display(run)
+            with display.shown():
+                while not is_done(run):
+                    train_epoch(run, display)
+                    if not run.status:
+                        finish_epoch(run, display)
+            return conclude(run)
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers.clear()
+
+
+# An epoch, a step -----------------------------------------------------------------------------------------------------
+
+
+def train_epoch(run: Run, display: Display) -> None:
+    """Train from `run.position` to the end of its epoch, or until the processes agree to stop (see `run.status`)."""
+    config, position = run.config, run.position
+    if position.batch >= run.batches_per_epoch:  # stopped between the last step and the validation
+        return
+    run.forward.train()
+    batches = run.loader.epoch(position.epoch, start_step=position.batch)
+    began = time.monotonic()
+    while position.batch < run.batches_per_epoch:
+        rate = set_learning_rate(run)
+        decision = step(run, batches)
+        position.updates += 1
+        began, passed = time.monotonic(), time.monotonic() - began
+        position.epoch_seconds += passed
+        position.seconds += passed
+        display.step(run, rate)
+        if decision.stop or decision.timeout:
+            run.status = "signal" if decision.stop else "time limit"
+            save(run)
+            return
+        due = config.save_every_steps is not None and position.updates % config.save_every_steps == 0
+        if (due or decision.save) and position.batch < run.batches_per_epoch:  # an epoch's end saves anyway
+            save(run)
+
+
+def step(run: Run, batches: Iterator[Any]) -> Decision:
+    """One optimiser step over `accumulation` batches. Raises UserError before the update if a loss is not finite."""
+    config, position, accelerator = run.config, run.position, run.accelerator
+    seen: list[tuple[Any, list[Tensor]]] = []
+    vote: list[Callable[[], Decision]] = []
+
+    def start_voting(losses: list[Tensor]) -> None:
+        vote.append(start_vote(run, [loss for _, earlier in seen for loss in earlier] + losses))
+
+    for index in range(config.accumulation):
+        last = index == config.accumulation - 1
+        batch = next(batches)
+        views = [view.to(accelerator.device, non_blocking=True) for view in batch.views]
+        labels = batch.labels.to(accelerator.device, non_blocking=True)
+        views, targets = run.mixing(views, labels, position.epoch, position.batch)
+        losses = backward_replicas(
+            run.forward,
+            views,
+            targets,
+            run.base_loss,
+            kind=config.distillation,
+            target=config.distillation_target,
+            alpha=config.distillation_alpha,
+            share=1 / config.accumulation,
+            backward=accelerator.backward,
+            no_sync=lambda: no_sync(run),
+            synchronise=last,
+            before_last=start_voting if last else None,
+        )
+        seen.append((batch, losses))
+        record(run, batch, losses)
+        position.batch += 1
+    decision = vote[0]()
+    if decision.not_finite:
+        raise UserError(describe_failure(run, seen))
+    if config.clip_grad is not None:
+        accelerator.clip_grad_norm_(run.model.parameters(), config.clip_grad)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    if run.ema is not None:
+        run.ema.update(run.model, step=position.updates + 1)
+    return decision
+
+
+def record(run: Run, batch: Any, losses: list[Tensor]) -> None:
+    """Add a batch to the epoch's metrics, without waiting for the device."""
+    sums = run.position.sums
+    for view, loss in zip(batch.views, losses, strict=True):
+        name = f"loss_{shape_name(view.shape[-2:])}"
+        if name not in sums:
+            wide = torch.float32 if loss.device.type == "mps" else torch.float64
+            sums[name] = [torch.zeros((), dtype=wide, device=loss.device), 0]
+        sums[name][0] += loss
+        sums[name][1] += 1
+    run.position.bad |= {bad.name: bad.reason for bad in batch.bad}
+
+
+def describe_failure(run: Run, seen: list[tuple[Any, list[Tensor]]]) -> str:
+    """One sentence on the batch whose loss is not finite, with the names of its images."""
+    advice = "lower the learning rate, set clip_grad or use precision float32"
+    for batch, losses in seen:
+        for view, loss in zip(batch.views, losses, strict=True):
+            if not math.isfinite(loss):
+                names = ", ".join(map(str, batch.names[:8])) + (", ..." if len(batch.names) > 8 else "")
+                return (
+                    f"the loss is {float(loss)} at epoch {batch.epoch + 1}, batch {batch.step}, size "
+                    f"{shape_name(view.shape[-2:])}, images {names} (the weights were not updated with it): {advice}"
+                )
+    return f"the loss of another process is not finite (the weights were not updated with it): {advice}"
+
+
+def set_learning_rate(run: Run) -> float:
+    """Give the optimiser the rate of the coming step; `lr_scale` is a group's layer-wise factor."""
+    config, position = run.config, run.position
+    shape: dict[str, Any] = {"peak": config.peak_lr, "epochs": config.epochs, "min_lr": config.min_lr}
+    shape |= {"warmup_epochs": config.warmup_epochs, "warmup_lr": config.warmup_lr}
+    if config.schedule == "epoch":
+        rate = learning_rate_by_epoch(position.epoch, **shape)
+    else:
+        rate = learning_rate(position.epoch + position.batch / run.batches_per_epoch, **shape)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+    return rate
+
+
+# The end of an epoch and of the run -----------------------------------------------------------------------------------
+
+
+def finish_epoch(run: Run, display: Display) -> None:
+    """Validate, keep the row and the weights, save.
+
+    Weights are written before the state and metrics.csv after it: a kill in between repeats what it lost.
+    """
+    config, position = run.config, run.position
+    row = epoch_row(run)
+    refresh_plain(run)
+    if row["epoch"] % config.eval_every == 0 or row["epoch"] == config.epochs:
+        row |= validate(run, run.plain, "")
+        if run.ema is not None:
+            row |= validate(run, run.ema.module, "ema_")
+    position.rows.append(row)
+    position.epoch += 1
+    position.batch, position.sums, position.epoch_seconds = 0, {}, 0.0
+    write_weights(run, row)
+    save(run)
+    write_results(run, "running")
+    display.epoch(run, row)
+
+
+def epoch_row(run: Run) -> dict[str, Any]:
+    """The epoch's row of metrics.csv, over all processes."""
+    position = run.position
+    own = {name: (float(total), count) for name, (total, count) in position.sums.items()}
+    shares = gather(run, (own, position.bad))
+    totals: dict[str, list[float]] = {}
+    for sums, bad in shares:
+        position.bad |= bad
+        for name, (total, count) in sums.items():
+            before = totals.get(name, [0.0, 0])
+            totals[name] = [before[0] + total, before[1] + count]
+    names = [f"loss_{shape_name(shape)}" for shape in run.config.shapes]
+    losses = {name: totals[name] for name in names if name in totals}
+    return {
+        "epoch": position.epoch + 1,
+        "updates": position.updates,
+        "lr": max(group["lr"] for group in run.optimizer.param_groups),
+        "loss": sum(total for total, _ in losses.values()) / sum(count for _, count in losses.values()),
+        **{name: total / count for name, (total, count) in losses.items()},
+        "images_per_second": round(images_per_second(run), 1),
+        "seconds": round(position.seconds, 1),
+        "bad_images": len(position.bad),
+    }
+
+
+def validate(run: Run, model: Any, prefix: str) -> dict[str, float]:
+    """Accuracy in percent at every training size, and their mean `acc1`, by which the best weights are chosen."""
+    config, accelerator = run.config, run.accelerator
+    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[accelerator.mixed_precision]
+    accuracy, loss = {}, {}
+    for shape in config.shapes:
+        measured = evaluate(model, run.val_source, shape, config.eval_batch_size, accelerator.device, precision)
+        accuracy[f"{prefix}acc1_{shape_name(shape)}"] = measured.top1
+        loss[f"{prefix}val_loss_{shape_name(shape)}"] = measured.loss
+    return {f"{prefix}acc1": sum(accuracy.values()) / len(accuracy), **accuracy, **loss}
+
+
+def write_weights(run: Run, row: dict[str, Any]) -> None:
+    """last/ and, where `acc1` improved, best/; for the moving average last_ema/ and best_ema/."""
+    best = run.position.best
+    ema = None if run.ema is None else run.ema.module
+    for suffix, prefix, model in (("", "", run.plain), ("_ema", "ema_", ema)):
+        if model is None:
+            continue
+        folders = [run.folder / f"last{suffix}"]
+        score = row.get(f"{prefix}acc1")
+        if score is not None and score > best.get(f"best{suffix}", -1.0):
+            best |= {f"best{suffix}": score, f"best{suffix}_epoch": row["epoch"]}
+            folders.append(run.folder / f"best{suffix}")
+        if run.accelerator.is_main_process:
+            for folder in folders:
+                with state.explained(folder):
+                    model.save_pretrained(folder)
+
+
+def is_done(run: Run) -> bool:
+    """Whether the run ends here; `run.status` says why."""
+    config, position = run.config, run.position
+    patience = config.early_stop
+    if not run.status and position.epoch >= config.epochs:
+        run.status = "finished"
+    waited = position.epoch - position.best.get("best_epoch", position.epoch)
+    if not run.status and patience is not None and waited >= patience:
+        run.status = "early stop"
+    return bool(run.status)
+
+
+def conclude(run: Run) -> RunResult:
+    write_results(run, run.status)
+    position = run.position
+    run.accelerator.wait_for_everyone()
+    return RunResult(run.folder, run.status, position.best.get("best"), position.rows, position.bad)
+
+
+def write_results(run: Run, status: str) -> None:
+    """metrics.csv and summary.json."""
+    position, config, accelerator = run.position, run.config, run.accelerator
+    if not accelerator.is_main_process:
+        return
+    state.write_metrics(run.folder, position.rows)
+    summary = {
+        "status": status,
+        "model": config.model,
+        "parameters": sum(parameter.numel() for parameter in run.plain.parameters()),
+        "sizes": [list(shape) for shape in config.shapes],
+        "epochs": position.epoch,
+        "updates": position.updates,
+        "best": position.best,
+        "last": position.rows[-1] if position.rows else {},
+        "bad_images": {"count": len(position.bad), "files": position.bad},
+        "seconds": round(position.seconds, 1),
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "precision": accelerator.mixed_precision.replace("no", "float32"),
+        "versions": {"torch": torch.__version__, "timm": timm.__version__, "accelerate": accelerate.__version__},
+    }
+    state.write_summary(run.folder, summary)
+
+
+# Saving and resuming --------------------------------------------------------------------------------------------------
+
+
+def save(run: Run) -> None:
+    """Write the state to resume from; weights that are not finite are refused, so that the one before stays useful."""
+    if not torch.stack([parameter.isfinite().all() for parameter in run.model.parameters()]).all():
+        raise UserError(
+            f"the weights are not finite after step {run.position.updates}, so they were not saved; resume from the "
+            "state before with a lower learning rate, clip_grad or precision float32"
+        )
+    model, optimizer = whole_states(run)
+    sums = {name: [total.cpu(), count] for name, (total, count) in run.position.sums.items()}
+    ranks = gather(run, {"rng": state.rng_state(), "sums": sums})
+    if run.accelerator.is_main_process:
+        content = {
+            "identity": identity(run),
+            "model": model,
+            "optimizer": optimizer,
+            "ema": None if run.ema is None else run.ema.module.state_dict(),
+            "scaler": None if run.accelerator.scaler is None else run.accelerator.scaler.state_dict(),
+            "ranks": ranks,
+        }
+        state.save_state(run.folder, run.position, content, run.config.keep)
+    run.saved = time.monotonic()
+
+
+def resume_or_start(run: Run) -> None:
+    """Continue the run in the folder if there is one and `resume` allows it, else prepare the folder for a new one."""
+    config, accelerator = run.config, run.accelerator
+    if accelerator.is_main_process:
+        if config.resume == "no":
+            state.clear_run(run.folder)
+        state.prepare_folder(run.folder)
+    accelerator.wait_for_everyone()
+    found = state.load_state(run.folder)
+    if found is not None:
+        run.position, content = found
+        check_identity(run, content["identity"])
+        load_whole_states(run, content["model"], content["optimizer"])
+        if run.ema is not None:
+            run.ema.module.load_state_dict(content["ema"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(content["scaler"])
+        take_share(run, content["ranks"])
+    elif config.resume == "yes":
+        raise UserError(f"{run.folder} has no saved state to resume; set resume auto to start a run there")
+    elif config.init_from is not None:
+        start_from(run, config.init_from)
+    if accelerator.is_main_process:
+        state.write_config(run.folder, config.to_dict())
+
+
+def take_share(run: Run, ranks: list[dict[str, Any]]) -> None:
+    """Each process takes back its generators and sums; after a change of their number the first takes all sums."""
+    rank, device = run.accelerator.process_index, run.accelerator.device
+    if len(ranks) == run.accelerator.num_processes:
+        ranks = [ranks[rank]]
+        state.set_rng_state(ranks[0]["rng"])
+    elif rank > 0:
+        ranks = []
+    run.position.sums = {}
+    for share in ranks:
+        for name, (total, count) in share["sums"].items():
+            before = run.position.sums.get(name, [0.0, 0])
+            run.position.sums[name] = [before[0] + total.to(device), before[1] + count]
+
+
+CHANGEABLE = frozenset(
+    [
+        *("output", "data", "val_data", "init_from", "workers", "device", "compile", "grad_checkpointing"),
+        *("log_every", "wandb", "trackio", "progress", "keep", "resume", "save_every_minutes", "save_every_steps"),
+        *("time_limit", "early_stop", "eval_every", "eval_batch_size", "max_bad_fraction"),
+    ]
+)
+"""Options that a resumed run may change. The data may have moved, but must have as many batches."""
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """What must stay the same for a resumed run to be the same run."""
+    options = {name: value for name, value in run.config.to_dict().items() if name not in CHANGEABLE}
+    return {**options, "batches per epoch": run.batches_per_epoch, "classes": len(run.loader.source.label_names)}
+
+
+def check_identity(run: Run, saved: dict[str, Any]) -> None:
+    for name, value in identity(run).items():
+        if saved.get(name, value) != value:
+            raise UserError(
+                f"{run.folder} was started with {name} {saved[name]} and now it is {value}; choose another output "
+                "folder (init_from can take over the weights), or set resume no to replace the run"
+            )
+
+
+# Small things ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that the run can save and stop cleanly; a second one interrupts at once."""
+    received: list[int] = []
+
+    def handle(number: int, _frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
+        yield received
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def shape_name(shape: Any) -> str:
+    """224 or 160x256."""
+    height, width = shape
+    return str(height) if height == width else f"{height}x{width}"

@@ -1,0 +1,166 @@
+"""What a training step minimises: classification, scale consistency between replicas, distillation from a teacher.
+
+ResFormer (Tian et al., CVPR 2023, section 3.2) shows every image at several sizes in one step. Replicas are visited
+from large to small; each one after the first also has to agree with the next larger one, which is its teacher and gets
+no gradient: a chain, not a star. The step's loss is the mean over the replicas.
+
+DeiT (Touvron et al., ICML 2021, section 4) learns from the labels of a convolutional teacher through a second head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CONSISTENCY_KINDS = ("smooth-l1", "l2", "cosine", "kl")
+CONSISTENCY_TARGETS = ("cls", "gap", "logit")
+
+Outputs = dict[str, Tensor]
+Forward = Callable[[Tensor, tuple[str, ...]], Outputs]
+BaseLoss = Callable[[Outputs, Tensor, Tensor], Tensor]
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (B, K) against probabilities (B, K), as mixup and label smoothing produce them."""
+    return F.cross_entropy(logits.float(), target)
+
+
+def scale_consistency(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
+    """How far a replica's vector (B, D) is from that of the next larger replica (B, D); a scalar.
+
+    smooth-l1  mean smooth-L1 (threshold 1) against the teacher whitened by a LayerNorm without affine, eps 1e-6, over
+               D; the student is not whitened (the published asymmetry, and the default)
+    l2         mean squared error, nothing whitened
+    cosine     1 - mean cosine similarity
+    kl         KL(softmax(teacher) || softmax(student)), summed over D, mean over B, temperature 1: meant for logits
+    """
+    student, teacher = student.float(), teacher.detach().float()
+    if kind == "smooth-l1":
+        return F.smooth_l1_loss(student, F.layer_norm(teacher, teacher.shape[-1:], eps=1e-6))
+    if kind == "l2":
+        return F.mse_loss(student, teacher)
+    if kind == "cosine":
+        return 1 - F.cosine_similarity(student, teacher, dim=-1).mean()
+    if kind == "kl":
+        log_student, log_teacher = student.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
+        return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+    raise ValueError(f"scale consistency {kind!r} is unknown; choose one of {', '.join(CONSISTENCY_KINDS)}")
+
+
+def distilled_loss(
+    base: Tensor, dist_logits: Tensor, teacher_logits: Tensor, kind: str, alpha: float = 0.5, tau: float = 1.0
+) -> Tensor:
+    """DeiT's (1 - alpha) * base + alpha * distillation on the distillation head's logits (B, K).
+
+    hard  cross-entropy against the teacher's arg-max, without smoothing
+    soft  tau^2 * KL(softmax(teacher / tau) || softmax(dist / tau)) divided by the number of *elements* B*K. That is the
+          published division; the textbook one is by B, so alpha and tau mean K times less here.
+    """
+    dist_logits, teacher_logits = dist_logits.float(), teacher_logits.detach().float()
+    if kind == "hard":
+        distillation = F.cross_entropy(dist_logits, teacher_logits.argmax(dim=-1))
+    elif kind == "soft":
+        log_student, log_teacher = (dist_logits / tau).log_softmax(dim=-1), (teacher_logits / tau).log_softmax(dim=-1)
+        total = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+        distillation = total * tau**2 / dist_logits.numel()
+    else:
+        raise ValueError(f"distillation kind {kind!r} is unknown; choose hard or soft")
+    return (1 - alpha) * base + alpha * distillation
+
+
+def replica_losses(
+    forward: Forward,
+    views: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    base_loss: BaseLoss,
+    *,
+    kind: str = "none",
+    target: str = "cls",
+    alpha: float = 1.0,
+) -> list[Tensor]:
+    """The loss of every replica of a batch, in visiting order; their mean is what a joint step back-propagates.
+
+    Args:
+        forward: (view, wanted vectors) -> dict with "logits" and the wanted vectors, as a model's `forward_train`.
+        views: replicas (B, C, H_i, W_i), large to small.
+        targets: soft labels (B, K), one per replica.
+        base_loss: (outputs, soft labels, view) -> scalar.
+        kind: "none" or one of CONSISTENCY_KINDS.
+        target: the vector that has to agree: "cls" (what enters the head), "gap" (mean patch token) or "logit".
+        alpha: weight of the consistency term.
+    """
+    return list(_chain(forward, views, targets, base_loss, kind, target, alpha))
+
+
+def backward_replicas(
+    forward: Forward,
+    views: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    base_loss: BaseLoss,
+    *,
+    kind: str = "none",
+    target: str = "cls",
+    alpha: float = 1.0,
+    share: float = 1.0,
+    backward: Callable[[Tensor], None] = torch.Tensor.backward,
+    no_sync: Callable[[], AbstractContextManager[None]] = nullcontext,
+    synchronise: bool = True,
+    before_last: Callable[[list[Tensor]], None] | None = None,
+) -> list[Tensor]:
+    """Back-propagate `share` times the mean of `replica_losses`, each replica as soon as it is computed.
+
+    The teacher of the chain is detached, so replicas share no graph: gradients add up to those of the joint backward,
+    and only one replica's activations are alive at a time.
+
+    Args:
+        share: factor on the gradients, 1 / number of accumulated batches.
+        backward: what runs the backward pass (a gradient scaler's, for example).
+        no_sync: context in which DDP or FSDP2 leaves gradients on their process.
+        synchronise: exchange gradients in the last replica's backward (only there: it carries the sum).
+        before_last: called with all losses before the last backward is started, while a GPU still has work queued.
+
+    Returns:
+        The detached losses, in visiting order.
+    """
+    chain = _chain(forward, views, targets, base_loss, kind, target, alpha)
+    losses: list[Tensor] = []
+    for index in range(len(views)):
+        last = index == len(views) - 1
+        # The forward belongs inside the context: DDP decides there whether the next backward exchanges gradients.
+        with nullcontext() if last and synchronise else no_sync():
+            loss = next(chain)
+            losses.append(loss.detach())
+            if last and before_last is not None:
+                before_last(losses)
+            backward(loss * (share / len(views)))
+    return losses
+
+
+def _chain(
+    forward: Forward,
+    views: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    base_loss: BaseLoss,
+    kind: str,
+    target: str,
+    alpha: float,
+) -> Iterator[Tensor]:
+    wanted = (target,) if kind != "none" and len(views) > 1 and target != "logit" else ()
+    teacher = None
+    for view, soft_labels in zip(views, targets, strict=True):
+        outputs = forward(view, wanted)
+        loss = base_loss(outputs, soft_labels, view)
+        if kind != "none":
+            if teacher is not None:
+                loss = loss + alpha * scale_consistency(_vector(outputs, target), teacher, kind)
+            if len(views) > 1:
+                teacher = _vector(outputs, target).detach()
+        yield loss
+
+
+def _vector(outputs: Outputs, target: str) -> Tensor:
+    return outputs["logits" if target == "logit" else target]

@@ -1,0 +1,195 @@
+"""What processes do together: start, vote, share gradients, and shard weights or put them together again."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import accelerate
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
+from torch import Tensor, nn
+
+from anyres.errors import UserError
+from anyres.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from anyres.training.setup import Run
+
+
+def start_processes(config: TrainConfig) -> Accelerator:
+    """The Accelerator of this process; reads the environment that torchrun or accelerate launch set up."""
+    kind, _, index = config.device.partition(":")
+    has_gpu, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    present = {"cpu": True, "auto": True, "cuda": has_gpu, "mps": has_mps}
+    if kind not in present or (index and (kind != "cuda" or not index.isdecimal())):
+        raise UserError(f"device {config.device!r} is unknown; choose auto, cpu, cuda, cuda:1 or mps")
+    if not present[kind] or (index and int(index) >= torch.cuda.device_count()):
+        raise UserError(f"device {config.device!r} is not on this machine; choose auto or cpu")
+    if index:
+        torch.cuda.set_device(int(index))
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    trackers = ["tensorboard", *(name for name in ("wandb", "trackio") if getattr(config, name))]
+    for name in trackers[1:]:
+        if not getattr(accelerate.utils, f"is_{name}_available")():
+            raise UserError(f"{name} is not installed; run pip install 'anyres[tracking]', or set {name} false")
+    cpu = kind == "cpu" or not (has_gpu or has_mps)
+    # Accelerate keeps its state for the life of the process; a second run in it may differ in device or precision.
+    # The process group stays open until the process ends: gloo cannot open a second one under the same addresses.
+    connected = torch.distributed.is_initialized()
+    AcceleratorState._reset_state(reset_partial_state=not connected)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=_pick_precision(config.precision, cpu),
+        log_with=trackers,
+        project_config=ProjectConfiguration(config.output, logging_dir=str(Path(config.output) / "tensorboard")),
+        # Without a teacher a distilled model's second head gets no gradient, which DDP has to be told.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=config.teacher is None and "distilled" in config.model)
+        ],
+    )
+    if accelerator.num_processes > 1 and not connected:
+        atexit.register(accelerator.state.destroy_process_group)
+    if config.fsdp and accelerator.num_processes == 1:
+        raise UserError(
+            "fsdp needs several processes; start them with torchrun or accelerate launch, or set fsdp false"
+        )
+    return accelerator
+
+
+def _pick_precision(precision: str, cpu: bool) -> str:
+    """Accelerate's name for it: no, bf16 or fp16."""
+    if precision == "fp16" and cpu:
+        raise UserError("precision fp16 needs a GPU; choose auto, bf16 or float32")
+    if precision == "auto":
+        if cpu:
+            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        else:
+            fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if fast else "no"
+    return "no" if precision == "float32" else precision
+
+
+def gather(run: Run, value: Any) -> list[Any]:
+    """`value` of every process, in order."""
+    return [value] if run.accelerator.num_processes == 1 else gather_object([value])
+
+
+# Votes ----------------------------------------------------------------------------------------------------------------
+
+
+class Decision(NamedTuple):
+    """What the processes agreed on in a step; the wish of one is enough."""
+
+    not_finite: bool
+    stop: bool
+    timeout: bool
+    save: bool
+
+
+def start_vote(run: Run, losses: list[Tensor]) -> Callable[[], Decision]:
+    """Begin to ask every process; the returned function waits for the answer.
+
+    Called when the losses are known but the last backward is not queued yet: on a GPU the answer travels to the host
+    while that backward runs, so reading it before the optimiser step does not drain the queue.
+    """
+    config, device = run.config, run.accelerator.device
+    now = time.monotonic()
+    wishes = (
+        bool(run.signals),
+        config.time_limit is not None and now - run.started > config.time_limit * 60,
+        config.save_every_minutes > 0 and now - run.saved > config.save_every_minutes * 60,
+    )
+    not_finite = torch.stack(losses).isfinite().all().logical_not()
+    if run.accelerator.num_processes == 1 and device.type != "cuda":
+        return lambda: Decision(bool(not_finite), *wishes)
+    # From pinned memory, since a copy from ordinary memory may wait for the GPU.
+    own = torch.tensor(wishes, dtype=torch.float32, pin_memory=device.type == "cuda")
+    votes = torch.cat([not_finite.float()[None], own.to(device, non_blocking=True)])
+    if run.accelerator.num_processes > 1:
+        torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX)
+    if device.type != "cuda":
+        return lambda: Decision(*(vote > 0 for vote in votes.tolist()))
+    on_host = torch.empty(votes.shape, pin_memory=True)
+    on_host.copy_(votes, non_blocking=True)
+    arrived: Any = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> Decision:
+        arrived.synchronize()
+        return Decision(*(vote > 0 for vote in on_host.tolist()))
+
+    return read
+
+
+# DDP and FSDP2 --------------------------------------------------------------------------------------------------------
+
+
+def no_sync(run: Run) -> AbstractContextManager[None]:
+    """Leave gradients on their process during a backward."""
+    return _whole_gradients(run.forward) if run.config.fsdp else run.accelerator.no_sync(run.forward)
+
+
+@contextmanager
+def _whole_gradients(forward: Any) -> Iterator[None]:
+    forward.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        forward.set_requires_gradient_sync(True)
+
+
+def shard(forward: nn.Module) -> None:
+    """FSDP2: one group per block, the rest in the root's.
+
+    torch's own call, not Accelerate's plugin: that one refuses CPUs, and a test without GPUs needs them.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    lists = [module for module in forward.modules() if isinstance(module, nn.ModuleList)]
+    for blocks in reversed(lists):
+        for block in blocks:
+            if any(True for _ in block.parameters()):
+                fully_shard(block)
+    fully_shard(forward)
+
+
+def refresh_plain(run: Run) -> None:
+    """Put the sharded weights together in `run.plain`."""
+    if run.config.fsdp:
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        run.plain.load_state_dict(get_model_state_dict(run.model, options=StateDictOptions(full_state_dict=True)))
+
+
+def whole_states(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(weights, optimiser state), gathered from the shards to the first process."""
+    if not run.config.fsdp:
+        return run.model.state_dict(), run.optimizer.state_dict()
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return get_state_dict(run.model, run.optimizer.optimizer, options=options)
+
+
+def load_whole_states(run: Run, model: dict[str, Any], optimizer: dict[str, Any] | None = None) -> None:
+    """Give weights and optimiser state to the network, sharded if it is."""
+    if run.config.fsdp:
+        from torch.distributed.checkpoint import state_dict
+
+        options = state_dict.StateDictOptions(full_state_dict=True)
+        state_dict.set_model_state_dict(run.model, model, options=options)
+        if optimizer is not None:
+            state_dict.set_optimizer_state_dict(run.model, run.optimizer.optimizer, optimizer, options=options)
+        return
+    run.model.load_state_dict(model)
+    if optimizer is not None:
+        run.optimizer.load_state_dict(optimizer)

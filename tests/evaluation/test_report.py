@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import base64
+import re
+
+import pytest
+from PIL import Image
+
+from anyres.evaluation import plots
+from anyres.evaluation.report import Page, Samples, render
+from tests.evaluation.helpers import make_row
+
+SIDES = (16, 24, 32, 64)
+NAMES = ("resformer_mr", "deit <b>&'\"")
+
+
+def rows():
+    made = []
+    for number, name in enumerate(NAMES):
+        for side in SIDES:
+            refused = number == 1 and side == 16
+            made.append(
+                make_row(name, side, side, None if refused else 50.0 + side / 2 - 3 * number, trained=side == 32, bad=2,
+                         note="Input height (16) doesn't match" if refused else "", images_per_second=6400 / side)
+            )  # fmt: skip
+        made.append(make_row(name, 24, 43, 61.25 - number))
+    return made
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return render(
+        Page(
+            rows(),
+            {NAMES[0]: [(24, 24), (32, 32)], NAMES[1]: [(32, 32)]},
+            "digits/val",
+            facts={"Command": "anyres sweep <x>", "Hardware": "some processor"},
+            preparation=dict.fromkeys(NAMES, "bicubic resize"),
+            samples=[Samples((24, 43), [Image.new("RGB", (43, 24), "red")])],
+            bad=["broken.jpg: truncated"],
+        )
+    )
+
+
+def test_every_model_and_size_is_there(page):
+    text = page.replace("\u2011", "-")
+    assert "resformer_mr" in text
+    assert "deit &lt;b&gt;&amp;" in text
+    assert "<b>&'" not in text
+    for side in SIDES:
+        assert f"<th scope='row'>{side}</th>" in text
+    assert "24×43 <small>16:9</small>" in text
+    for row in rows():
+        if row.top1 is not None:
+            assert f"{row.top1:.1f}" in text
+    assert "Input height (16)" in text
+    assert "could not run at 1 of 5 sizes" in text
+    assert "2 unreadable images" in text
+    assert "broken.jpg: truncated" in text
+    assert "anyres sweep &lt;x&gt;" in text
+    assert "some processor" in text
+
+
+def test_nothing_is_loaded_from_outside(page):
+    assert "http" not in page
+    assert "<script" not in page
+    assert "<link" not in page
+    sources = re.findall(r"(?:src|srcset|href)\s*=\s*['\"]([^'\"]*)", page)
+    assert len(sources) >= 7
+    assert all(source.startswith("data:image/") for source in sources)
+    assert not re.search(r"url\(|@import", page)
+    for source in sources:
+        kind, _, content = source.partition(";base64,")
+        if kind == "data:image/svg+xml":
+            picture = base64.b64decode(content).decode()
+            links = re.findall(r"(?:href|src)\s*=\s*\"([^\"]*)", picture)
+            assert all(link.startswith("#") for link in links)
+
+
+def test_a_page_without_cost_or_curve_renders():
+    text = render(Page([make_row("fixed", 32, 32, 70.0, gflops=None, images_per_second=None)], {}, "digits/val"))
+    assert "70.0" in text
+    assert "Accuracy against time" not in text
+    render(Page([make_row("none", 32, 32, None)], {}, "digits/val"))
+
+
+def markers(axes, colour):
+    """{x: filled} of the markers drawn in a colour."""
+    found = {}
+    for line in axes.get_lines():
+        if line.get_marker() not in ("", "None", None) and line.get_markeredgecolor() == colour:
+            filled = line.get_markerfacecolor() == colour
+            found.update({round(float(x)): filled for x in line.get_xdata()})
+    return found
+
+
+def test_training_sizes_are_filled_and_unseen_ones_hollow():
+    figure = plots.accuracy_figure(rows(), {NAMES[0]: [24, 32], NAMES[1]: [32]})
+    main, others = figure.axes
+    assert markers(main, plots.COLOURS[0]) == {16: False, 24: False, 32: True, 64: False}
+    assert set(markers(main, plots.COLOURS[1])) == {24, 32, 64}
+    assert [tick.get_text() for tick in main.get_xticklabels()] == ["16", "24", "32", "64"]
+    assert main.get_xscale() == "log"
+    assert [tick.get_text() for tick in others.get_yticklabels()] == ["24×43\n16:9"]
+    labels = [text.get_text() for text in main.texts]
+    assert any(label.startswith("resformer_mr\n82.0 at 64") for label in labels)
+
+
+def test_many_shapes_get_a_panel_for_each_ratio():
+    many = [make_row("a", round(side * 0.75), round(side / 0.75), side / 10) for side in range(32, 320, 16)]
+    many += [make_row("a", row.width, row.height, 50.0) for row in many]
+    figure = plots.accuracy_figure([*many, make_row("a", 32, 32, 50.0), make_row("a", 64, 64, 60.0)], {})
+    assert len(figure.axes) == 3
+
+
+def test_front_is_what_nothing_beats():
+    points = [(1.0, 50.0, None), (2.0, 40.0, None), (2.0, 60.0, None), (3.0, 60.0, None), (0.5, 10.0, None)]
+    assert [point[:2] for point in plots._front(points)] == [(0.5, 10.0), (1.0, 50.0), (2.0, 60.0)]
+
+
+def test_pictures_are_written(tmp_path):
+    for number, figure in enumerate(
+        (plots.accuracy_figure(rows(), {}, narrow=True), plots.pareto_figure(rows()), plots.cost_figure(rows(), {}))
+    ):
+        plots.save(figure, tmp_path / f"{number}.png")
+        with Image.open(tmp_path / f"{number}.png") as image:
+            assert image.width > 800
+            assert image.convert("L").getextrema() == (pytest.approx(20, abs=20), 255)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+
+from anyres import create_model
+from anyres.data import open_source
+from anyres.errors import UserError
+from anyres.evaluation import read_csv, sweep
+from anyres.evaluation.sweep import timm_model, train_sizes
+from tests.evaluation.helpers import GreySource, TableModel
+
+SQUARES = [(16, 16), (24, 24), (32, 32)]
+
+
+def source():
+    return GreySource([0, 1, 2, 3, 4, 5], classes=6, broken=(5,))
+
+
+def test_a_sweep_writes_table_pictures_and_report(tmp_path):
+    models = {
+        "good": TableModel(torch.eye(6), train_sizes=[[16, 16], [32, 32]]),
+        "fixed": TableModel(torch.eye(6).flip(0), refuses=((16, 16), (24, 24), (12, 20))),
+    }
+    seen = []
+    result = sweep(
+        models, source(), [*SQUARES, (12, 20)], tmp_path / "out", cost_seconds=0.0, command="the command",
+        progress=lambda row, number, total: seen.append((row.model, number, total)),
+    )  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "pareto.png", "report.html", "sweep.csv", "sweep.png",
+    ]  # fmt: skip
+    assert set(result.files) == {"table", "picture", "pareto", "report"}
+    assert read_csv(result.files["table"]) == result.rows
+    assert seen == [(name, number, 8) for number, name in enumerate(["good"] * 4 + ["fixed"] * 4, 1)]
+    by_size = {(row.model, row.size): row for row in result.rows}
+    assert [by_size["good", size].trained for size in SQUARES] == [True, False, True]
+    assert by_size["good", (12, 20)].top1 == 100
+    assert by_size["good", (16, 16)].bad == 1
+    assert by_size["good", (16, 16)].count == 5
+    refused = by_size["fixed", (16, 16)]
+    assert refused.top1 is None
+    assert refused.note == "Input height (16) doesn't match model (32)."
+    assert by_size["fixed", (32, 32)].top1 == 0
+    assert result.areas == {"good": pytest.approx(100), "fixed": None}
+    text = result.files["report"].read_text()
+    assert "the command" in text
+    assert "good" in text
+    assert "fixed" in text
+
+
+def test_an_interrupted_sweep_continues(tmp_path):
+    def stop(row, number, total):
+        if number == 2:
+            raise KeyboardInterrupt
+
+    model = TableModel(torch.eye(6))
+    with pytest.raises(KeyboardInterrupt):
+        sweep({"m": model}, source(), SQUARES, tmp_path, cost=False, progress=stop)
+    journal = tmp_path / "sweep.partial.jsonl"
+    assert journal.exists()
+    with journal.open("a") as handle:
+        handle.write('{"key": "torn')
+    model.calls.clear()
+    result = sweep({"m": model}, source(), SQUARES, tmp_path, cost=False)
+    assert (16, 16) not in model.calls[:-1]  # but for the samples of the report nothing is done again
+    assert set(model.calls) == {(32, 32)}
+    assert [row.top1 for row in result.rows] == [100, 100, 100]
+    assert not journal.exists()
+
+
+def test_other_weights_or_settings_are_measured_anew(tmp_path):
+    def stop(row, number, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep({"m": TableModel(torch.eye(6))}, source(), SQUARES, tmp_path, cost=False, progress=stop)
+    other = TableModel(torch.eye(6).flip(0))
+    assert [row.top1 for row in sweep({"m": other}, source(), SQUARES, tmp_path, cost=False).rows] == [0, 0, 0]
+
+
+def test_out_of_memory_is_recorded(tmp_path):
+    class Greedy(TableModel):
+        def forward(self, images):
+            if images.shape[2] == 24 and len(images) > 1:
+                raise torch.OutOfMemoryError("no room")
+            return super().forward(images)
+
+    rows = sweep({"m": Greedy(torch.eye(6))}, source(), SQUARES, tmp_path, cost=False, batch_size=4).rows
+    assert [row.top1 for row in rows] == [100, None, 100]
+    assert rows[1].note == "out of memory in batches of 4"
+
+
+def test_an_error_that_is_not_about_the_size_is_not_hidden(tmp_path):
+    class Broken(TableModel):
+        def forward(self, images):
+            if images.any():
+                raise RuntimeError("a bug")
+            return super().forward(images)
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        sweep({"m": Broken(torch.eye(6))}, source(), SQUARES, tmp_path, cost=False)
+
+
+def test_real_models_on_real_images(tmp_path):
+    torch.manual_seed(0)
+    ours = create_model(
+        "resformer_tiny", num_classes=10, in_chans=1, img_size=32, patch_size=4, embed_dim=48, depth=2, num_heads=3
+    )
+    rival = timm.create_model("vit_tiny_patch16_224", num_classes=10, in_chans=1, img_size=32, depth=1)
+    rival.pretrained_cfg = {"input_size": (1, 32, 32), "mean": (0.0,), "std": (0.5,), "crop_pct": 1.0}
+    result = sweep(
+        {"ours": ours, "timm": rival},
+        open_source("digits", "val"),
+        [(16, 16), (32, 32), (24, 43)],
+        tmp_path,
+        cost_seconds=0.0,
+    )
+    by_size = {(row.model, row.size): row for row in result.rows}
+    assert all(by_size["ours", size].count == 360 for size in ((16, 16), (32, 32), (24, 43)))
+    assert by_size["timm", (32, 32)].top1 is not None
+    assert "match" in by_size["timm", (16, 16)].note
+    assert by_size["ours", (32, 32)].gflops > by_size["ours", (16, 16)].gflops
+
+
+def test_timm_models_change_their_size_where_they_can():
+    model = timm_model("vit_tiny_patch16_224", pretrained=False)
+    with torch.inference_mode():
+        assert model(torch.zeros(1, 3, 96, 64)).shape == (1, 1000)
+    assert train_sizes(model) == [(224, 224)]
+    with pytest.raises(UserError, match="did you mean"):
+        timm_model("vit_tiny_patch16_225", pretrained=False)
+
+
+def test_train_sizes():
+    assert train_sizes(TableModel(torch.eye(2), train_sizes=[[24, 32], [16, 16]])) == [(24, 32), (16, 16)]
+    assert train_sizes(TableModel(torch.eye(2), train_sizes=(128, 160))) == [(128, 128), (160, 160)]
+    assert train_sizes(TableModel(torch.eye(2))) == [(32, 32)]
+    assert train_sizes(torch.nn.Identity()) == []
+
+
+def test_nothing_to_sweep_is_refused(tmp_path):
+    with pytest.raises(UserError, match="at least one"):
+        sweep({}, source(), SQUARES, tmp_path)
+    with pytest.raises(UserError, match="at least one"):
+        sweep({"m": TableModel(torch.eye(6))}, source(), [], tmp_path)

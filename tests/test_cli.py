@@ -1,0 +1,202 @@
+"""The command line as people use it: right and wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anyres import cli
+from anyres.registry import create_model
+
+TINY = "embed_dim=24,depth=1,num_heads=2,patch_size=4"
+
+
+def run(*arguments: str) -> int:
+    return cli.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def no_trace(capfd):
+    """Runs a command that must fail: exit code, and one sentence on the error stream."""
+
+    def check(*arguments: str) -> str:
+        code = run(*arguments)
+        error = capfd.readouterr().err
+        assert code != 0
+        assert "Traceback" not in error
+        lines = [line for line in error.splitlines() if line.startswith("anyres: ")]
+        assert len(lines) == 1, error
+        return lines[0]
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("my run ä") / "run"  # a space and an umlaut in the path
+    options = [
+        "data=digits",
+        "sizes=16,12",
+        f"model_args={TINY}",
+        "epochs=1",
+        "--warmup-epochs=0",
+        "mixup=0",
+        "cutmix=0",
+    ]
+    options += ["auto_augment=none", "hflip=0", "erasing=0", "--no-progress", "fraction=0.1", f"output={folder}"]
+    assert run("train", "--model", "resformer_tiny", *options) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
+    (folder / "empty.png").write_bytes(b"")
+    return folder
+
+
+def test_train_writes_a_run(digits_run) -> None:
+    assert (digits_run / "config.yaml").is_file()
+    assert json.loads((digits_run / "summary.json").read_text())["status"] == "finished"
+    config = json.loads((digits_run / "best" / "config.json").read_text())
+    assert config["anyres"]["train_sizes"] == [[16, 16], [12, 12]]
+    assert config["pretrained_cfg"]["label_names"] == [str(digit) for digit in range(10)]
+
+
+def test_predict_names_labels_and_counts_bad_files(digits_run, pictures, capfd, tmp_path) -> None:
+    assert run("predict", digits_run, pictures, "--size", "17x23", "--topk", 3) == 0
+    out = capfd.readouterr()
+    assert "2 of 5 files could not be read" in out.err
+    assert "broken.jpg" in out.out
+    assert run("predict", digits_run, pictures, "output=" + str(tmp_path / "p.csv")) == 0
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    assert len(rows) == 3 * 5 + 2
+    assert sum(bool(row["problem"]) for row in rows) == 2
+    shares: dict[str, float] = {}
+    for row in rows:
+        shares[row["image"]] = shares.get(row["image"], 0) + float(row["probability"] or 0)
+    assert all(share <= 1.001 for share in shares.values())
+    assert run("predict", digits_run, pictures / "empty.png") == 2
+    assert "None of the 1 files" in capfd.readouterr().err
+
+
+def test_predict_agrees_with_the_model_called_by_hand(digits_run, tmp_path, capfd) -> None:
+    from anyres import load_pretrained
+
+    pixels = np.random.default_rng(1).integers(0, 255, (16, 16), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    model = load_pretrained(digits_run / "best")
+    x = torch.from_numpy(pixels)[None, None] / 255 / torch.tensor(model.pretrained_cfg["std"][0])
+    expected = model(x).softmax(-1)[0]
+    assert run("predict", digits_run, tmp_path / "x.png", "--size=16", "--topk=1", "--layout=csv") == 0
+    row = capfd.readouterr().out.splitlines()[1].split(",")
+    assert row[2] == str(expected.argmax().item())
+    assert float(row[3]) == pytest.approx(expected.max().item(), abs=1e-3)
+
+
+def test_sweep_compares_a_run_and_a_saved_model(digits_run, tmp_path, capfd) -> None:
+    out = tmp_path / "sweep"
+    models = [f"first:={digits_run}", digits_run / "last"]
+    assert run("sweep", *models, "sizes=12,16,20x14", "--no-cost", f"output={out}") == 0
+    rows = list(csv.DictReader((out / "sweep.csv").open()))
+    assert len(rows) == 6
+    assert {row["model"] for row in rows} == {"first", "run"}
+    assert (out / "report.html").is_file()
+    assert (out / "sweep.png").stat().st_size > 10_000
+    assert "16*" not in capfd.readouterr().out.split("size")[0]
+
+
+def test_models_and_info(capfd) -> None:
+    assert run("models", "resformer", "--layout", "csv") == 0
+    rows = list(csv.DictReader(capfd.readouterr().out.splitlines()))
+    assert [row["model"] for row in rows] == ["resformer_base", "resformer_small", "resformer_tiny"]
+    assert rows[1]["top-1 (%)"] == "82.2"
+    assert run("info", "deit_tiny_patch16_224", "sizes=224") == 0
+    out = capfd.readouterr().out
+    assert "5,717,416" in out
+    assert "Apache-2.0" in out
+    assert "72.20" in out
+
+
+def test_convert_there_and_back(tmp_path, capfd) -> None:
+    torch.manual_seed(0)
+    model = create_model("deit_tiny")
+    torch.save({"model": model.to_published(model.state_dict())}, tmp_path / "published.pth")
+    assert run("convert", tmp_path / "published.pth", tmp_path / "ours.safetensors") == 0
+    assert "deit_tiny" in capfd.readouterr().out
+    assert run("convert", tmp_path / "published.pth", tmp_path / "folder", "--model=deit_tiny") == 0
+    assert run("convert", tmp_path / "folder", tmp_path / "back.pth", "--to", "published") == 0
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    assert "pos_embed" in back
+    assert all(torch.equal(back[k], v) for k, v in model.to_published(model.state_dict()).items())
+
+
+WRONG = {
+    "command": (["trian"], "did you mean train"),
+    "option": (["train", "--batch-siz=3"], "--batch-size"),
+    "bare option value": (["sweep", "x", "sizes=12,abc"], "abc"),
+    "number": (["predict", "x", "y", "--topk", "three"], "whole number"),
+    "model": (["info", "resformer_smal"], "resformer_small"),
+    "no model matches": (["models", "bert"], "bert"),
+    "recipe": (["train", "recipe=resformer_smal"], "resformer_small"),
+    "missing data": (["train", "data=/no/such/folder"], "/no/such/folder"),
+    "missing run": (["sweep", "runs/none/best"], "runs/none/best"),
+    "missing weights": (["sweep", "deit_tiny=none.pth"], "none.pth"),
+    "device": (["sweep", "x", "device=gpu"], "gpu"),
+    "training size": (["train", "data=digits", "sizes=8", f"model_args={TINY.replace('4', '16')}"], "minimum|multiple"),
+    "model option": (["train", "data=digits", "model_args=dept=3", "sizes=32"], "depth"),
+    "value": (["train", "epochs=none"], "whole number"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_mistakes_get_one_sentence(kind: str, no_trace, tmp_path, monkeypatch) -> None:
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    arguments, hint = WRONG[kind]
+    assert re.search(hint, no_trace(*arguments))
+
+
+def test_mistakes_with_files(no_trace, tmp_path, pictures, digits_run) -> None:
+    (tmp_path / "recipe.yaml").write_text("epoch: 3\n")
+    assert "epochs" in no_trace("train", f"recipe={tmp_path / 'recipe.yaml'}")
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    assert "cat" in no_trace("train", f"data={tmp_path / 'data'}", f"output={tmp_path / 'run'}")
+    (tmp_path / "empty").mkdir()
+    assert "no images" in no_trace("predict", digits_run, tmp_path / "empty")
+    (tmp_path / "bad.pth").write_bytes(b"not weights")
+    assert "bad.pth" in no_trace("predict", tmp_path / "bad.pth", pictures)
+    torch.save({"model": create_model("deit_tiny", depth=1).state_dict()}, tmp_path / "other.pth")
+    assert "does not fit" in no_trace("predict", f"resformer_tiny={tmp_path / 'other.pth'}", pictures)
+    assert "fits no registered model" in no_trace("convert", tmp_path / "other.pth", tmp_path / "x.safetensors")
+    assert "single files" in no_trace("convert", digits_run / "best", tmp_path / "x", "--to=published")
+
+
+def test_a_full_disk_is_one_sentence(no_trace, monkeypatch, digits_run, tmp_path) -> None:
+    import errno
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x.safetensors"))
+
+    monkeypatch.setattr("anyres.checkpoints.save_file", full)
+    create_model("deit_tiny").save_pretrained(tmp_path / "m")
+    assert "disk is full" in no_trace("convert", tmp_path / "m", tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    code = f"{sys.executable} -m anyres models | head -1"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", code], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,103 @@
+"""Options: types, ranges, recipes, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from anyres.errors import UserError
+from anyres.registry import list_models
+from anyres.training.config import RECIPES, TrainConfig, field_help, list_recipes, load_config
+
+
+def test_text_from_yaml_and_command_lines_becomes_the_option_type() -> None:
+    config = load_config(
+        {"lr": "1e-3", "sizes": "128,224,160x256", "distillation": None, "resume": False, "teacher": "none"}
+    )
+    assert config.lr == 1e-3
+    assert config.shapes == [(224, 224), (160, 256), (128, 128)]
+    assert (config.distillation, config.resume, config.teacher) == ("none", "no", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"epcohs": 3}, "'epcohs' does not exist; did you mean 'epochs'"),
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"epochs": "many"}, "epochs is 'many'; it must be a whole number"),
+        ({"epochs": 2.5}, "epochs is 2.5; it must be a whole number"),
+        ({"lr": "fast"}, "lr is 'fast'; it must be a number or none"),
+        ({"lr": float("inf")}, "lr is inf; it must be a number"),
+        ({"mode": "both"}, "mode is 'both'; it must be one of replicate, sample"),
+        ({"sizes": [0]}, "size '0'"),
+        ({"sizes": "small"}, "size 'small'"),
+        ({"sizes": []}, "size ''"),
+        ({"window": 4}, "window is 4; it must not exceed the number of sizes, 3"),
+        ({"wandb": "maybe"}, "wandb is 'maybe'; it must be true or false"),
+        ({"model_args": 3}, "model_args is 3"),
+        ({"crop_scale": [1.0, 0.5]}, "crop_scale is"),
+        ({"drop_path": 1.0}, "drop_path is 1.0; it must be at least 0 and below 1"),
+        ({"batch_size": 10, "accumulation": 3}, "batch_size 10 must be a multiple of accumulation, 3"),
+        ({"epochs": 3}, "warmup_epochs is 5; it must be less than epochs, 3"),
+        ({"distillation": "kl"}, "set distillation_target logit"),
+        ({"fsdp": True, "ema_decay": 0.9}, "set ema_decay 0 or fsdp false"),
+    ],
+)
+def test_mistakes_get_one_sentence(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(options)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_recipe_files_with_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'resformer_small'"):
+        load_config("resformer_smal")
+    with pytest.raises(UserError, match="does not exist"):
+        load_config(tmp_path / "none.yaml")
+    for text, sentence in (("a: [", "not valid YAML"), ("- 1", "must hold options"), ("batchsize: 3", "'batch_size'")):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(UserError, match=sentence):
+            load_config(tmp_path / "bad.yaml")
+
+
+def test_every_option_has_a_help_line() -> None:
+    texts = field_help()
+    assert texts.keys() == {field.name for field in dataclasses.fields(TrainConfig)}
+    assert all(text.endswith(".") and "\n" not in text and len(text) > 10 for text in texts.values())
+
+
+def test_a_saved_config_is_a_recipe(tmp_path: Path) -> None:
+    config = load_config({"sizes": [32, "24x16"], "lr": 1e-5, "model_args": {"depth": 2}, "distillation": "none"})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_published_recipes() -> None:
+    sizes = {name: load_config(name).shapes for name in list_recipes()}
+    for name in ("resformer_tiny", "resformer_small", "resformer_base"):
+        assert sizes[name] == [(224, 224), (160, 160), (128, 128)]
+    assert sizes["resformer_small_128_224_384"] == [(384, 384), (224, 224), (128, 128)]
+    for side in (128, 160, 224):
+        assert sizes[f"resformer_small_{side}"] == [(side, side)]
+    peaks = {"tiny": 1e-3, "small": 1e-3, "base": 1.6e-3}  # resformer.md, section 6: 8 x 128 images
+    for variant, peak in peaks.items():
+        assert load_config(f"resformer_{variant}").peak_lr == pytest.approx(peak)
+    assert load_config("deit_small").peak_lr == pytest.approx(1e-3)
+    assert load_config("deit_base_384").peak_lr == pytest.approx(5e-6)
+    base = load_config("resformer_base")
+    assert (base.epochs, base.warmup_epochs, base.drop_path, base.clip_grad) == (200, 20, 0.2, 5)
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_recipes_name_a_model_and_say_what_to_expect(name: str) -> None:
+    config = load_config(name)
+    assert config.model in list_models()
+    text = (RECIPES / f"{name}.yaml").read_text()
+    for words in ("# Command:", "# Hardware:", "# Published:"):
+        assert words in text
+    if "distilled" in name:
+        assert (config.teacher, config.teacher_kind, config.teacher_alpha) == ("regnety_160", "hard", 0.5)
