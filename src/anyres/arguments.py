@@ -104,35 +104,35 @@ def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
 
 
 def add_parameters(parser: argparse.ArgumentParser, function: Callable[..., Any], helps: dict[str, str]) -> None:
-    """One argument per parameter; `**options: Unpack[...]` is not needed: a `config` attribute names a dataclass's
-    fields."""
+    """One argument per parameter. A function that takes `**options` lists them in its attribute `more_options`, which
+    returns (type, default, help) by name."""
     hints = typing.get_type_hints(function)
     for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is not parameter.VAR_KEYWORD:
-            add_argument(
-                parser, parameter.name, hints[parameter.name], parameter.default, helps.get(parameter.name, "")
-            )
+        name, text = parameter.name, helps.get(parameter.name, "")
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            add_positional(parser, name, hints[name], parameter.default, text)
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            add_option(parser, name, hints[name], parameter.default, text)
     for name, (hint, default, text) in getattr(function, "more_options", dict)().items():
-        add_argument(parser, name, hint, default, text, given_only=True)
+        add_option(parser, name, hint, default, text, given_only=True)
 
 
-def add_argument(
+def add_positional(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, text: str) -> None:
+    """Add a positional argument; one with a default may be left out."""
+    optional = default is not inspect.Parameter.empty
+    number = "+" if get_origin(hint) is list else "?" if optional else None
+    extra: dict[str, Any] = {"default": argparse.SUPPRESS} if optional else {}
+    parser.add_argument(name, metavar=name.upper(), nargs=number, type=_reader(hint), help=_escape(text), **extra)
+
+
+def add_option(
     parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, text: str, given_only: bool = False
 ) -> None:
-    """Add one argument. `given_only`: absent from the result unless the user gave it, as text for the receiver to
-    read."""
-    text = text.replace("%", "%%")
-    positional = default is inspect.Parameter.empty
-    several = get_origin(hint) is list
-    if get_origin(hint) is types.UnionType:
-        hint = next(choice for choice in get_args(hint) if choice is not types.NoneType)
-    settings: dict[str, Any] = {"help": text}
-    if positional:
-        parser.add_argument(name, metavar=name.upper(), nargs="+" if several else None, type=_reader(hint), **settings)
-        return
+    """Add an option. `given_only`: absent from the result unless the user gave it, as text for the receiver to read."""
+    hint = _without_none(hint)
     if not given_only and default not in (None, "", False) and not isinstance(default, bool):
-        settings["help"] += f" (default {default})"
-    settings["default"] = argparse.SUPPRESS if given_only else default
+        text += f" (default {default})"
+    settings: dict[str, Any] = {"help": _escape(text), "default": argparse.SUPPRESS if given_only else default}
     flag = f"--{name.replace('_', '-')}"
     if hint is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
@@ -143,7 +143,18 @@ def add_argument(
         parser.add_argument(flag, metavar=name.upper().split("_")[-1], type=reader, **settings)
 
 
+def _escape(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+def _without_none(hint: Any) -> Any:
+    if get_origin(hint) is types.UnionType:
+        return next(choice for choice in get_args(hint) if choice is not types.NoneType)
+    return hint
+
+
 def _reader(hint: Any) -> Callable[[str], Any]:
+    hint = _without_none(hint)
     if get_origin(hint) is list:
         hint = get_args(hint)[0]
     words = {int: "a whole number", float: "a number"}

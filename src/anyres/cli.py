@@ -69,7 +69,7 @@ def train(model: str | None = None, *, recipe: str | None = None, **options: Any
     from anyres.training import train as run
 
     if model is not None:
-        options["model"] = model
+        options["model"] = model  # also `--model`, as in a recipe
     if "model_args" in options:
         options["model_args"] = _key_values("model_args", options["model_args"])
     result = run(load_config(recipe, **options))
@@ -94,8 +94,7 @@ def _train_options() -> dict[str, tuple[Any, Any, str]]:
         default = field.default if factory is dataclasses.MISSING else factory()
         shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
         note = "" if default in (None, {}, "") or isinstance(default, bool) else f" (default {shown})"
-        if name != "model":
-            found[name] = (hints[name], default, text + note)
+        found[name] = (hints[name], default, text + note)
     return found
 
 

@@ -16,7 +16,7 @@ RUNS = {
 }
 """Name in the pictures → recipe."""
 
-SIZES = [(side, side) for side in (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96)] + [(24, 40), (48, 20)]
+SIZES = [(side, side) for side in (10, 12, 15, 16, 20, 24, 28, 32, 40, 48, 64, 80, 96)] + [(24, 30), (40, 32)]
 """Half the smallest to three times the largest training size, and two shapes that are not square."""
 
 
@@ -39,7 +39,7 @@ def run_demo(
         sizes = ", ".join(f"{height}" for height, _ in config.shapes)
         print(f"[{number}/{len(runs) + 1}] {name}: training at {sizes} px", flush=True)
         train(config)
-        models[name] = load_pretrained(output / recipe / "best")
+        models[name] = load_pretrained(output / recipe / "last_ema")  # not "best": nothing is chosen on the test images
     print(f"[{len(runs) + 1}/{len(runs) + 1}] evaluating at {len(SIZES)} sizes", flush=True)
     return sweep(
         models,

@@ -132,11 +132,10 @@ class LocalPositionEmbedding(nn.Module):
 
     def forward(self, v_BNC: Tensor, grid: Grid, heads: int) -> Tensor:
         """Patch values (B, h·w, heads·head_dim) → the term to add, same shape."""
-        # Filters tiled over the heads make one depthwise convolution of the (C, h, w) map, with no copy into (B·heads,
-        # ...).
-        weight = self.conv.weight.repeat(heads, 1, 1, 1)
+        # Filters tiled over the heads make one depthwise convolution of the (C, h, w) map: no copy into (B·heads, ...).
         assert self.conv.bias is not None
-        bias = self.conv.bias.repeat(heads)
+        weight = self.conv.weight.expand(heads, -1, -1, -1, -1).flatten(0, 1)
+        bias = self.conv.bias.expand(heads, -1).flatten()
         maps = v_BNC.unflatten(1, grid).permute(0, 3, 1, 2)
         out = F.conv2d(maps, weight, bias, padding=1, groups=weight.shape[0])
         return out.permute(0, 2, 3, 1).flatten(1, 2)

@@ -1,0 +1,75 @@
+"""A folder as people have it: odd files and broken ones, through training, prediction and the sweep."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from anyres import cli
+from tests.data.pictures import bad_files, encode, noise, odd_good_files
+
+NETWORK = "model_args=embed_dim=24,depth=1,num_heads=2,patch_size=4"
+OFF = ["mixup=0", "cutmix=0", "auto_augment=none", "erasing=0", "hflip=0", "warmup_epochs=0", "--no-progress"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photo album")
+    for split in ("train", "val"):
+        for name in ("cat", "dög"):
+            place = root / split / name
+            place.mkdir(parents=True)
+            for i in range(6):
+                (place / f"{i}.jpg").write_bytes(encode(noise(40, 50, i)))
+            for file, content in odd_good_files().items():
+                (place / file).write_bytes(content)
+        for file, content in bad_files().items():
+            (root / split / "cat" / file).write_bytes(content)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "run"
+    sizes = ["sizes=24x16,16", "batch_size=10", "epochs=1", "workers=0", "max_bad_fraction=0.5"]
+    arguments = ["train", "resformer_tiny", NETWORK, f"data={folder}", *sizes, *OFF, f"output={output}"]
+    assert cli.main(arguments) == 0
+    return output
+
+
+def test_training_counts_and_names_what_it_skipped(run) -> None:
+    bad = json.loads((run / "summary.json").read_text())["bad_images"]
+    names = {file.rsplit("/", 1)[1] for file in bad["files"]}
+    # The last, incomplete batch of the epoch is not read.
+    assert names <= bad_files().keys()
+    assert bad["count"] == len(names) >= len(bad_files()) - 3
+    assert all(reason for reason in bad["files"].values())
+
+
+def test_too_many_bad_files_stop_with_one_sentence(folder, tmp_path, capfd) -> None:
+    arguments = ["train", "resformer_tiny", NETWORK, f"data={folder}", "sizes=16", "batch_size=10", "epochs=1", *OFF]
+    assert cli.main([*arguments, "workers=0", f"output={tmp_path / 'run'}"]) == 2
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    assert [line for line in error.splitlines() if line.startswith("anyres: ")]
+
+
+def test_prediction_names_every_bad_file(run, folder, tmp_path) -> None:
+    assert cli.main(["predict", str(run), str(folder / "val" / "cat"), f"output={tmp_path / 'p.csv'}", "topk=1"]) == 0
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    problems = {row["image"].rsplit("/", 1)[1] for row in rows if row["problem"]}
+    assert problems == bad_files().keys()
+    assert {row["label"] for row in rows} <= {"cat", "dög", ""}
+    assert len(rows) == 6 + len(odd_good_files()) + len(bad_files())
+
+
+def test_sweep_counts_bad_files(run, folder, tmp_path, capfd) -> None:
+    sizes = "sizes=8,16,20x12"
+    assert cli.main(["sweep", str(run), f"data={folder}", sizes, "--no-cost", f"output={tmp_path / 's'}"]) == 0
+    rows = list(csv.DictReader((tmp_path / "s" / "sweep.csv").open()))
+    assert [int(row["bad"]) for row in rows] == [len(bad_files())] * 3
+    assert [int(row["count"]) for row in rows] == [2 * (6 + len(odd_good_files()))] * 3
+    assert "truncated.jpg" in (tmp_path / "s" / "report.html").read_text()
+    assert "Traceback" not in capfd.readouterr().err
