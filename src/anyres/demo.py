@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from anyres.data import open_source
@@ -32,10 +33,11 @@ def run_demo(
     models = {}
     runs = {name: recipe for name, recipe in RUNS.items() if rotary or recipe != "digits_rlpe"}
     for number, (name, recipe) in enumerate(runs.items(), 1):
-        config = load_config(recipe, output=str(output / recipe), seed=seed, device=device)
+        options = {"output": str(output / recipe), "seed": seed, "device": device, "progress": sys.stderr.isatty()}
+        config = load_config(recipe, **options)
         if epochs is not None:
             views = len(load_config("digits").shapes) // len(config.shapes)
-            config = load_config(recipe, output=str(output / recipe), seed=seed, device=device, epochs=epochs * views)
+            config = load_config(recipe, **options, epochs=epochs * views)
         sizes = ", ".join(f"{height}" for height, _ in config.shapes)
         print(f"[{number}/{len(runs) + 1}] {name}: training at {sizes} px", flush=True)
         train(config)

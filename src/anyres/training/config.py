@@ -128,7 +128,7 @@ class TrainConfig:
     log_every: int = option(50, "Optimiser steps between log entries.")
     wandb: bool = option(False, "Log to Weights & Biases too (TensorBoard always).")
     trackio: bool = option(False, "Log to trackio too.")
-    progress: bool = option(True, "Progress bar on a terminal, one line per epoch elsewhere.")
+    progress: bool = option(True, "Progress bar on a terminal, a line per epoch elsewhere; or silence.")
     save_every_minutes: float = option(10.0, "Save to resume from this often, besides every epoch's end; 0: never.")
     save_every_steps: int | None = option(None, "Also save it after this many optimiser steps.")
     keep: int = option(2, "States to keep; the older ones serve if a disk spoils the newest.")

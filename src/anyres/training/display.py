@@ -18,7 +18,7 @@ REFRESH_SECONDS = 0.5
 
 
 class Display:
-    """A bar with images/s and time left on a terminal, one line per epoch anywhere."""
+    """A bar with images/s and time left on a terminal, and a line per validation; elsewhere a line per epoch."""
 
     def __init__(self, run: Run) -> None:
         self._loss = math.nan
@@ -64,7 +64,7 @@ class Display:
     def epoch(self, run: Run, row: dict[str, Any]) -> None:
         """After every epoch, with its row of metrics.csv."""
         run.accelerator.log({f"epoch/{name}": value for name, value in row.items()}, step=run.position.updates)
-        if self._speaks:
+        if self._speaks and (self._bar.disable or "acc1" in row):  # the bar shows the epochs in between
             parts = [f"epoch {row['epoch']}/{run.config.epochs}", f"loss {row['loss']:.4f}"]
             parts += [f"{name} {value:.2f}" for name, value in row.items() if name.startswith(("acc1", "ema_acc1"))]
             parts.append(f"{row['images_per_second']:.0f} images/s")
