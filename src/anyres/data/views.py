@@ -42,7 +42,8 @@ class Augmentation:
 
     `scale` is the range of the crop's share of the image area; `ratio` that of its width over height, relative to the
     view's own (1 for a square). A `scale` that reaches beyond 1 also zooms out: the image is placed somewhere on a
-    canvas of the mean colour (the scale jitter of Ghiasi et al., "Simple Copy-Paste", CVPR 2021). `auto_augment` is a
+    canvas of the mean colour (the scale jitter of Ghiasi et al., "Simple Copy-Paste", CVPR 2021), and the share is
+    then drawn log-uniformly. `auto_augment` is a
     string of timm ("rand-m9-mstd0.5-inc1", "augmix-m5", "original") or None; with it, `color_jitter` does nothing.
     `erasing` is the probability of random erasing with normal noise per pixel.
 
@@ -140,7 +141,7 @@ def draw_box(rng: random.Random, width: int, height: int, augmentation: Augmenta
     shape = size[1] / size[0]
     low, high = augmentation.ratio[0] * shape, augmentation.ratio[1] * shape
     for _ in range(10):
-        area = width * height * rng.uniform(*augmentation.scale)
+        area = width * height * _draw_scale(rng, augmentation.scale)
         ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
         w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
         if (w <= width and h <= height) or augmentation.scale[1] > 1:
@@ -150,6 +151,14 @@ def draw_box(rng: random.Random, width: int, height: int, augmentation: Augmenta
     w, h = min(width, height * ratio), min(height, width / ratio)
     left, top = (width - w) / 2, (height - h) / 2
     return left, top, left + w, top + h
+
+
+def _draw_scale(rng: random.Random, scale: tuple[float, float]) -> float:
+    """Uniform in area as published; uniform in its logarithm where the range reaches beyond 1, so that zooming in and
+    zooming out by the same factor are equally likely."""
+    if scale[1] <= 1:
+        return rng.uniform(*scale)
+    return math.exp(rng.uniform(math.log(scale[0]), math.log(scale[1])))
 
 
 def _resize(
