@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 RUNS = {
     "ResFormer": "digits",
-    "ResFormer, rotary": "digits_rlpe",
-    "DeiT, one size": "digits_deit",
+    "ResFormer, rlpe": "digits_rlpe",
+    "DeiT": "digits_deit",
 }
 """Name in the pictures → recipe."""
 
