@@ -68,13 +68,13 @@ def forward_table(device: torch.device, dtype: torch.dtype, batch: int, count: i
         calls = {name: lambda model=model, x=x: model(x) for name, model in models.items()}
         with torch.inference_mode():
             times = rounds({**calls, "peak": lambda: left @ left}, device, count)
-            peak = 2 * 2048**3 / statistics.median(times.pop("peak"))
-            for name, model in models.items():
-                flops = count_flops(model, x[:1])
-                middle = statistics.median(times[name])
-                share = flops * batch / middle / peak
-                against = ratio(times[name], times["timm deit_small"])
-                print(f"{name:18}{size:6}{1000 * middle:10.1f}{flops / 1e9:11.2f}{share:15.0%}{against:24.2f}")
+        peak = 2 * 2048**3 / statistics.median(times.pop("peak"))
+        for name, model in models.items():
+            flops = count_flops(model, x[:1])
+            middle = statistics.median(times[name])
+            share = flops * batch / middle / peak
+            against = ratio(times[name], times["timm deit_small"])
+            print(f"{name:18}{size:6}{1000 * middle:10.1f}{flops / 1e9:11.2f}{share:15.0%}{against:24.2f}")
 
 
 def step_table(device: torch.device, autocast: bool, batch: int, count: int) -> None:

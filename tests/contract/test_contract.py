@@ -7,6 +7,7 @@ import math
 import pytest
 import timm
 import torch
+from packaging.version import Version
 from torch import Tensor
 
 from anyres.registry import create_model, list_models, load_pretrained
@@ -128,8 +129,9 @@ def test_save_and_load(name: str, tmp_path) -> None:
     assert loaded.pretrained_cfg["train_sizes"] == [[32, 32], [24, 24]]
     again = type(model).from_pretrained(tmp_path / "model")
     assert torch.equal(again(x), model(x))
-    through_timm = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
-    assert torch.equal(through_timm(x), model(x))
+    if Version(timm.__version__) >= Version("1.0.31"):  # 1.0.20 looks for a torch file there; in between was not tried
+        through_timm = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+        assert torch.equal(through_timm(x), model(x))
 
 
 @torch.inference_mode()
