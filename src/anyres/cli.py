@@ -276,7 +276,7 @@ def info(model: str, *, sizes: str = "96,224,384") -> None:
         "model": facts["name"],
         "published as": facts["published_name"],
         "parameters": f"{facts['parameters']:,}",
-        "GFLOPs (2 x multiply-adds)": ", ".join(gflops),
+        "GFLOPs (2 x MACs, as run)": ", ".join(gflops),
         "trained at": ", ".join(map(str, facts["train_sizes"])),
         "smallest side": str(facts["minimum_size"]),
         "other sizes": facts["size_policy"],
