@@ -42,7 +42,7 @@ def run_demo(
             options["epochs"] = epochs * views
         jobs.append((recipe, options))
     print(f"[1/2] training {len(jobs)} networks side by side: {', '.join(runs)}", file=sys.stderr, flush=True)
-    # Networks this small gain nothing from a second core, so each gets a process of its own: twice as fast on two.
+    # Networks this small gain nothing from a second core, so each gets a process of its own: a third less time.
     threads = max(1, (os.cpu_count() or 1) // len(jobs))
     with ProcessPoolExecutor(len(jobs), _processes()) as pool:
         scores = pool.map(_train, jobs, [threads] * len(jobs))
