@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
+from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +21,51 @@ from anyres.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class KeyRule(NamedTuple):
+    """One difference between published parameter names and ours.
+
+    `published` and `ours` are whole parts between dots, anywhere in the name or, after a "^", at its start. "{i}" and
+    "{j}" stand for numbers, "{i+1}" for the number plus one: `KeyRule("^block{i+1}.{j}", "^stages.{i}.blocks.{j}")`.
+    `unit_axes` says which axes of length 1 the published tensor has that ours has not: "conv" two at the end (a 1x1
+    convolution that is a linear layer here), "norm" those of (1, C, 1, 1).
+    """
+
+    published: str
+    ours: str
+    unit_axes: Literal["", "conv", "norm"] = ""
+
+
+@cache
+def _key_pattern(template: str) -> re.Pattern[str]:
+    start = "^" if template.startswith("^") else r"(?:^|(?<=\.))"
+    parts = re.split(r"(\{\w(?:[+-]\d+)?\})", template.removeprefix("^"))
+    pattern = "".join(rf"(?P<{part[1]}>\d+)" if part.startswith("{") else re.escape(part) for part in parts)
+    return re.compile(rf"{start}{pattern}(?=\.|$)")
+
+
+def _key_offsets(template: str) -> dict[str, int]:
+    return {name: int(offset or 0) for name, offset in re.findall(r"\{(\w)([+-]\d+)?\}", template)}
+
+
+def rename(name: str, tensor: Tensor, rules: Sequence[KeyRule], back: bool = False) -> tuple[str, Tensor]:
+    """A parameter through `rules` from the published name and shape to ours, or `back`."""
+    for rule in reversed(rules) if back else rules:
+        source, target = (rule.ours, rule.published) if back else (rule.published, rule.ours)
+        if (match := _key_pattern(source).search(name)) is None:
+            continue
+        have, want = _key_offsets(source), _key_offsets(target)
+        replacement = target.removeprefix("^")
+        for key, value in match.groupdict().items():
+            number = int(value) - have[key] + want[key]
+            replacement = re.sub(rf"\{{{key}(?:[+-]\d+)?\}}", str(number), replacement)
+        name = name[: match.start()] + replacement + name[match.end() :]
+        if rule.unit_axes == "conv" and tensor.ndim > 1:
+            tensor = tensor[..., None, None] if back else tensor.flatten(1)
+        elif rule.unit_axes == "norm" and name.endswith(("weight", "bias")):
+            tensor = tensor.view(1, -1, 1, 1) if back else tensor.flatten()
+    return name, tensor
 
 
 @dataclass(frozen=True)
@@ -37,6 +85,8 @@ class Variant:
     url: str | None = None
     """Where the authors offer the weights for download; None if they do not offer a direct address."""
     crop_pct: float = 0.875
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     notes: str = ""
 
 
@@ -73,9 +123,12 @@ class Backbone(nn.Module, ABC):
     output_fmt = "NCHW"
     grad_checkpointing = False
 
-    published_keys: tuple[tuple[str, str], ...] = ()
-    """(published, ours) fragments of parameter names; a fragment stands between dots; what is not listed has the same
-    name."""
+    published_keys: tuple[KeyRule, ...] = ()
+    """How published parameter names differ from ours, applied in this order; what no rule meets has the same name."""
+    published_constants: tuple[str, ...] = ()
+    """Last parts of published names that hold what the code computes itself (index tables, masks): ignored."""
+    unused: tuple[str, ...] = ()
+    """Fragments of names of parameters that published files hold and no computation reads; they need no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -212,13 +265,24 @@ class Backbone(nn.Module, ABC):
     @classmethod
     def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict in the published code's names → in ours. Names that are ours already stay."""
-        return {_exchange(name, cls.published_keys): tensor for name, tensor in state.items()}
+        return dict(
+            rename(name, tensor, cls.published_keys)
+            for name, tensor in state.items()
+            if name.rpartition(".")[2] not in cls.published_constants
+        )
 
     @classmethod
     def to_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `from_published`."""
-        keys = tuple((ours, published) for published, ours in cls.published_keys)
-        return {_exchange(name, keys): tensor for name, tensor in state.items()}
+        return dict(rename(name, tensor, cls.published_keys, back=True) for name, tensor in state.items())
+
+    def fold_norms(self) -> Self:
+        """Fold every batch norm that directly follows a convolution into it, in place, for inference. The state dict
+        loses the folded norms, so save or load weights before."""
+        for module in self.modules():
+            if callable(fold := getattr(module, "fold", None)):
+                fold()
+        return self
 
     def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resize the tables in `state` that belong to another native size; returns only what changed."""
@@ -285,9 +349,8 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def _exchange(name: str, keys: tuple[tuple[str, str], ...]) -> str:
-    for old, new in keys:
-        dotted = f".{name}.".replace(f".{old}.", f".{new}.")
-        if dotted != f".{name}.":
-            return dotted[1:-1]
-    return name
+def take_indices(levels: int, indices: int | Sequence[int] | None, output_fmt: str = "NCHW") -> tuple[list[int], int]:
+    """The chosen levels (last n if an int, all if None) as non-negative numbers, and the deepest of them."""
+    if output_fmt not in ("NCHW", "NLC"):
+        raise ValueError(f"output_fmt={output_fmt!r} is not known: choose 'NCHW' or 'NLC'.")
+    return feature_take_indices(levels, list(indices) if isinstance(indices, Sequence) else indices)

@@ -144,7 +144,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema
             report.mismatched.append(f"{name} {tuple(tensor.shape)} for {tuple(own[name].shape)}")
         else:
             report.loaded.append(name)
-    report.missing = [name for name in own if name not in state]
+    report.missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
     if not report.loaded or (strict and not report.complete):
         name = (model.architecture or type(model).__name__).removeprefix("anyres_")
         only_head = report.loaded and all(

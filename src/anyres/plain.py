@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from timm.models._features import feature_take_indices
+from timm.layers import Mlp
 from torch import Tensor, nn
 
-from anyres.backbone import Backbone, pair
+from anyres.backbone import Backbone, pair, take_indices
 from anyres.layers.attention import Attention, Block
+from anyres.layers.init import init_linear
 from anyres.layers.patch_embed import PatchEmbed, Remainder
 from anyres.layers.positions import (
     AbsoluteTable,
@@ -62,6 +63,8 @@ class Plain(Backbone):
             divide.
         position: a name in `POSITIONS`.
         prefix_tokens: names of the learned tokens put before the patches, in order.
+        dense: the form that detectors and segmenters take: no head; `model(x)` returns the list of maps (B, C, h, w) of
+            the levels in `default_out_indices`, the last one normed.
         global_pool: "token" (first prefix token), "avg" (mean patch token), or "" (no pooling).
     """
 
@@ -84,6 +87,7 @@ class Plain(Backbone):
         proj_drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        dense: bool = False,
     ) -> None:
         super().__init__()
         if position not in POSITIONS:
@@ -134,8 +138,7 @@ class Plain(Backbone):
                     bias=self._logit_position(choice, num_heads, native_grid),
                     local=LocalPositionEmbedding(head_dim) if choice.local else None,
                 ),
-                mlp_ratio,
-                proj_drop_rate,
+                Mlp(embed_dim, int(embed_dim * mlp_ratio), drop=proj_drop_rate),
                 rate,
             )
             for rate in rates
@@ -143,10 +146,12 @@ class Plain(Backbone):
         self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head_drop = nn.Dropout(drop_rate)
         self.head: nn.Module = nn.Identity()
-        self.apply(_init_linear)
+        self.apply(init_linear)
         for name in self.prefix_names:
             nn.init.trunc_normal_(getattr(self, name), std=0.02)
-        self.reset_classifier(num_classes, global_pool)
+        self.dense = dense
+        self.dense_levels = self.default_out_indices({"depth": depth})
+        self.reset_classifier(0 if dense else num_classes, global_pool)
 
     def _token_position(self, choice: Position, native_grid: Grid) -> AbsoluteTable | SineMap | None:
         if choice.tokens == "table":
@@ -189,9 +194,12 @@ class Plain(Backbone):
     def forward_features(self, x: Tensor) -> Tensor:
         return self.encode(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) → (B, num_classes). A head that reads only prefix tokens does not pay for the last
-        block's patches."""
+    def forward(self, x: Tensor) -> Any:
+        """(B, in_chans, H, W) → (B, num_classes), in the dense form the list of maps (B, C, h, w). A head that reads
+        only prefix tokens does not pay for the last block's patches."""
+        if self.dense:
+            *maps, last = self.forward_intermediates(x, self.dense_levels, intermediates_only=True)
+            return [*maps, self.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)]
         return self.forward_head(self.encode(x, self.num_prefix_tokens if self.global_pool == "token" else None))
 
     def pool(self, x_BNC: Tensor) -> Tensor:
@@ -226,9 +234,7 @@ class Plain(Backbone):
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ValueError(f"output_fmt={output_fmt!r} is not known: choose 'NCHW' or 'NLC'.")
-        wanted, deepest = feature_take_indices(len(self.blocks), _as_list(indices))
+        wanted, deepest = take_indices(len(self.blocks), indices, output_fmt)
         tokens, grid, rotation = self.embed(x)
         collected = []
         for i, block in enumerate(self.blocks[: deepest + 1] if stop_early or intermediates_only else self.blocks):
@@ -260,7 +266,7 @@ class Plain(Backbone):
         if num_classes == 0:
             return nn.Identity()
         head = nn.Linear(self.num_features, num_classes)
-        _init_linear(head)
+        init_linear(head)
         return head.to(next(self.parameters()).device)
 
     def no_weight_decay(self) -> set[str]:
@@ -296,22 +302,10 @@ class Plain(Backbone):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        wanted, deepest = feature_take_indices(len(self.blocks), _as_list(indices))
+        wanted, deepest = take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: deepest + 1]
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
             self.reset_classifier(0, "")
         return list(wanted)
-
-
-def _init_linear(module: nn.Module) -> None:
-    """ViT's start: truncated normal 0.02 for linear layers, zero biases; everything else keeps its own."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def _as_list(indices: int | Sequence[int] | None) -> int | list[int] | None:
-    return list(indices) if isinstance(indices, Sequence) else indices

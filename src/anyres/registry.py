@@ -23,7 +23,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from anyres import hub, models
-from anyres.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, Family, Variant, pair
+from anyres.backbone import Backbone, Family, Variant, pair
 from anyres.checkpoints import load_checkpoint, pick_state, read_state
 from anyres.errors import UserError
 
@@ -41,12 +41,13 @@ class Entry(NamedTuple):
 
 @cache
 def entries() -> dict[str, Entry]:
-    """Every registered model: each file in `anyres.models` brings a `FAMILY`."""
+    """Every registered model: each file in `anyres.models` brings a `Family` or several."""
     found = {}
     for module in pkgutil.iter_modules(models.__path__):
-        family: Family = importlib.import_module(f"{models.__name__}.{module.name}").FAMILY
-        for name, variant in family.variants.items():
-            found[name] = Entry(family, variant)
+        content = vars(importlib.import_module(f"{models.__name__}.{module.name}"))
+        for family in (value for value in content.values() if isinstance(value, Family)):
+            for name, variant in family.variants.items():
+                found[name] = Entry(family, variant)
     return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
 
 
@@ -208,8 +209,8 @@ def _pretrained_cfg(entry: Entry) -> dict[str, Any]:
         "input_size": (3, *pair(entry.variant.args.get("img_size", 224))),
         "crop_pct": entry.variant.crop_pct,
         "interpolation": "bicubic",
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
+        "mean": entry.variant.mean,
+        "std": entry.variant.std,
         "num_classes": 1000,
         "first_conv": entry.family.first_conv,
         "classifier": entry.family.classifier if distilled else _classifiers(entry.family)[0],

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 
 from anyres.backbone import Backbone
-from anyres.plain import Plain
-from anyres.registry import create_model, entries
-
-SMALL: dict[type[Backbone], dict[str, Any]] = {
-    Plain: {"embed_dim": 48, "depth": 3, "num_heads": 3},
-}
-"""Constructor arguments that make a model of each skeleton quick, everything else as published."""
+from anyres.registry import create_model
+from tests.systems import system
 
 SIZES = [(97, 131), (64, 448), (224, 224), (33, 32), (160, 96), (128, 128), (131, 97), (80, 72), (50, 200), None]
 """Ten sizes: odd, prime, tall, wide, divisible; None stands for the model's minimum."""
@@ -23,8 +19,7 @@ def small(name: str, **options: Any) -> Backbone:
     """A quick model of this name in eval mode; what initialisation leaves at zero gets values, so that nothing is
     skipped unseen."""
     torch.manual_seed(0)
-    family = entries()[name].family
-    args = next(args for skeleton, args in SMALL.items() if issubclass(family.model, skeleton))
+    args = next(args for pattern, args in system(name).SMALL.items() if fnmatchcase(name, pattern))
     model = create_model(name, **{"num_classes": 7, **args, **options})
     with torch.no_grad():
         for parameter in model.parameters():

@@ -10,8 +10,9 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from anyres.registry import create_model, list_models, load_pretrained
+from anyres.registry import create_model, entries, list_models, load_pretrained
 from tests.contract.small import SIZES, image, small
+from tests.systems import system
 
 pytestmark = pytest.mark.parametrize("name", list_models())
 sizes = pytest.mark.parametrize("size", SIZES, ids=str)
@@ -39,7 +40,10 @@ def test_maps_have_the_predicted_sizes_and_batches_do_not_mix(name: str, size: t
     assert len(maps) == len(predicted) == len(model.feature_info)
     for map_, info, (h, w) in zip(maps, model.feature_info, predicted, strict=True):
         assert map_.shape == (3, info["num_chs"], h, w)
-        assert (h, w) == (math.ceil(height / info["reduction"]), math.ceil(width / info["reduction"]))
+        floors = getattr(system(name), "FLOORS", False)  # published arithmetic that a recorded case shows
+        allowed = (0, 1) if floors else (0,)
+        assert math.ceil(height / info["reduction"]) - h in allowed
+        assert math.ceil(width / info["reduction"]) - w in allowed
 
 
 @torch.inference_mode()
@@ -76,7 +80,7 @@ def gradients(name: str, checkpointing: bool) -> dict[str, Tensor]:
         (value * torch.randn(value.shape, generator=torch.Generator().manual_seed(5))).sum() for value in out.values()
     )
     loss.backward()
-    return {key: parameter.grad for key, parameter in model.named_parameters()}
+    return {key: parameter.grad for key, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def test_gradients_reach_every_parameter_and_checkpointing_keeps_them(name: str) -> None:
@@ -91,7 +95,7 @@ def test_logits_alone_leave_no_parameter_without_gradient(name: str) -> None:
     """Distributed training waits for every parameter's gradient, also where the head reads only a prefix token."""
     model = small(name).train()
     model.forward_train(image(1, (64, 80), model))["logits"].sum().backward()
-    without = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    without = [key for key, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
     assert not without or without == ["head_dist.weight", "head_dist.bias"]
 
 
@@ -101,7 +105,7 @@ def test_checkpointing_and_drop_path_draw_alike(name: str) -> None:
         model.set_grad_checkpointing(checkpointing)
         torch.manual_seed(3)
         model(image(4, (64, 64), model)).square().sum().backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters()])
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
 
     assert close(step(True), step(False), 1e-5)
 
@@ -137,7 +141,7 @@ def test_save_and_load(name: str, tmp_path) -> None:
 @torch.inference_mode()
 def test_timm_feature_extraction(name: str) -> None:
     whole = small(name)
-    levels = type(whole).default_out_indices(whole.model_args)
+    levels = type(whole).default_out_indices({**entries()[name].variant.args, **whole.model_args})
     torch.manual_seed(0)
     net = timm.create_model(
         f"anyres_{name}", features_only=True, **{k: v for k, v in whole.model_args.items() if k != "num_classes"}
@@ -162,7 +166,7 @@ def test_head_can_be_replaced(name: str) -> None:
     pooled = model.forward_head(model.forward_features(x), pre_logits=True)
     assert pooled.shape == (2, model.head_hidden_size)
     model.reset_classifier(0)
-    assert model(x).shape == (2, model.num_features)
+    assert model(x).shape == (2, model.head_hidden_size)
     model.reset_classifier(4, "avg")
     assert model.global_pool == "avg"
     assert model(x).shape == (2, 4)
@@ -178,8 +182,9 @@ def test_parameter_groups(name: str) -> None:
     scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     assert len(scales) == len(names)
     by_name = {key: scales[id(p)] for key, p in model.named_parameters()}
-    assert by_name["patch_embed.proj.weight"] == min(by_name.values())
-    assert by_name["head.weight"] == max(by_name.values()) == 1
+    first, last = model.pretrained_cfg["first_conv"], model.pretrained_cfg["classifier"]
+    assert by_name[f"{first}.weight"] == min(by_name.values())
+    assert by_name[f"{last if isinstance(last, str) else last[0]}.weight"] == max(by_name.values()) == 1
     assert len(set(by_name.values())) >= 4
 
 
@@ -200,6 +205,43 @@ def test_intermediates_as_in_timm(name: str, indices) -> None:
     assert torch.equal(layers[0], every[0])
 
 
+@torch.inference_mode()
+def test_dense_form_hands_out_maps(name: str) -> None:
+    """As detectors take them: no head, the maps that `feature_sizes` predicts."""
+    model = small(name, dense=True)
+    x = image(2, (97, 131), model)
+    maps = model(x)
+    predicted = model.feature_sizes(*x.shape[-2:])
+    sizes_of_levels = {(info["num_chs"], *size) for info, size in zip(model.feature_info, predicted, strict=True)}
+    assert maps
+    assert all((map_.shape[1], *map_.shape[-2:]) in sizes_of_levels for map_ in maps)
+    assert all(close(m, torch.cat([model(one[None])[i] for one in x]), 2e-6) for i, m in enumerate(maps))
+    assert not [key for key in model.state_dict() if key.startswith("head")]
+
+
+@torch.inference_mode()
+def test_folded_norms_change_nothing(name: str) -> None:
+    model = small(name)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.3)
+            module.running_var.uniform_(0.5, 2)
+    x = image(1, (97, 131), model)
+    expected = model(x)
+    assert close(model.fold_norms()(x), expected, 1e-5)
+
+
+def test_own_names_are_no_published_ones(name: str) -> None:
+    model = small(name)
+    assert type(model).from_published(model.state_dict()).keys() == model.state_dict().keys()
+
+
+def test_parameters_that_nothing_reads_are_named(name: str) -> None:
+    model = small(name)
+    frozen = {key for key, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {key for key, _ in model.named_parameters() if any(part in key for part in model.unused)}
+
+
 def test_unknown_option_names_the_nearest(name: str) -> None:
     with pytest.raises(ValueError, match="drop_path_rate"):
         create_model(name, drop_path_rat=0.1)
@@ -209,4 +251,4 @@ def test_input_size_callers(name: str) -> None:
     model = small(name)
     model.set_input_size(img_size=(96, 300))
     with pytest.raises(ValueError, match="minimum"):
-        model.set_input_size(img_size=1)
+        model.set_input_size(img_size=0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -85,23 +87,32 @@ class Attention(nn.Module):
 
 class Block(nn.Module):
     """Pre-norm transformer block: x ← x + DropPath(Attn(LN(x))); x ← x + DropPath(MLP(LN(x))) (ViT, equations 2 and
-    3)."""
+    3).
 
-    def __init__(
-        self, dim: int, attn: Attention, mlp_ratio: float = 4.0, proj_drop: float = 0.0, drop_path: float = 0.0
-    ) -> None:
+    Works on tokens (B, N, C) and on maps (B, H, W, C): the shape is the attention's business. An attention that returns
+    only the first rows of what it was given makes the block return only these.
+    """
+
+    def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float = 0.0, eps: float = 1e-6) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = attn
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=proj_drop)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = mlp
         # Two modules: the branches of a block are dropped by separate draws.
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(
-        self, x_BNC: Tensor, grid: Grid, rotation: Rotation | None = None, queries: int | None = None
-    ) -> Tensor:
-        """(B, N, C) → (B, N, C), or its first `queries` rows."""
-        x_BNC = x_BNC[:, :queries] + self.drop_path1(self.attn(self.norm1(x_BNC), grid, rotation, queries))
-        return x_BNC + self.drop_path2(self.mlp(self.norm2(x_BNC)))
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
+        """`context`: what the attention takes besides the tokens."""
+        y = self.drop_path1(self.attn(self.norm1(x), *context))
+        x = add(x[:, : y.shape[1]], y)
+        return add(x, self.drop_path2(self.mlp(self.norm2(x))))
+
+
+def add(x: Tensor, branch: Tensor) -> Tensor:
+    """x + branch. Without gradients the sum is written over `branch`, which must be a tensor of its own: one map less
+    to allocate."""
+    if torch.is_grad_enabled() or branch.dtype != x.dtype:
+        return x + branch
+    return branch.add_(x)

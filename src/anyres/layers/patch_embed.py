@@ -7,6 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyres.layers.maps import MapConv
+
 Remainder = Literal["pad", "truncate"]
 
 
@@ -36,3 +38,38 @@ class PatchEmbed(nn.Module):
             if bottom or right:
                 x_BCHW = F.pad(x_BCHW, (0, right, 0, bottom))
         return self.proj(x_BCHW)
+
+
+class ConvEmbed(nn.Module):
+    """A strided convolution, then a LayerNorm: how pyramids enter a stage, (B, H, W, C) → (B, h, w, C').
+
+    kernel = stride, no padding: PVT, Twins, Swin's patches; kernel > stride: the overlapping embedding of PVT v2, P2T,
+    CvT, CSWin and others. The output is as large as the convolution makes it. `pad` first adds zeros at the right and
+    the bottom up to a multiple of the stride; `eps` None leaves the norm out.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        kernel: int,
+        stride: int,
+        padding: int = 0,
+        eps: float | None = 1e-5,
+        bias: bool = True,
+        pad: bool = False,
+    ) -> None:
+        super().__init__()
+        self.proj = MapConv(in_dim, dim, kernel, stride, padding, bias=bias)
+        self.norm = nn.Identity() if eps is None else nn.LayerNorm(dim, eps=eps)
+        self.multiple = stride if pad else 1
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """(h, w) for an input of this size."""
+        return self.proj.grid(height + -height % self.multiple, width + -width % self.multiple)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        bottom, right = -x_BHWC.shape[1] % self.multiple, -x_BHWC.shape[2] % self.multiple
+        if bottom or right:
+            x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
+        return self.norm(self.proj(x_BHWC))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
 
@@ -159,6 +160,13 @@ def _bias_from_offsets(table: Tensor, grid: Grid, num_prefix: int) -> Tensor:
     return F.pad(bias, (num_prefix, 0, num_prefix, 0))[None]
 
 
+@cached_for_parameter()
+def relative_bias(table: Tensor, grid: Grid, num_prefix: int = 0) -> Tensor:
+    """Bias of a grid from a table (heads, 2h-1, 2w-1), resampled bicubically if it belongs to another grid: (1, heads,
+    prefix + N, prefix + N)."""
+    return _bias_from_offsets(resample_table(table, (2 * grid[0] - 1, 2 * grid[1] - 1)), grid, num_prefix)
+
+
 class RelativeBiasTable(nn.Module):
     """RPB: a learned bias per head and offset (Swin, equation 4), resampled bicubically to other grids."""
 
@@ -169,7 +177,7 @@ class RelativeBiasTable(nn.Module):
 
     def forward(self, grid: Grid, num_prefix: int) -> Tensor:
         """(1, heads, prefix + N, prefix + N)."""
-        return _bias_from_offsets(resample_table(self.table, (2 * grid[0] - 1, 2 * grid[1] - 1)), grid, num_prefix)
+        return relative_bias(self.table, grid, num_prefix)
 
     def fit(self, table: Tensor) -> Tensor:
         """A stored table of another native grid, resized to this one's; a table that fits is returned as it is."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from anyres.backbone import Family, Variant
+from anyres.backbone import Family, KeyRule, Variant
 from anyres.plain import Plain
 
 
@@ -27,7 +27,7 @@ class DeiT(Plain):
     """Plain transformer; `distilled` adds the distillation token and its head (section 4, "Distillation through
     attention")."""
 
-    published_keys = (("pos_embed", "position.table"),)
+    published_keys = (KeyRule("pos_embed", "position.table"),)
 
     def __init__(self, distilled: bool = False, position: str = "ape", **kwargs: Any) -> None:
         self.distilled = distilled
@@ -37,7 +37,7 @@ class DeiT(Plain):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
         if self.distilled:
-            self.head_dist = self._new_head(num_classes)
+            self.head_dist = self._new_head(self.num_classes)
 
     def get_classifier(self) -> nn.Module:
         return nn.ModuleList([self.head, self.head_dist]) if self.distilled else self.head

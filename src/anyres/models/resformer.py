@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from anyres.backbone import Family, Variant
+from anyres.backbone import Family, KeyRule, Variant
 from anyres.plain import Plain
 
 
@@ -29,7 +29,10 @@ class ResFormer(Plain):
     """Plain transformer with global–local position embedding (section 3.3); `position` chooses another for ablations
     (Table 6)."""
 
-    published_keys = (("pos_embed.embed_layer", "position.conv"), ("attn.get_v", "attn.local.conv"))
+    published_keys = (
+        KeyRule("pos_embed.embed_layer", "position.conv"),
+        KeyRule("attn.get_v", "attn.local.conv"),
+    )
 
     def __init__(self, position: str = "glpe", **kwargs: Any) -> None:
         super().__init__(position=position, **kwargs)

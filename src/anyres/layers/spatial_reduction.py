@@ -1,0 +1,49 @@
+"""Attention of every position to a smaller copy of the map."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.layers.maps import MapConv
+
+
+def attend(q_BNC: Tensor, k_BMC: Tensor, v_BMC: Tensor, num_heads: int, scale: float | None = None) -> Tensor:
+    """Multi-head softmax attention of head-major channels: (B, N, C), (B, M, C), (B, M, C') → (B, N, C')."""
+    q, k, v = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q_BNC, k_BMC, v_BMC))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+
+
+class SpatialReductionAttention(nn.Module):
+    """SRA of PVT (section 3.3), the global sub-sampled attention of Twins: keys and values come from the map after a
+    convolution with kernel = stride = `reduction` (which floors: rows and columns that fill no cell give no key) and a
+    LayerNorm. With `reduction` 1 they come from the tokens themselves, a class token included.
+
+    A map with a side below `reduction` is zero-padded to one cell.
+    """
+
+    def __init__(self, dim: int, num_heads: int, reduction: int = 1, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.reduction = reduction
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        if reduction > 1:
+            self.sr = MapConv(dim, dim, reduction, reduction)
+            self.norm = nn.LayerNorm(dim, eps=1e-5)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A map (B, H, W, C), or with `reduction` 1 tokens (B, N, C) → the same shape."""
+        tokens = x.flatten(1, -2)
+        source = tokens if self.reduction == 1 else self.reduce(x)
+        k, v = self.kv(source).chunk(2, dim=-1)
+        return self.proj(attend(self.q(tokens), k, v, self.num_heads)).view(x.shape)
+
+    def reduce(self, x_BHWC: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, M, C)."""
+        H, W = x_BHWC.shape[1:3]
+        bottom, right = max(self.reduction - H, 0), max(self.reduction - W, 0)
+        if bottom or right:
+            x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
+        return self.norm(self.sr(x_BHWC).flatten(1, 2))

@@ -1,0 +1,273 @@
+"""PVT: a pyramid whose attention keeps every query but shrinks the keys and values (spatial-reduction attention).
+
+Four stages at strides 4, 8, 16, 32. Version 1 gives each stage a learned position table and puts a class token into the
+last; version 2 replaces both by overlapping patch embeddings and a depthwise convolution inside the feed-forward
+network, ends every stage with a norm, and in its linear form pools keys and values to 7x7.
+
+Papers: "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions", Wang, Xie, Li,
+Fan, Song, Liang, Lu, Luo, Shao, ICCV 2021, arXiv 2102.12122; "PVT v2: Improved Baselines with Pyramid Vision
+Transformer", the same, Computational Visual Media 2022, arXiv 2106.13797. Published code and weights: whai362/PVT
+(Apache-2.0).
+
+Any input size: as published. Version 1 floors at every embedding (up to 31 rows and columns of the image stay unseen)
+and resizes its tables bilinearly to the grids at hand; version 2 rounds up. The reduction floors in both: rows and
+columns that fill no cell ask but are not asked. The published version 1 compares every stage with the first when it
+decides whether to resize, which crashes at 448x448; here each stage compares its own grid.
+
+Quirks that checkpoints depend on: block norms and last norms have eps 1e-6, those of embeddings and of the reduction
+1e-5; the class token's row of the last table is never resized.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.backbone import Family, KeyRule, Variant, pair
+from anyres.layers.attention import Block
+from anyres.layers.init import init_linear, init_linear_and_convolution
+from anyres.layers.maps import ConvMlp, MapConv, to_map, to_nchw
+from anyres.layers.parameter_cache import cached_for_parameter
+from anyres.layers.patch_embed import ConvEmbed
+from anyres.layers.spatial_reduction import SpatialReductionAttention
+from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+
+# Version 1 ------------------------------------------------------------------------------------------------------------
+
+
+@cached_for_parameter()
+def position_map(table: Tensor, native: Grid, grid: Grid, rows: int) -> Tensor:
+    """A stage's table as a map (1, h, w, C), its first `rows` rows (the class token's) left out; bilinear with
+    half-pixel centres and no antialiasing where the grid is not the native one."""
+    picture = table[:, rows:].unflatten(1, native)
+    if native == grid:
+        return picture
+    return F.interpolate(picture.permute(0, 3, 1, 2), grid, mode="bilinear").permute(0, 2, 3, 1)
+
+
+class PVTStage(Stage):
+    """Embedding, position table, blocks. The table's first `rows` rows (0 or 1) are the class token's; the dense form
+    has such a row but no token."""
+
+    def __init__(
+        self, downsample: nn.Module, blocks: Iterable[nn.Module], dim: int, native: Grid, rows: int, class_token: bool
+    ) -> None:
+        super().__init__(downsample, blocks)
+        self.native = native
+        self.rows = rows
+        self.pos_embed = nn.Parameter(torch.empty(1, rows + native[0] * native[1], dim))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
+        for parameter in (self.pos_embed, self.cls_token):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
+        x = self.downsample(x)
+        grid = (x.shape[1], x.shape[2])
+        x = x + position_map(self.pos_embed, self.native, grid, self.rows)
+        if self.cls_token is None:
+            for block in self.blocks:
+                x = run(block, x)
+            return x, extra
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        tokens = torch.cat((first, x.flatten(1, 2)), dim=1)
+        for block in self.blocks:
+            tokens = run(block, tokens)
+        return tokens[:, 1:].unflatten(1, grid), tokens[:, :1]
+
+
+class PVT(Pyramid):
+    """PVT version 1 (section 3 of the first paper). The dense form has neither class token nor final norm."""
+
+    pools = ("token", "avg", "")
+    no_decay = ("cls_token",)
+    published_keys = (
+        KeyRule("^patch_embed{i+1}", "^stages.{i}.downsample"),
+        KeyRule("^pos_embed{i+1}", "^stages.{i}.pos_embed"),
+        KeyRule("^block{i+1}.{j}", "^stages.{i}.blocks.{j}"),
+        KeyRule("^cls_token", "^stages.3.cls_token"),
+    )
+
+    def __init__(
+        self,
+        embed_dims: Sequence[int] = (64, 128, 320, 512),
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (1, 2, 5, 8),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        reductions: Sequence[int] = (8, 4, 2, 1),
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        dense: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        rates = drop_path_rates(drop_path_rate, depths)
+        native = pair(img_size)
+        stages = []
+        for i, dim in enumerate(embed_dims):
+            stride = 2 if i else 4
+            native = (native[0] // stride, native[1] // stride)
+            last = i == len(embed_dims) - 1
+            stages.append(
+                PVTStage(
+                    ConvEmbed(embed_dims[i - 1] if i else in_chans, dim, stride, stride),
+                    [
+                        Block(
+                            dim,
+                            SpatialReductionAttention(dim, num_heads[i], reductions[i]),
+                            Mlp(dim, int(dim * mlp_ratios[i])),
+                            rate,
+                        )
+                        for rate in rates[i]
+                    ],
+                    dim,
+                    native,
+                    rows=int(last),
+                    class_token=last and not dense,
+                )
+            )
+        norm = nn.LayerNorm(embed_dims[-1], eps=1e-6)
+        super().__init__(stages, embed_dims, norm, img_size=img_size, in_chans=in_chans, dense=dense, **kwargs)
+        self.minimum_size = 32
+        self.apply(init_linear)
+
+    def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
+        """Normed tokens (B, 1 + h·w, C), the class token first; the normed map in the dense form."""
+        if extra is None:
+            return self.norm(x_BHWC)
+        return self.norm(torch.cat((extra, x_BHWC.flatten(1, 2)), dim=1))
+
+    def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tables of another square native size, resized as between stages."""
+        resized = {}
+        for i, stage in enumerate(self.stages):
+            assert isinstance(stage, PVTStage)
+            name = f"stages.{i}.pos_embed"
+            table = state.get(name)
+            if table is None or table.shape == stage.pos_embed.shape:
+                continue
+            side = math.isqrt(table.shape[1] - stage.rows)
+            if side * side == table.shape[1] - stage.rows:
+                patches = position_map(table, (side, side), stage.native, stage.rows).flatten(1, 2)
+                resized[name] = torch.cat((table[:, : stage.rows], patches), dim=1)
+        return resized
+
+
+# Version 2 ------------------------------------------------------------------------------------------------------------
+
+
+class LinearSpatialReductionAttention(SpatialReductionAttention):
+    """Linear SRA (second paper, section 3.2): keys and values from the map pooled to 7x7, a 1x1 convolution, a norm and
+    a GELU, in every stage."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__(dim, num_heads)
+        self.reduction = 7
+        self.sr = MapConv(dim, dim, 1)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)
+
+    def reduce(self, x_BHWC: Tensor) -> Tensor:
+        pooled = F.adaptive_avg_pool2d(to_nchw(x_BHWC), self.reduction)
+        return F.gelu(self.norm(self.sr(to_map(pooled)).flatten(1, 2)))
+
+
+class PVTv2(Pyramid):
+    """PVT version 2 (section 3 of the second paper); `linear` is PVTv2-Li. The dense form is the same network without
+    a head."""
+
+    published_keys = (
+        KeyRule("^patch_embed{i+1}", "^stages.{i}.downsample"),
+        KeyRule("^block{i+1}.{j}", "^stages.{i}.blocks.{j}"),
+        KeyRule("^norm{i+1}", "^stages.{i}.norm"),
+        KeyRule("mlp.dwconv.dwconv", "mlp.dwconv"),
+    )
+
+    def __init__(
+        self,
+        embed_dims: Sequence[int] = (64, 128, 320, 512),
+        depths: Sequence[int] = (3, 4, 6, 3),
+        num_heads: Sequence[int] = (1, 2, 5, 8),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        reductions: Sequence[int] = (8, 4, 2, 1),
+        linear: bool = False,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        rates = drop_path_rates(drop_path_rate, depths)
+
+        def block(i: int, rate: float) -> Block:
+            dim, heads = embed_dims[i], num_heads[i]
+            attn = (
+                LinearSpatialReductionAttention(dim, heads)
+                if linear
+                else SpatialReductionAttention(dim, heads, reductions[i])
+            )
+            return Block(dim, attn, ConvMlp(dim, int(dim * mlp_ratios[i]), act1=nn.ReLU if linear else None), rate)
+
+        stages = [
+            Stage(
+                ConvEmbed(embed_dims[i - 1], dim, 3, 2, 1) if i else ConvEmbed(in_chans, dim, 7, 4, 3),
+                [block(i, rate) for rate in rates[i]],
+                nn.LayerNorm(dim, eps=1e-6),
+            )
+            for i, dim in enumerate(embed_dims)
+        ]
+        super().__init__(stages, embed_dims, None, in_chans=in_chans, **kwargs)
+        self.minimum_size = 1 if linear else 29
+        self.apply(init_linear_and_convolution)
+
+
+V1_VARIANTS = {
+    f"pvt_{size}": Variant(published=f"pvt_{size}", args={"depths": depths}, drop_path=drop_path, top1={224: top1})
+    for size, depths, drop_path, top1 in (
+        ("tiny", (2, 2, 2, 2), 0.1, 75.1),
+        ("small", (3, 4, 6, 3), 0.1, 79.8),
+        ("medium", (3, 4, 18, 3), 0.3, 81.2),
+        ("large", (3, 8, 27, 3), 0.3, 81.7),
+    )
+}
+_B0 = {"embed_dims": (32, 64, 160, 256)}
+V2_VARIANTS = {
+    f"pvt_v2_{size}": Variant(
+        published=f"pvt_v2_{size}", args={"depths": depths, **args}, drop_path=drop_path, top1={224: top1}
+    )
+    for size, depths, args, drop_path, top1 in (
+        ("b0", (2, 2, 2, 2), _B0, 0.1, 70.5),
+        ("b1", (2, 2, 2, 2), {}, 0.1, 78.7),
+        ("b2", (3, 4, 6, 3), {}, 0.1, 82.0),
+        ("b2_li", (3, 4, 6, 3), {"linear": True}, 0.1, 82.1),
+        ("b3", (3, 4, 18, 3), {}, 0.3, 83.1),
+        ("b4", (3, 8, 27, 3), {}, 0.3, 83.6),
+        ("b5", (3, 6, 40, 3), {"mlp_ratios": (4, 4, 4, 4)}, 0.3, 83.8),
+    )
+}
+
+V1 = Family(
+    model=PVT,
+    variants=V1_VARIANTS,
+    paper="Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions, ICCV 2021, "
+    "arXiv 2102.12122",
+    repository="whai362/PVT",
+    licence="Apache-2.0",
+    size_policy="Any size from 32 up, as published: each embedding floors, position tables are resized bilinearly to "
+    "every stage's grid.",
+    first_conv="stages.0.downsample.proj",
+)
+V2 = Family(
+    model=PVTv2,
+    variants=V2_VARIANTS,
+    paper="PVT v2: Improved Baselines with Pyramid Vision Transformer, Computational Visual Media 2022, "
+    "arXiv 2106.13797",
+    repository="whai362/PVT",
+    licence="Apache-2.0",
+    size_policy="Any size from 29 up (the linear form: any), as published: sizes round up at every stage, nothing "
+    "stored depends on them.",
+    first_conv="stages.0.downsample.proj",
+)

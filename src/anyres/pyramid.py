@@ -1,0 +1,240 @@
+"""Skeleton of the pyramids: stages of falling resolution and growing width (Swin, PVT, CvT and the rest)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from anyres.backbone import Backbone, take_indices
+from anyres.layers.init import init_linear
+from anyres.layers.maps import to_map, to_nchw
+
+Grid = tuple[int, int]
+Run = Callable[..., Any]
+
+
+def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
+    """Rates rising linearly from 0 at the first block of the network to `rate` at the last, grouped by stage."""
+    total = sum(depths)
+    flat = iter([rate * i / max(total - 1, 1) for i in range(total)])
+    return [[next(flat) for _ in range(depth)] for depth in depths]
+
+
+class Stage(nn.Module):
+    """One resolution of a pyramid: `downsample` brings the map to it, the blocks work on it, `norm` ends it.
+
+    Most papers hand one map (B, H, W, C) from block to block and need nothing more than this class. A paper with a
+    companion to the map (a class token, messengers, a regional map) or with modules that the blocks of a stage share
+    overrides `forward`.
+
+    Args:
+        downsample: module (B, H, W, C) → (B, h, w, C') with a method `grid(H, W) -> (h, w)`.
+        blocks: modules that take and return the map.
+        norm: what the next stage and the outputs get the map through; nothing by default.
+    """
+
+    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
+        super().__init__()
+        self.downsample = downsample
+        self.blocks = nn.ModuleList(blocks)
+        self.norm: nn.Module = norm if norm is not None else nn.Identity()
+
+    def grid(self, height: int, width: int) -> Grid:
+        """(h, w) of the stage's map, given the size of its input."""
+        return self.downsample.grid(height, width)  # type: ignore[operator]
+
+    def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
+        """(map, companion or None) of the stage before → of this stage. `run(block, *args)` calls a block, and
+        recomputes it in the backward pass if gradient checkpointing is on."""
+        x = self.downsample(x)
+        for block in self.blocks:
+            x = run(block, x)
+        return self.norm(x), extra
+
+
+class Pyramid(Backbone):
+    """A hierarchical transformer for any input size.
+
+    Args, by position and from the subclass:
+        stages: the stages; the first takes the image as a map (B, H, W, in_chans).
+        widths: channels of each stage's map.
+        norm: norm before the head; None for none.
+        out_norms: norms of the maps that the dense form hands out (they do not feed back); None for none.
+
+    Args, by keyword and from the user:
+        img_size: native size: the size of stored tables, where a model has any, and nothing else.
+        global_pool: "avg" (mean over the map), "token" (the class token, where there is one), or "" (none).
+        dense: the form that detectors and segmenters take: no final norm, no head; `model(x)` returns the list of the
+            stages' maps (B, C_i, h_i, w_i), as the published dense code hands them out.
+    """
+
+    reductions: tuple[int, ...] = (4, 8, 16, 32)
+    """Nominal stride of each stage."""
+    pools: tuple[str, ...] = ("avg", "")
+    """Values that `global_pool` may have; the first is the published one."""
+    no_decay: tuple[str, ...] = ()
+    """Fragments of names of parameters that published training spares from weight decay, besides vectors."""
+
+    def __init__(
+        self,
+        stages: Iterable[nn.Module],
+        widths: Sequence[int],
+        norm: nn.Module | None,
+        out_norms: Iterable[nn.Module] | None = None,
+        /,
+        *,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str | None = None,
+        drop_rate: float = 0.0,
+        dense: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        self.img_size = img_size
+        self.dense = dense
+        self.embed_dim = widths[0]
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.num_prefix_tokens = 0
+        self.stages = nn.ModuleList(stages)
+        self.feature_info = [
+            {"num_chs": width, "reduction": reduction, "module": f"stages.{i}"}
+            for i, (width, reduction) in enumerate(zip(widths, self.reductions, strict=True))
+        ]
+        self.norm: nn.Module = norm if norm is not None and not dense else nn.Identity()
+        self.out_norms = nn.ModuleList(
+            out_norms if dense and out_norms is not None else [nn.Identity() for _ in widths]
+        )
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head: nn.Module = nn.Identity()
+        self.num_classes = num_classes
+        self.global_pool = self.pools[0] if global_pool is None else global_pool
+        self.reset_classifier(0 if dense else num_classes, self.global_pool)
+
+    # Forward --------------------------------------------------------------------------------------------------------
+
+    def forward_stages(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Image → for each stage its map (B, h, w, C) and its companion (a class token (B, 1, C), messengers or regions
+        (B, h', w', C), or None), as the next stage gets them."""
+        self.check_size(x)
+        x, extra = to_map(x), None
+        for stage in self.stages:
+            x, extra = stage(x, extra, self.run)
+            yield x, extra
+
+    def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
+        """Map and companion of the last stage → what `forward_features` returns: here the normed map (B, h, w, C)."""
+        return self.norm(x_BHWC)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        *_, last = self.forward_stages(x)
+        return self.finish(*last)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """What `forward_features` returns → (B, C) as `global_pool` says. Tokens (B, 1 + N, C) have the class token
+        first."""
+        if self.global_pool == "":
+            return features
+        return features[:, 0] if self.global_pool == "token" else self.mean_patch(features)
+
+    def mean_patch(self, features: Tensor) -> Tensor:
+        """The mean over the map, or over the tokens behind the class token: (B, C)."""
+        return features.mean((1, 2)) if features.ndim == 4 else features[:, 1:].mean(1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.head_drop(self.pool(x))
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Any:
+        """(B, in_chans, H, W) → (B, num_classes); in the dense form the list of maps (B, C_i, h_i, w_i)."""
+        if self.dense:
+            return self.forward_intermediates(x, intermediates_only=True)
+        return self.forward_head(self.forward_features(x))
+
+    def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
+        features = self.forward_features(x)
+        pooled = self.pool(features)
+        logits = self.head(self.head_drop(pooled))
+        out = {"logits": logits, "logit": logits, "cls": pooled}
+        if "gap" in targets:
+            out["gap"] = self.mean_patch(features)
+        return out
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        wanted, deepest = take_indices(len(self.stages), indices, output_fmt)
+        maps: list[Any] = []
+        last: tuple[Tensor, Tensor | None] | None = None
+        for i, last in enumerate(self.forward_stages(x)):
+            if i in wanted:
+                map_BHWC = self.out_norms[i](last[0])
+                if norm and i == len(self.stages) - 1:
+                    map_BHWC = self.norm(map_BHWC)
+                out = to_nchw(map_BHWC) if output_fmt == "NCHW" else map_BHWC.flatten(1, 2)
+                maps.append((out, last[1]) if return_prefix_tokens else out)
+            if i == deepest and (stop_early or intermediates_only):
+                break
+        assert last is not None
+        return maps if intermediates_only else (self.finish(*last), maps)
+
+    def feature_sizes(self, height: int, width: int) -> list[Grid]:
+        sizes = []
+        for stage in self.stages:
+            height, width = stage.grid(height, width)  # type: ignore[operator]
+            sizes.append((height, width))
+        return sizes
+
+    # Head and training hooks ----------------------------------------------------------------------------------------
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        if global_pool is not None:
+            if global_pool not in self.pools:
+                known = ", ".join(repr(name) for name in self.pools)
+                raise ValueError(f"global_pool={global_pool!r} is not known here: choose one of {known}.")
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        self.head = self.new_head(num_classes)
+
+    def new_head(self, num_classes: int) -> nn.Module:
+        """A fresh classifier; none for 0 classes."""
+        if num_classes == 0:
+            return nn.Identity()
+        head = nn.Linear(self.head_hidden_size, num_classes)
+        init_linear(head)
+        return head.to(next(self.parameters()).device)
+
+    def no_weight_decay(self) -> set[str]:
+        return {name for name, _ in self.named_parameters() if any(part in name for part in self.no_decay)}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {
+            "stem": r"^stages\.0\.downsample",
+            "blocks": r"^stages\.(\d+)"
+            if coarse
+            else [(r"^stages\.(\d+)\.blocks\.(\d+)", None), (r"^stages\.(\d+)", (0,)), (r"^norm", (99999,))],
+        }
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        wanted, deepest = take_indices(len(self.stages), indices)
+        self.stages = self.stages[: deepest + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return list(wanted)
