@@ -122,6 +122,8 @@ class Backbone(nn.Module, ABC):
     feature_info: list[dict[str, Any]]
     output_fmt = "NCHW"
     grad_checkpointing = False
+    num_frames: int | None = None
+    """Frames of a native clip of a video model, whose inputs are (B, in_chans, T, H, W); None for image models."""
 
     published_keys: tuple[KeyRule, ...] = ()
     """How published parameter names differ from ours, applied in this order; what no rule meets has the same name."""

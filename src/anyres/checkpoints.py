@@ -19,7 +19,7 @@ from anyres.files import atomic_write
 
 _NESTS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
 _EMA_NESTS = ("model_ema", "state_dict_ema", "ema")
-_PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.")
+_PREFIXES = ("module.", "_orig_mod.", "backbone.", "bottom_up.", "model.", "encoder.")
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from anyres.backbone import Backbone, pair, take_indices
 from anyres.layers.attention import Attention, Block
+from anyres.layers.divisions import Windows, divide, reorder
 from anyres.layers.init import init_linear
-from anyres.layers.patch_embed import PatchEmbed, Remainder
+from anyres.layers.maps import to_map, to_nchw
+from anyres.layers.patch_embed import PatchEmbed, Remainder, patches_of
 from anyres.layers.positions import (
     AbsoluteTable,
     AxialRotary,
@@ -32,6 +34,7 @@ class Position:
     """Which position mechanisms a plain model combines: one per place where they can act."""
 
     tokens: Literal["table", "sine", "gpe"] | None = None
+    resize: Literal["bicubic", "bilinear"] = "bicubic"
     logits: Literal["table", "continuous"] | None = None
     rotary: bool = False
     local: bool = False
@@ -42,6 +45,7 @@ class Position:
 POSITIONS = {
     "none": Position(),
     "ape": Position(tokens="table"),
+    "ape_bilinear": Position(tokens="table", resize="bilinear"),
     "sine": Position(tokens="sine"),
     "gpe": Position(tokens="gpe"),
     "lpe": Position(local=True),
@@ -54,22 +58,55 @@ POSITIONS = {
 """Position information by name: the rows of ResFormer's ablation (Table 6), rotary positions, and rotary + LPE."""
 
 
+def window_divisions(windows: str | Sequence[int], depth: int) -> tuple[int, ...]:
+    """The schedule of UViT (section 3.3) by name, or one division per block: the sides of a block's attention windows
+    are the grid's divided by it."""
+    if windows == "global":
+        return (1,) * depth
+    if windows == "constant":
+        return (2,) * depth
+    if windows == "progressive":  # 14, 2 and 2 of 18 blocks
+        return tuple(4 if 9 * i < 7 * depth else 2 if 9 * i < 8 * depth else 1 for i in range(depth))
+    if isinstance(windows, str) or len(windows) != depth or min(windows) < 1:
+        raise ValueError(
+            f"windows={windows!r} is not known: choose 'global', 'constant', 'progressive' or one division of the grid "
+            f"(1: global) for each of the {depth} blocks."
+        )
+    return tuple(windows)
+
+
 class Plain(Backbone):
     """A plain transformer for any input size.
 
-    Args:
+    Args, by position and from the subclass, where its paper has its own:
+        patch_embed: module (B, in_chans, H, W) → (B, C, h, w) with an attribute `patch_size` and a method
+            `grid(H, W) -> (h, w)`.
+        blocks: modules that take tokens, the grid and what else the attention of `layers.attention` takes, and return
+            tokens.
+
+    Args, by keyword and from the user:
         img_size: native size, a side or (height, width): the size of stored position tables, nothing else.
         patch_size: side of a patch in pixels; `remainder` ("pad" or "truncate") says what happens to sides it does not
             divide.
+        stride: side of the patches that images are cut into, if it is not `patch_size`, which remains that of the
+            stored kernel (resized to the stride) and of the native grid.
         position: a name in `POSITIONS`.
+        windows: "global"; "constant": windows of half the grid's sides; "progressive": quarters, halves, global
+            (UViT+); or one division per block. Prefix tokens see all and are seen by all.
         prefix_tokens: names of the learned tokens put before the patches, in order.
         dense: the form that detectors and segmenters take: no head; `model(x)` returns the list of maps (B, C, h, w) of
             the levels in `default_out_indices`, the last one normed.
         global_pool: "token" (first prefix token), "avg" (mean patch token), or "" (no pooling).
     """
 
+    pools: tuple[str, ...] = ("token", "avg", "")
+    """Values that `global_pool` may have."""
+
     def __init__(
         self,
+        patch_embed: nn.Module | None = None,
+        blocks: Iterable[nn.Module] | None = None,
+        /,
         img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         in_chans: int = 3,
@@ -81,7 +118,9 @@ class Plain(Backbone):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         position: str = "ape",
+        windows: str | Sequence[int] = "global",
         prefix_tokens: Sequence[str] = ("cls_token",),
+        stride: int | None = None,
         remainder: Remainder = "pad",
         drop_rate: float = 0.0,
         proj_drop_rate: float = 0.0,
@@ -94,24 +133,19 @@ class Plain(Backbone):
             raise ValueError(f"position={position!r} is not known: choose one of {', '.join(POSITIONS)}.")
         if remainder not in ("pad", "truncate"):
             raise ValueError(f"remainder={remainder!r} is not known: choose 'pad' or 'truncate'.")
-        if global_pool == "token" and not prefix_tokens:
-            raise ValueError("global_pool='token' needs a prefix token: choose 'avg'.")
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
-        self.minimum_size = patch_size
+        self.minimum_size = stride or patch_size
         self.num_prefix_tokens = len(prefix_tokens)
         self.has_cls_token = "cls_token" in prefix_tokens
         self.prefix_names = tuple(prefix_tokens)
-        self.feature_info = [
-            {"num_chs": embed_dim, "reduction": patch_size, "module": f"blocks.{i}"} for i in range(depth)
-        ]
 
-        self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, remainder)
+        self.patch_embed = patch_embed or PatchEmbed(stride or patch_size, in_chans, embed_dim, remainder, patch_size)
         for name in self.prefix_names:
             self.register_parameter(name, nn.Parameter(torch.zeros(1, 1, embed_dim)))
         choice = POSITIONS[position]
-        native_grid = self.patch_embed.grid(*pair(img_size))
+        native_grid = patches_of(*pair(img_size), patch_size, remainder)
         head_dim = embed_dim // num_heads
         self.position = self._token_position(choice, native_grid)
         native_tokens = self.num_prefix_tokens + native_grid[0] * native_grid[1]
@@ -125,24 +159,32 @@ class Plain(Backbone):
             if choice.rotary
             else None
         )
-        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(
-            Block(
-                embed_dim,
-                Attention(
+        if blocks is None:
+            blocks = (
+                Block(
                     embed_dim,
-                    num_heads,
-                    qkv_bias,
-                    attn_drop_rate,
-                    proj_drop_rate,
-                    bias=self._logit_position(choice, num_heads, native_grid),
-                    local=LocalPositionEmbedding(head_dim) if choice.local else None,
-                ),
-                Mlp(embed_dim, int(embed_dim * mlp_ratio), drop=proj_drop_rate),
-                rate,
+                    Attention(
+                        embed_dim,
+                        num_heads,
+                        qkv_bias,
+                        attn_drop_rate,
+                        proj_drop_rate,
+                        bias=self._logit_position(choice, num_heads, native_grid),
+                        local=LocalPositionEmbedding(head_dim) if choice.local else None,
+                    ),
+                    Mlp(embed_dim, int(embed_dim * mlp_ratio), drop=proj_drop_rate),
+                    drop_path_rate * i / max(depth - 1, 1),
+                )
+                for i in range(depth)
             )
-            for rate in rates
-        )
+        self.blocks = nn.ModuleList(blocks)
+        depth = len(self.blocks)
+        self.windows = window_divisions(windows, depth)
+        if self.windows != (1,) * depth and (choice.logits or choice.rotary):
+            raise ValueError(f"windows={windows!r} does not go with position={position!r}: choose 'ape' or 'glpe'.")
+        self.feature_info = [
+            {"num_chs": embed_dim, "reduction": stride or patch_size, "module": f"blocks.{i}"} for i in range(depth)
+        ]
         self.norm: nn.Module = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head_drop = nn.Dropout(drop_rate)
         self.head: nn.Module = nn.Identity()
@@ -151,11 +193,12 @@ class Plain(Backbone):
             nn.init.trunc_normal_(getattr(self, name), std=0.02)
         self.dense = dense
         self.dense_levels = self.default_out_indices({"depth": depth})
+        self.out_norms = nn.ModuleList(nn.Identity() for _ in self.dense_levels[:-1])
         self.reset_classifier(0 if dense else num_classes, global_pool)
 
     def _token_position(self, choice: Position, native_grid: Grid) -> AbsoluteTable | SineMap | None:
         if choice.tokens == "table":
-            return AbsoluteTable(self.embed_dim, native_grid, self.num_prefix_tokens)
+            return AbsoluteTable(self.embed_dim, native_grid, self.num_prefix_tokens, choice.resize)
         if choice.tokens is None:
             return None
         kind = SineMap if choice.tokens == "sine" else GlobalPositionEmbedding
@@ -174,21 +217,51 @@ class Plain(Backbone):
         self.check_size(x)
         patches = self.patch_embed(x)
         grid = (patches.shape[-2], patches.shape[-1])
-        prefix = [getattr(self, name).expand(x.shape[0], -1, -1) for name in self.prefix_names]
-        tokens = torch.cat([*prefix, patches.flatten(2).transpose(1, 2)], dim=1)
+        tokens = patches.flatten(2).transpose(1, 2)
+        if self.prefix_names:
+            prefix = [getattr(self, name).expand(x.shape[0], -1, -1) for name in self.prefix_names]
+            tokens = torch.cat([*prefix, tokens], dim=1)
         if isinstance(self.position, AbsoluteTable):
             tokens = tokens + self.position(grid)
         elif self.position is not None:
             tokens = tokens + self.position(grid, tokens)
         return tokens, grid, None if self.rotary is None else self.rotary(grid, tokens)
 
+    def through_blocks(
+        self,
+        tokens: Tensor,
+        grid: Grid,
+        rotation: Rotation | None,
+        levels: Sequence[int] = (),
+        count: int | None = None,
+        queries: int | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Tokens through the first `count` blocks (default: all) → (the result, what the blocks `levels` gave). With
+        `queries` the last block computes only that many first rows.
+
+        Where blocks have windows, tokens lie in the windows' order until a block has others: a permutation when the
+        division changes, instead of two in every block.
+        """
+        kept = []
+        division = 1
+        windows: Windows | None = None
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            if i == count:
+                break
+            if division != self.windows[i]:
+                division, old = self.windows[i], windows
+                windows = divide(grid, division, self.num_prefix_tokens, tokens.device) if division > 1 else None
+                tokens = reorder(tokens, old, windows)
+            tokens = self.run(block, tokens, grid, rotation, queries if i == last else None, windows)
+            if i in levels:
+                kept.append(reorder(tokens, windows, None))
+        return tokens if queries else reorder(tokens, windows, None), kept
+
     def encode(self, x: Tensor, queries: int | None = None) -> Tensor:
         """Image → tokens after the final norm (B, N, C); with `queries` only that many first rows, which the last
         block computes alone."""
-        tokens, grid, rotation = self.embed(x)
-        last = len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            tokens = self.run(block, tokens, grid, rotation, queries if i == last else None)
+        tokens, _ = self.through_blocks(*self.embed(x), queries=queries)
         return self.norm(tokens)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -198,8 +271,9 @@ class Plain(Backbone):
         """(B, in_chans, H, W) → (B, num_classes), in the dense form the list of maps (B, C, h, w). A head that reads
         only prefix tokens does not pay for the last block's patches."""
         if self.dense:
-            *maps, last = self.forward_intermediates(x, self.dense_levels, intermediates_only=True)
-            return [*maps, self.norm(last.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)]
+            maps = self.forward_intermediates(x, self.dense_levels, intermediates_only=True)
+            norms: list[nn.Module] = [*self.out_norms, self.norm]
+            return [to_nchw(norm(to_map(map_))) for norm, map_ in zip(norms, maps, strict=True)]
         return self.forward_head(self.encode(x, self.num_prefix_tokens if self.global_pool == "token" else None))
 
     def pool(self, x_BNC: Tensor) -> Tensor:
@@ -222,7 +296,7 @@ class Plain(Backbone):
         return out
 
     def feature_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        return [self.patch_embed.grid(height, width)] * len(self.feature_info)
+        return [self.patch_embed.grid(height, width)] * len(self.feature_info)  # type: ignore[operator]
 
     def forward_intermediates(
         self,
@@ -236,11 +310,10 @@ class Plain(Backbone):
     ) -> Any:
         wanted, deepest = take_indices(len(self.blocks), indices, output_fmt)
         tokens, grid, rotation = self.embed(x)
-        collected = []
-        for i, block in enumerate(self.blocks[: deepest + 1] if stop_early or intermediates_only else self.blocks):
-            tokens = self.run(block, tokens, grid, rotation)
-            if i in wanted:
-                collected.append(self.norm(tokens) if norm else tokens)
+        count = deepest + 1 if stop_early or intermediates_only else None
+        tokens, collected = self.through_blocks(tokens, grid, rotation, wanted, count)
+        if norm:
+            collected = [self.norm(t) for t in collected]
         patches = [t[:, self.num_prefix_tokens :] for t in collected]
         if output_fmt == "NCHW":  # a channels-last view: no copy
             patches = [p.unflatten(1, grid).permute(0, 3, 1, 2) for p in patches]
@@ -256,8 +329,10 @@ class Plain(Backbone):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         if global_pool is not None:
-            if global_pool not in ("token", "avg", ""):
-                raise ValueError(f"global_pool={global_pool!r} is not known: choose 'token', 'avg' or ''.")
+            known = [name for name in self.pools if name != "token" or self.prefix_names]
+            if global_pool not in known:
+                choices = ", ".join(repr(name) for name in known)
+                raise ValueError(f"global_pool={global_pool!r} is not known here: choose one of {choices}.")
             self.global_pool = global_pool
         self.num_classes = num_classes
         self.head = self._new_head(num_classes)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from anyres.backbone import Backbone, take_indices
 from anyres.layers.init import init_linear
-from anyres.layers.maps import to_map, to_nchw
+from anyres.layers.maps import ResidualDepthwiseConv, to_map, to_nchw
 
 Grid = tuple[int, int]
 Run = Callable[..., Any]
@@ -51,6 +51,25 @@ class Stage(nn.Module):
         x = self.downsample(x)
         for block in self.blocks:
             x = run(block, x)
+        return self.norm(x), extra
+
+
+class PositionedStage(Stage):
+    """A stage whose first block is followed by a position generator: x + depthwise(x), once per stage (CPVT; Twins,
+    ScalableViT)."""
+
+    def __init__(
+        self, downsample: nn.Module, blocks: Iterable[nn.Module], dim: int, norm: nn.Module | None = None
+    ) -> None:
+        super().__init__(downsample, blocks, norm)
+        self.position = ResidualDepthwiseConv(dim)
+
+    def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
+        x = self.downsample(x)
+        for i, block in enumerate(self.blocks):
+            x = run(block, x)
+            if i == 0:
+                x = self.position(x)
         return self.norm(x), extra
 
 
@@ -181,7 +200,7 @@ class Pyramid(Backbone):
                 map_BHWC = self.out_norms[i](last[0])
                 if norm and i == len(self.stages) - 1:
                     map_BHWC = self.norm(map_BHWC)
-                out = to_nchw(map_BHWC) if output_fmt == "NCHW" else map_BHWC.flatten(1, 2)
+                out = to_nchw(map_BHWC) if output_fmt == "NCHW" else map_BHWC.flatten(1, -2)
                 maps.append((out, last[1]) if return_prefix_tokens else out)
             if i == deepest and (stop_early or intermediates_only):
                 break

@@ -211,7 +211,7 @@ def _pretrained_cfg(entry: Entry) -> dict[str, Any]:
         "interpolation": "bicubic",
         "mean": entry.variant.mean,
         "std": entry.variant.std,
-        "num_classes": 1000,
+        "num_classes": entry.variant.args.get("num_classes", 1000),
         "first_conv": entry.family.first_conv,
         "classifier": entry.family.classifier if distilled else _classifiers(entry.family)[0],
         "license": entry.family.licence.lower(),

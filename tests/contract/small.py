@@ -29,5 +29,7 @@ def small(name: str, **options: Any) -> Backbone:
 
 
 def image(batch: int, size: tuple[int, int] | None, model: Backbone, seed: int = 0) -> torch.Tensor:
+    """Random images, or clips of the native length for a video model."""
     height, width = size or (model.minimum_size, model.minimum_size)
-    return torch.randn(batch, model.in_chans, height, width, generator=torch.Generator().manual_seed(seed))
+    frames = () if model.num_frames is None else (model.num_frames,)
+    return torch.randn(batch, model.in_chans, *frames, height, width, generator=torch.Generator().manual_seed(seed))

@@ -41,3 +41,18 @@ def test_shift_mask_separates_what_the_roll_joined() -> None:
     assert mask[0].all()
     assert torch.equal(mask[3], torch.eye(4, dtype=torch.bool))
     assert mask[1].tolist() == [[True, False] * 2, [False, True] * 2] * 2
+
+
+@pytest.mark.parametrize(("grid", "window"), GRIDS)
+@pytest.mark.parametrize("shift", [(0, 0), (1, 2)])
+def test_windows_are_cut_from_the_rolled_map(grid, window, shift) -> None:
+    x = torch.randn(2, *grid, 6)
+    (top, left), padded = (1, 0) if grid == (7, 5) else (0, 0), padded_grid(grid, window)
+    canvas = torch.zeros(2, *padded, 6)
+    canvas[:, top : top + grid[0], left : left + grid[1]] = x
+    rolled = torch.roll(canvas, (-shift[0], -shift[1]), (1, 2))
+    cut = [strip.split(window[1], 2) for strip in rolled.split(window[0], 1)]
+    expected = torch.stack([window_BwwC.flatten(1, 2) for strip in cut for window_BwwC in strip], dim=1)
+    ours = partition(x, window, shift, (top, left))
+    assert torch.equal(ours, expected)
+    assert merge(ours, grid, window, shift, (top, left)).is_contiguous()

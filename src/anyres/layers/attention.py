@@ -9,6 +9,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyres.layers.divisions import Windows, divided_attention, reorder
 from anyres.layers.positions import (
     ContinuousBias,
     Grid,
@@ -48,9 +49,15 @@ class Attention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(
-        self, x_BNC: Tensor, grid: Grid, rotation: Rotation | None = None, queries: int | None = None
+        self,
+        x_BNC: Tensor,
+        grid: Grid,
+        rotation: Rotation | None = None,
+        queries: int | None = None,
+        windows: Windows | None = None,
     ) -> Tensor:
-        """(B, N, C) → (B, N, C), or (B, queries, C): the first `queries` rows only, when no other row is wanted."""
+        """(B, N, C) → (B, N, C), or (B, queries, C): the first `queries` rows (prefix tokens) only, when no other row
+        is wanted. With `windows` the tokens lie in their order, and patches see their own window only."""
         B, N, C = x_BNC.shape
         num_prefix = N - grid[0] * grid[1]
         if queries is None:
@@ -67,7 +74,10 @@ class Attention(nn.Module):
         if self.bias is not None:
             mask = self.bias(grid, num_prefix)[:, :, : q.shape[2]].to(q.dtype)
         dropout = self.attn_drop if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        if windows is None or queries is not None:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        else:
+            out = divided_attention(q, k, v, windows, num_prefix, dropout)
         out = out.transpose(1, 2).reshape(B, -1, C)
         if self.local is not None and queries is not None:
             # Prefix rows get no local term, but its filters must stay in the graph: distributed training waits for
@@ -77,7 +87,9 @@ class Attention(nn.Module):
             if self.training:
                 out = out + 0 * sum(parameter.sum() for parameter in self.local.parameters())
         elif self.local is not None:
-            local = self.local(v_BNC[:, num_prefix:], grid, self.num_heads)
+            local = self.local(reorder(v_BNC, windows, None)[:, num_prefix:], grid, self.num_heads)
+            if windows is not None:
+                local = local[:, windows.order[num_prefix:] - num_prefix]
             if torch.is_grad_enabled():
                 out = out + F.pad(local, (0, 0, num_prefix, 0))
             else:  # in place: saves a pass over the map; with gradients the kernel still needs its output unchanged

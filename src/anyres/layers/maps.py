@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 
 def to_map(x_BCHW: Tensor) -> Tensor:
-    """(B, C, H, W) → (B, H, W, C), contiguous."""
-    return x_BCHW.permute(0, 2, 3, 1).contiguous()
+    """(B, C, H, W) → (B, H, W, C), contiguous; a clip (B, C, T, H, W) → (B, T, H, W, C)."""
+    return x_BCHW.movedim(1, -1).contiguous()
 
 
 def to_nchw(x_BHWC: Tensor) -> Tensor:
-    """(B, H, W, C) → (B, C, H, W), a view."""
-    return x_BHWC.permute(0, 3, 1, 2)
+    """(B, H, W, C) → (B, C, H, W), a view; (B, T, H, W, C) → (B, C, T, H, W)."""
+    return x_BHWC.movedim(-1, 1)
 
 
 class MapConv(nn.Conv2d):

@@ -47,7 +47,8 @@ def cached_for_parameter(
                 store.move_to_end(key)
                 return store[key]
             with torch.inference_mode(False), torch.no_grad():
-                result = function(parameter, *args, **kwargs)
+                # Detached: a mere view of the parameter would still ask for gradients, which fused kernels refuse.
+                result = function(parameter, *args, **kwargs).detach()
             store[key] = result
             if len(store) > maximum:
                 store.popitem(last=False)

@@ -8,8 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.layers.maps import MapConv
+from anyres.layers.parameter_cache import cached_for_parameter
+from anyres.layers.resample import resample_table
 
 Remainder = Literal["pad", "truncate"]
+
+
+def patches_of(height: int, width: int, patch_size: int, remainder: Remainder = "pad") -> tuple[int, int]:
+    """Rows and columns of patches in an image of this size."""
+    extra = patch_size - 1 if remainder == "pad" else 0
+    return (height + extra) // patch_size, (width + extra) // patch_size
 
 
 class PatchEmbed(nn.Module):
@@ -17,19 +25,22 @@ class PatchEmbed(nn.Module):
 
     `remainder` says what happens to a side that the patch does not divide: "pad" adds zeros at the right and the
     bottom (no pixel is lost, every token holds at least one), "truncate" drops the last rows and columns, as published
-    ViT code does.
+    ViT code does. `stored_size` is the side of the stored kernel; where patches are smaller or larger than that, it is
+    resized bilinearly, without rescaling (UViT, section 4.1; 16 to 8: the mean of every 2x2 block).
     """
 
-    def __init__(self, patch_size: int, in_chans: int, dim: int, remainder: Remainder = "pad") -> None:
+    def __init__(
+        self, patch_size: int, in_chans: int, dim: int, remainder: Remainder = "pad", stored_size: int | None = None
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
         self.remainder = remainder
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, patch_size)
+        stored_size = stored_size or patch_size
+        self.proj = nn.Conv2d(in_chans, dim, stored_size, stored_size)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens for an image of this size."""
-        extra = self.patch_size - 1 if self.remainder == "pad" else 0
-        return (height + extra) // self.patch_size, (width + extra) // self.patch_size
+        return patches_of(height, width, self.patch_size, self.remainder)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, in_chans, H, W) → (B, dim, h, w) with (h, w) = `grid(H, W)`."""
@@ -37,7 +48,15 @@ class PatchEmbed(nn.Module):
             bottom, right = -x_BCHW.shape[-2] % self.patch_size, -x_BCHW.shape[-1] % self.patch_size
             if bottom or right:
                 x_BCHW = F.pad(x_BCHW, (0, right, 0, bottom))
-        return self.proj(x_BCHW)
+        if self.proj.kernel_size[0] == self.patch_size:
+            return self.proj(x_BCHW)
+        return F.conv2d(x_BCHW, resized_kernel(self.proj.weight, self.patch_size), self.proj.bias, self.patch_size)
+
+
+@cached_for_parameter()
+def resized_kernel(weight: Tensor, side: int) -> Tensor:
+    """Kernels (..., k, k) → (..., side, side)."""
+    return resample_table(weight, (side, side), "bilinear").to(weight.dtype)
 
 
 class ConvEmbed(nn.Module):
@@ -61,7 +80,7 @@ class ConvEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.proj = MapConv(in_dim, dim, kernel, stride, padding, bias=bias)
-        self.norm = nn.Identity() if eps is None else nn.LayerNorm(dim, eps=eps)
+        self.norm: nn.Module = nn.Identity() if eps is None else nn.LayerNorm(dim, eps=eps)
         self.multiple = stride if pad else 1
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

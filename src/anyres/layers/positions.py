@@ -13,7 +13,7 @@ They act in one of four places, and a model may combine them:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +30,18 @@ Grid = tuple[int, int]
 
 
 class AbsoluteTable(nn.Module):
-    """A learned vector per token of the native grid, prefix tokens included (ViT; DeiT: bicubic at other grids).
+    """A learned vector per token of the native grid, prefix tokens included (ViT; DeiT: bicubic at other grids; UViT:
+    bilinear).
 
     The stored table (1, prefix + h·w, dim) never changes with the input; other grids get a resampled copy (DeiT's
     fine-tuning rule: the prefix rows stay, the rest is resized in float32, `align_corners=False`, no antialiasing).
     """
 
-    def __init__(self, dim: int, native_grid: Grid, num_prefix: int) -> None:
+    def __init__(
+        self, dim: int, native_grid: Grid, num_prefix: int, mode: Literal["bicubic", "bilinear"] = "bicubic"
+    ) -> None:
         super().__init__()
+        self.mode = mode
         self.native_grid = native_grid
         self.num_prefix = num_prefix
         self.table = nn.Parameter(torch.empty(1, num_prefix + native_grid[0] * native_grid[1], dim))
@@ -59,7 +63,7 @@ class AbsoluteTable(nn.Module):
         if source == target:
             return table
         prefix, patches = table[:, : self.num_prefix], table[:, self.num_prefix :]
-        resized = resample_table(patches.transpose(1, 2).unflatten(2, source), target)
+        resized = resample_table(patches.transpose(1, 2).unflatten(2, source), target, self.mode)
         return torch.cat((prefix, resized.flatten(2).transpose(1, 2).to(prefix.dtype)), dim=1)
 
 

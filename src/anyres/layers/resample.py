@@ -1,6 +1,8 @@
-"""Bicubic resampling of position tables as two small matrix products."""
+"""Resampling of tables, bicubic or bilinear, as two small matrix products."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,15 +32,24 @@ def bicubic_matrix(target: int, source: int, device: torch.device) -> Tensor:
     return matrix.float()
 
 
-def resample_table(table: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a table of shape (..., h, w) to (..., *size), bicubic as in `bicubic_matrix`, in float32.
+@cached_by_size()
+def bilinear_matrix(target: int, source: int, device: torch.device) -> Tensor:
+    """The (target, source) matrix of 1-D linear interpolation, as `interpolate(mode="bilinear", align_corners=False,
+    antialias=False)` has it: half-pixel centres, border samples repeated. float32."""
+    position = (torch.arange(target, dtype=torch.float64, device=device) + 0.5) * (source / target) - 0.5
+    distance = position.clamp(0, source - 1)[:, None] - torch.arange(source, device=device)
+    return (1 - distance.abs()).clamp(min=0).float()
+
+
+def resample_table(table: Tensor, size: tuple[int, int], mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
+    """Resize a table of shape (..., h, w) to (..., *size), as in `bicubic_matrix` or `bilinear_matrix`, in float32.
 
     A table that already has this size is returned untouched, so the native size costs nothing and changes no bit.
     """
     h, w = table.shape[-2:]
     if (h, w) == size:
         return table
-    rows = bicubic_matrix(size[0], h, table.device)
-    columns = bicubic_matrix(size[1], w, table.device)
+    matrix = bicubic_matrix if mode == "bicubic" else bilinear_matrix
+    rows, columns = matrix(size[0], h, table.device), matrix(size[1], w, table.device)
     with torch.autocast(table.device.type, enabled=False):
         return rows @ table.float() @ columns.T

@@ -6,8 +6,10 @@ shifted, and cut into (B, n, wh·ww, C): windows row by row, tokens inside a win
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.layers.parameter_cache import cached_for_parameter
@@ -20,6 +22,36 @@ def padded_grid(grid: Grid, window: Grid) -> Grid:
     return -(-grid[0] // window[0]) * window[0], -(-grid[1] // window[1]) * window[1]
 
 
+def window_rule(grid: Grid, size: int) -> tuple[Grid, Grid]:
+    """(window, shift of the odd blocks) of a stage of Swin's classifier whose windows are size×size.
+
+    A map no larger than the window along one side is never shifted, and its window is cut to the map (published:
+    where both sides are a multiple of the cut window). Everything larger is shifted by half a window.
+    """
+    if min(grid) <= size:
+        return (min(grid[0], size), min(grid[1], size)), (0, 0)
+    return (size, size), (size // 2, size // 2)
+
+
+@cached_by_size()
+def window_order(padded: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor:
+    """(n·N,) where the tokens of the windows come from in a padded map, both read row by row."""
+    rows = (torch.arange(padded[0], device=device) + shift[0]) % padded[0]
+    columns = (torch.arange(padded[1], device=device) + shift[1]) % padded[1]
+    rolled = rows[:, None] * padded[1] + columns
+    return rolled.view(-1, window[0], padded[1] // window[1], window[1]).transpose(1, 2).flatten()
+
+
+@cached_by_size()
+def map_order(grid: Grid, window: Grid, shift: Grid, before: Grid, device: torch.device) -> Tensor:
+    """(H·W,) where the tokens of a map stand in its windows, both read row by row."""
+    padded = padded_grid(grid, window)
+    rows = ((torch.arange(grid[0], device=device) + before[0] - shift[0]) % padded[0])[:, None]
+    columns = (torch.arange(grid[1], device=device) + before[1] - shift[1]) % padded[1]
+    number = rows // window[0] * (padded[1] // window[1]) + columns // window[1]
+    return ((number * window[0] + rows % window[0]) * window[1] + columns % window[1]).flatten()
+
+
 def partition(x_BHWC: Tensor, window: Grid, shift: Grid = (0, 0), before: Grid = (0, 0)) -> Tensor:
     """(B, H, W, C) → (B, n, wh·ww, C). Row r of the padded map goes to row r - shift (cyclically).
 
@@ -29,23 +61,21 @@ def partition(x_BHWC: Tensor, window: Grid, shift: Grid = (0, 0), before: Grid =
     Hp, Wp = padded_grid((H, W), window)
     if (Hp, Wp) != (H, W):
         x_BHWC = F.pad(x_BHWC, (0, 0, before[1], Wp - W - before[1], before[0], Hp - H - before[0]))
-    if shift != (0, 0):
-        x_BHWC = torch.roll(x_BHWC, (-shift[0], -shift[1]), (1, 2))
+    if shift != (0, 0):  # one gather: rolling and then cutting would be two passes and more over the map
+        order = window_order((Hp, Wp), window, shift, x_BHWC.device)
+        return x_BHWC.flatten(1, 2).index_select(1, order).view(B, -1, window[0] * window[1], C)
     cut = x_BHWC.view(B, Hp // window[0], window[0], Wp // window[1], window[1], C).transpose(2, 3)
     return cut.reshape(B, -1, window[0] * window[1], C)
 
 
 def merge(x_BnNC: Tensor, grid: Grid, window: Grid, shift: Grid = (0, 0), before: Grid = (0, 0)) -> Tensor:
-    """The inverse of `partition`: (B, n, wh·ww, C) → (B, H, W, C), padding removed."""
+    """The inverse of `partition`: (B, n, wh·ww, C) → (B, H, W, C), contiguous, padding removed."""
     B, C = x_BnNC.shape[0], x_BnNC.shape[-1]
-    Hp, Wp = padded_grid(grid, window)
-    cut = x_BnNC.reshape(B, Hp // window[0], Wp // window[1], window[0], window[1], C).transpose(2, 3)
-    x = cut.reshape(B, Hp, Wp, C)
-    if shift != (0, 0):
-        x = torch.roll(x, shift, (1, 2))
-    if (Hp, Wp) != grid:
-        x = x[:, before[0] : before[0] + grid[0], before[1] : before[1] + grid[1]]
-    return x
+    if shift != (0, 0) or padded_grid(grid, window) != grid:
+        order = map_order(grid, window, shift, before, x_BnNC.device)
+        return x_BnNC.flatten(1, 2).index_select(1, order).view(B, *grid, C)
+    cut = x_BnNC.reshape(B, grid[0] // window[0], grid[1] // window[1], window[0], window[1], C).transpose(2, 3)
+    return cut.reshape(B, *grid, C)
 
 
 @cached_by_size()
@@ -75,15 +105,33 @@ def padding_mask(grid: Grid, window: Grid, device: torch.device, before: Grid = 
     return partition(real, window, before=before)[0, :, None, :, 0] > 0
 
 
+def small_offsets(table: Tensor, window: Grid) -> Tensor:
+    """The middle (heads, 2·wh-1, 2·ww-1) of a bias table: the offsets that occur inside a window no larger than the
+    table's."""
+    rows, columns = 2 * window[0] - 1, 2 * window[1] - 1
+    top, left = (table.shape[1] - rows) // 2, (table.shape[2] - columns) // 2
+    assert min(top, left) >= 0
+    return table[:, top : top + rows, left : left + columns]
+
+
 @cached_for_parameter()
-def shifted_bias(table: Tensor, window: Grid, padded: Grid, shift: Grid) -> Tensor:
-    """Relative bias of a table (heads, 2·wh-1, 2·ww-1) with the shift mask merged in: (n, heads, N, N), or (1, heads,
-    N, N) without a shift."""
-    bias = relative_bias(table, window)
-    if shift == (0, 0):
-        return bias
-    allowed = shift_mask(padded, window, shift, table.device)
-    return bias.masked_fill(~allowed[:, None], float("-inf"))
+def shifted_bias(table: Tensor, window: Grid, padded: Grid, shift: Grid, grid: Grid | None = None) -> Tensor:
+    """Relative bias of a table (heads, 2·Mh-1, 2·Mw-1) with the shift mask merged in: (n, heads, N, N), or (1, heads,
+    N, N) where nothing is masked.
+
+    A window smaller than the table's Mh×Mw takes its small offsets. `grid`: the map's size without its padding; if
+    given, padding is masked too.
+    """
+    bias = relative_bias(small_offsets(table, window), window)
+    allowed = None
+    if shift != (0, 0):
+        allowed = shift_mask(padded, window, shift, table.device)
+    if grid is not None and grid != padded:
+        # Padding sees padding, so that every row of the softmax has something to see.
+        real = partition(torch.ones(1, *grid, 1, device=table.device), window, shift)[0, :, :, 0]
+        alike = real[:, :, None] == real[:, None, :]
+        allowed = alike if allowed is None else allowed & alike
+    return bias if allowed is None else bias.masked_fill(~allowed[:, None], float("-inf"))
 
 
 def window_attention(qkv_BnNC: Tensor, num_heads: int, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
@@ -100,3 +148,55 @@ def window_attention(qkv_BnNC: Tensor, num_heads: int, mask: Tensor | None = Non
             mask = mask.to(q.dtype)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return out.transpose(1, 2).reshape(B, n, N, -1)
+
+
+class WindowAttention(nn.Module):
+    """Attention inside the (shifted) windows of a map, with a relative bias per head (Swin, section 3.2, equation 4).
+
+    `qkv` has its output channels ordered [q | k | v], each head-major; `bias_table` (heads, 2M-1, 2M-1) holds the bias
+    of query minus key.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.bias_table = nn.Parameter(torch.empty(num_heads, 2 * window_size - 1, 2 * window_size - 1))
+        nn.init.trunc_normal_(self.bias_table, std=0.02)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BHWC: Tensor, window: Grid, shift: Grid = (0, 0), mask_padding: bool = True) -> Tensor:
+        """(B, H, W, C) → the same. Windows may be smaller than the table's; they then use its small offsets.
+
+        Zeros pad the map up to whole windows. As keys they are masked, or else take part with the bias of `qkv`, as in
+        Swin's detectors.
+        """
+        grid = (x_BHWC.shape[1], x_BHWC.shape[2])
+        padded = padded_grid(grid, window)
+        bias = shifted_bias(self.bias_table, window, padded, shift, grid if mask_padding else None)
+        x_BnNC = window_attention(self.qkv(partition(x_BHWC, window, shift)), self.num_heads, bias)
+        return merge(self.proj(x_BnNC), grid, window, shift)
+
+
+PUBLISHED_TABLE = "relative_position_bias_table"
+"""What Swin's code, and most that grew from it, calls `bias_table`: ((2M-1)², heads)."""
+
+
+def tables_from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with every published bias table ((2M-1)², heads) as our `bias_table` (heads, 2M-1, 2M-1)."""
+    return {
+        name.replace(PUBLISHED_TABLE, "bias_table"): tensor.T.unflatten(1, (math.isqrt(len(tensor)), -1)).contiguous()
+        if name.endswith(PUBLISHED_TABLE)
+        else tensor
+        for name, tensor in state.items()
+    }
+
+
+def tables_to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `tables_from_published`."""
+    return {
+        name.replace("bias_table", PUBLISHED_TABLE): tensor.flatten(1).T.contiguous()
+        if name.endswith(".bias_table")
+        else tensor
+        for name, tensor in state.items()
+    }

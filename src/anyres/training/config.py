@@ -72,6 +72,11 @@ class TrainConfig:
     teacher_alpha: float = option(0.5, "Weight of the teacher's term; the labels' has 1 minus this.")
     teacher_tau: float = option(1.0, "Temperature of teacher_kind=soft (its term is divided by batch times classes).")
 
+    # Sparsification (DynamicViT)
+    sparsify: float = option(
+        0.0, "Weight of the keep-ratio loss; the unpruned model, from teacher_weights or init_from, teaches. 0: off."
+    )
+
     # Optimisation
     epochs: int = option(300, "Passes over the training images.")
     batch_size: int = option(128, "Images per optimiser step, over all processes and accumulated passes together.")
@@ -227,7 +232,7 @@ _RULES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
     "at least 0": (
         lambda value: value >= 0,
         "workers seed weight_decay warmup_epochs warmup_lr min_lr mixup cutmix save_every_minutes color_jitter "
-        "distillation_alpha",
+        "distillation_alpha sparsify",
     ),
     "between 0 and 1": (
         lambda value: 0 <= value <= 1,
@@ -256,6 +261,8 @@ def _check(config: TrainConfig) -> None:
         raise UserError(f"warmup_epochs is {config.warmup_epochs:g}; it must be less than epochs, {config.epochs}")
     if config.distillation == "kl" and config.distillation_target != "logit":
         raise UserError("distillation kl compares probabilities; set distillation_target logit")
+    if config.sparsify and config.teacher:
+        raise UserError("sparsify has its own teacher, the unpruned model; leave teacher out")
     if config.fsdp and config.ema_decay:
         raise UserError("fsdp keeps no moving average of the weights; set ema_decay 0 or fsdp false")
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from anyres.registry import create_model, load_pretrained
 from anyres.training.config import TrainConfig, did_you_mean
 from anyres.training.losses import BaseLoss, Outputs, distilled_loss, soft_cross_entropy
 from anyres.training.processes import load_whole_states, shard
+from anyres.training.sparsification import sparsification_losses
 from anyres.training.state import Position
 
 logger = logging.getLogger(__name__)
@@ -205,15 +206,18 @@ def build_model(config: TrainConfig, source: Source) -> Any:
 
 def start_from(run: Run, path: str) -> None:
     """Take over weights of another run or checkpoint; what does not fit stands in the log."""
-    file = Path(path)
-    inside = [file / "best" / "model.safetensors", file / "model.safetensors"]
-    file = next((candidate for candidate in inside if candidate.is_file()), file)
-    report = load_checkpoint(run.plain, file, strict=False)
+    report = load_checkpoint(run.plain, weights_file(path), strict=False)
     if run.config.fsdp:
         load_whole_states(run, run.plain.state_dict())
     if run.ema is not None:
         run.ema.module.load_state_dict(run.model.state_dict())
-    logger.log(logging.INFO if report.complete else logging.WARNING, "started from %s: %s", file, report)
+    logger.log(logging.INFO if report.complete else logging.WARNING, "started from %s: %s", path, report)
+
+
+def weights_file(path: str) -> Path:
+    """The best weights of a run folder; the path itself if it is none."""
+    inside = [Path(path) / "best" / "model.safetensors", Path(path) / "model.safetensors"]
+    return next((candidate for candidate in inside if candidate.is_file()), Path(path))
 
 
 def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
@@ -235,6 +239,8 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
 def build_base_loss(config: TrainConfig, accelerator: Accelerator, source: Source) -> BaseLoss:
     """Cross-entropy with the soft labels; with a teacher, DeiT's distillation: it sees the same mixed view."""
+    if config.sparsify:
+        return build_sparsification_loss(config, accelerator, source)
     if config.teacher is None:
         return lambda outputs, target, view: soft_cross_entropy(outputs["logits"], target)
     teacher = load_teacher(config, source).to(accelerator.device)
@@ -251,6 +257,32 @@ def build_base_loss(config: TrainConfig, accelerator: Accelerator, source: Sourc
             config.teacher_alpha,
             config.teacher_tau,
         )
+
+    return base_loss
+
+
+def build_sparsification_loss(config: TrainConfig, accelerator: Accelerator, source: Source) -> BaseLoss:
+    """DynamicViT's loss; the teacher is the model without its predictors and sees the same mixed view."""
+    weights = config.teacher_weights or config.init_from
+    if weights is None:
+        raise UserError("sparsify starts from a trained unpruned model; set init_from to its weights")
+    ratios = getattr(build_model(config, source), "keep_ratios", ())
+    if not ratios:
+        raise UserError(
+            f"sparsify needs a model with score predictors, such as dynamicvit_deit_small; not {config.model}"
+        )
+    unpruned = replace(config, model_args={**config.model_args, "prune_before": ()}, drop_path=0.0)
+    teacher = build_model(unpruned, source).to(accelerator.device)
+    report = load_checkpoint(teacher, weights_file(weights), strict=False)
+    if report.missing:
+        raise UserError(f"the weights of sparsify's teacher do not fit {config.model}: {report}")
+    teacher.eval().requires_grad_(False)
+
+    def base_loss(outputs: Outputs, target: Tensor, view: Tensor) -> Tensor:
+        with torch.no_grad(), accelerator.autocast():
+            known = teacher.forward_train(view)
+        classification = soft_cross_entropy(outputs["logits"], target)
+        return sparsification_losses(classification, outputs, known, ratios, config.sparsify)[-1]
 
     return base_loss
 

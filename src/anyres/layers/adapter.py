@@ -1,0 +1,128 @@
+"""The deformable adapter that gives a plain transformer of stride 8 a pyramid of maps (ViT-Adapter; GPViT for
+detection)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.layers.deformable import DeformableAttention, cell_centres
+from anyres.layers.init import init_linear_and_convolution
+from anyres.layers.maps import ConvMlp, ConvNorm, MapBatchNorm, to_map, to_nchw
+from anyres.layers.positions import Grid
+
+HEADS = 6
+"""Heads of every deformable attention."""
+
+
+class SpatialPrior(nn.Module):
+    """Convolutions that bring the image to maps of strides 4, 8, 16, 32 and one width (ViT-Adapter, section 3.3)."""
+
+    def __init__(self, in_chans: int, dim: int, width: int = 64) -> None:
+        super().__init__()
+        self.stem = nn.ModuleList(ConvNorm(width if i else in_chans, width, 3, 1 if i else 2) for i in range(3))
+        widths = (width, 2 * width, 4 * width, 4 * width)
+        self.convs = nn.ModuleList(ConvNorm(widths[i], widths[i + 1], 3, 2) for i in range(3))
+        self.fc = nn.ModuleList(nn.Linear(channels, dim) for channels in widths)
+
+    def forward(self, x_BHWC: Tensor) -> list[Tensor]:
+        for conv in self.stem:
+            x_BHWC = conv(x_BHWC).relu()
+        x_BHWC = to_map(F.max_pool2d(to_nchw(x_BHWC), 3, 2, 1))
+        maps = [x_BHWC]
+        for conv in self.convs:
+            maps.append(conv(maps[-1]).relu())
+        return [fc(map_) for fc, map_ in zip(self.fc, maps, strict=True)]
+
+
+class Injector(nn.Module):
+    """x ← x + γ · MSDA(LN(x), LN(c)): tokens read from the pyramid (ViT-Adapter, equation 1)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.feat_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = DeformableAttention(dim, HEADS, levels=3)
+        self.gamma = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x_BNC: Tensor, grid: Grid, c_BMC: Tensor, grids: tuple[Grid, ...]) -> Tensor:
+        places = cell_centres((grid,), x_BNC.device)
+        return x_BNC + self.gamma * self.attn(self.query_norm(x_BNC), places, self.feat_norm(c_BMC), grids)
+
+
+class Extractor(nn.Module):
+    """c ← c + MSDA(LN(c), LN(x)); c ← c + FFN(LN(c)): the pyramid reads from the tokens (ViT-Adapter, equations 2 and
+    3). The network's depthwise convolution works on each level by itself."""
+
+    def __init__(self, dim: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.query_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.feat_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = DeformableAttention(dim, HEADS, levels=1)
+        self.ffn_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.ffn = ConvMlp(dim, dim // 4)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x_BNC: Tensor, grid: Grid, c_BMC: Tensor, grids: tuple[Grid, ...]) -> Tensor:
+        places = cell_centres(grids, c_BMC.device)
+        c_BMC = c_BMC + self.attn(self.query_norm(c_BMC), places, self.feat_norm(x_BNC), (grid,))
+        levels = self.ffn_norm(c_BMC).split([h * w for h, w in grids], dim=1)
+        y = [self.ffn(level.unflatten(1, size)).flatten(1, 2) for level, size in zip(levels, grids, strict=True)]
+        return c_BMC + self.drop_path(torch.cat(y, dim=1))
+
+
+class Interaction(nn.Module):
+    """Before a part of the trunk the injector, behind it the extractors."""
+
+    def __init__(self, dim: int, drop_path: float, extractors: int) -> None:
+        super().__init__()
+        self.injector = Injector(dim)
+        self.extractors = nn.ModuleList(Extractor(dim, drop_path) for _ in range(extractors))
+
+
+class Adapter(nn.Module):
+    """A spatial prior beside the trunk, four exchanges with it, and four maps of strides 4, 8, 16, 32 (ViT-Adapter,
+    figure 4, at stride 8). The last exchange has two further extractors."""
+
+    def __init__(self, in_chans: int, dim: int, drop_path: float, interactions: int) -> None:
+        super().__init__()
+        self.prior = SpatialPrior(in_chans, dim)
+        self.level_embed = nn.Parameter(torch.randn(3, dim))
+        self.interactions = nn.ModuleList(
+            Interaction(dim, drop_path, 3 if i == interactions - 1 else 1) for i in range(interactions)
+        )
+        self.up = nn.ConvTranspose2d(dim, dim, 2, 2)
+        self.norms = nn.ModuleList(MapBatchNorm(dim) for _ in range(4))
+        self.apply(init_linear_and_convolution)
+        fan_out = self.up.kernel_size[0] * self.up.kernel_size[1] * dim
+        nn.init.normal_(self.up.weight, std=math.sqrt(2 / fan_out))
+        for module in self.modules():
+            if isinstance(module, DeformableAttention):
+                module.reset_parameters()
+
+    def forward(
+        self, x_BHWC: Tensor, tokens: Tensor, grid: Grid, trunk: Sequence[Callable[[Tensor], Tensor]]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Image as a map with sides that are multiples of 32, embedded tokens, and the trunk's parts (tokens → tokens)
+        → the trunk's tokens and four maps (B, h, w, C)."""
+        c1, *maps = self.prior(x_BHWC)
+        grids = tuple((c.shape[1], c.shape[2]) for c in maps)
+        c = torch.cat([c.flatten(1, 2) + level for c, level in zip(maps, self.level_embed, strict=True)], dim=1)
+        for interaction, part in zip(self.interactions, trunk, strict=True):
+            assert isinstance(interaction, Interaction)
+            tokens = part(interaction.injector(tokens, grid, c, grids))
+            for extractor in interaction.extractors:
+                c = extractor(tokens, grid, c, grids)
+        levels = c.split([h * w for h, w in grids], dim=1)
+        maps = [level.unflatten(1, size) for level, size in zip(levels, grids, strict=True)]
+        maps = [to_map(self.up(to_nchw(maps[0]))) + c1, *maps]
+        last = to_nchw(tokens.unflatten(1, grid))
+        for i, scale in enumerate((2.0, 1.0, 0.5, 0.25)):
+            resized = last if scale == 1 else F.interpolate(last, scale_factor=scale, mode="bilinear")
+            maps[i] = self.norms[i](maps[i] + resized.permute(0, 2, 3, 1))
+        return tokens, maps

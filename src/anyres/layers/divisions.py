@@ -1,0 +1,81 @@
+"""Attention windows that are a fraction of the grid (UViT, section 3.3): their size follows the input's."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anyres.layers.positions import Grid
+from anyres.layers.size_cache import cached_by_size
+
+
+class Windows(NamedTuple):
+    """An order of the tokens in which each window is a run, prefix tokens first, and windows of one shape lie
+    together."""
+
+    order: Tensor
+    """(prefix + h·w,) where the tokens of this order stand in the grid's."""
+    inverse: Tensor
+    """(prefix + h·w,) where the tokens of the grid's order stand in this one."""
+    groups: tuple[tuple[int, int], ...]
+    """(windows, tokens in each) of every shape: interior, right edge, bottom edge, corner, as far as they differ."""
+
+
+@cached_by_size()
+def divide(grid: Grid, division: int, num_prefix: int, device: torch.device) -> Windows:
+    """Windows of ceil(h / division) x ceil(w / division) tokens, counted from the top left; the last of a row or a
+    column is smaller where they do not divide the grid."""
+
+    def bands(side: int) -> list[tuple[int, int, int]]:
+        """(first line, windows, lines in each): the full windows, then the rest."""
+        extent = -(-side // division)
+        full, rest = side // extent, side % extent
+        return [(0, full, extent), (full * extent, 1, rest)][: 2 if rest else 1]
+
+    position = torch.arange(grid[0] * grid[1], device=device).view(grid)
+    runs, groups = [torch.arange(-num_prefix, 0, device=device)], []
+    for top, rows, height in bands(grid[0]):
+        for left, columns, width in bands(grid[1]):
+            part = position[top : top + rows * height, left : left + columns * width]
+            runs.append(part.reshape(rows, height, columns, width).transpose(1, 2).flatten())
+            groups.append((rows * columns, height * width))
+    order = torch.cat(runs) + num_prefix
+    return Windows(order, order.argsort(), tuple(groups))
+
+
+def reorder(tokens_BNC: Tensor, old: Windows | None, new: Windows | None) -> Tensor:
+    """Tokens in one order → in another; None is the grid's."""
+    if old is not None:
+        tokens_BNC = tokens_BNC[:, old.inverse]
+    return tokens_BNC if new is None else tokens_BNC[:, new.order]
+
+
+def divided_attention(
+    q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, windows: Windows, num_prefix: int, dropout: float = 0.0
+) -> Tensor:
+    """Softmax attention inside each window, of tokens in the windows' order: (B, h, N, d) → (B, h, N, d). Prefix tokens
+    see all and are seen by all."""
+    B = q_BhNd.shape[0]
+    parts = []
+    if num_prefix:
+        first = q_BhNd[:, :, :num_prefix]
+        parts.append(F.scaled_dot_product_attention(first, k_BhNd, v_BhNd, dropout_p=dropout).transpose(1, 2))
+    start = num_prefix
+    for count, length in windows.groups:
+        run = slice(start, start + count * length)
+        # Windows of equal shape become a batch: a view where there is one shape and no prefix.
+        q, k, v = (
+            x[:, :, run].unflatten(2, (count, length)).transpose(1, 2).flatten(0, 1) for x in (q_BhNd, k_BhNd, v_BhNd)
+        )
+        if num_prefix:
+            k, v = (
+                torch.cat((x[:, :, :num_prefix].repeat_interleave(count, 0), inside), dim=2)
+                for x, inside in ((k_BhNd, k), (v_BhNd, v))
+            )
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)  # (B·count, h, length, d)
+        parts.append(out.transpose(1, 2).reshape(B, count * length, *out.shape[1::2]))
+        start = run.stop
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).transpose(1, 2)

@@ -1,0 +1,75 @@
+"""Attention inside full-length stripes of a map, with a depthwise convolution of the values for position."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.layers.attention import add
+from anyres.layers.maps import DepthwiseConv
+
+
+class StripeAttention(nn.Module):
+    """Cross-shaped window attention (CSWin, section 3.1; GPViT's local attention) on a map (B, H, W, C).
+
+    The first half of the heads attends inside vertical stripes (full height, `width` columns), the second half inside
+    horizontal ones; `width` None: all heads attend over the whole map. To the result of each stripe is added LePE
+    (CSWin, equation 7): a depthwise 3x3 convolution of its values as an image of its own, with zeros around it.
+
+    `ghosts` says what happens to a side that the width does not divide. False: the last stripe is narrower. True
+    (CSWin's dense code): zero lines stand before the first stripe and behind the last, half of them each (the odd one
+    behind), after the linear layer and without a mask, so that each is a key of logit 0 and value 0.
+    """
+
+    def __init__(self, dim: int, num_heads: int, width: int | None, ghosts: bool = False) -> None:
+        super().__init__()
+        branches = 1 if width is None else 2
+        if num_heads % branches or dim % num_heads:
+            raise ValueError(
+                f"A width of {dim} in {num_heads} heads cannot be split into {branches} branches of heads: choose "
+                f"heads that are a multiple of {branches} and a width that is a multiple of the heads."
+            )
+        self.branch_heads = num_heads // branches
+        self.width = width
+        self.ghosts = ghosts
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.lepe = nn.ModuleList(DepthwiseConv(dim // branches) for _ in range(branches))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        qkv = self.qkv(x_BHWC).unflatten(-1, (3, len(self.lepe), -1))
+        if self.width is None:
+            return self.proj(self._attend(qkv[..., 0, :], 1, x_BHWC.shape[1], 0))
+        branches = [self._branch(qkv[..., 0, :], 2, 0), self._branch(qkv[..., 1, :], 1, 1)]
+        return self.proj(torch.cat(branches, dim=-1))
+
+    def _branch(self, qkv_BHW3c: Tensor, axis: int, branch: int) -> Tensor:
+        """Stripes cut along `axis` (1: horizontal, 2: vertical): (B, H, W, 3, c) → (B, H, W, c)."""
+        assert self.width is not None
+        side = qkv_BHW3c.shape[axis]
+        rest = side % self.width
+        if rest == 0:
+            return self._attend(qkv_BHW3c, axis, self.width, branch)
+        if self.ghosts:
+            before, behind = (self.width - rest) // 2, (self.width - rest + 1) // 2
+            lines = (before, behind) if axis == 2 else (0, 0, before, behind)
+            padded = F.pad(qkv_BHW3c, (0, 0, 0, 0, *lines))
+            return self._attend(padded, axis, self.width, branch).narrow(axis, before, side)
+        if rest == side:
+            return self._attend(qkv_BHW3c, axis, rest, branch)
+        whole, last = qkv_BHW3c.split((side - rest, rest), axis)
+        parts = [self._attend(whole, axis, self.width, branch), self._attend(last, axis, rest, branch)]
+        return torch.cat(parts, dim=axis)
+
+    def _attend(self, qkv_BHW3c: Tensor, axis: int, width: int, branch: int) -> Tensor:
+        """`width` divides the side: softmax attention and LePE inside each stripe."""
+        cut = qkv_BHW3c.unflatten(axis, (-1, width))
+        if axis == 2:
+            cut = cut.transpose(1, 2)
+        B, n, h, w = cut.shape[:4]
+        tokens = cut.flatten(2, 3).flatten(0, 1)  # (B·n, h·w, 3, c); horizontal stripes are a view
+        q, k, v = tokens.unflatten(-1, (self.branch_heads, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(1, (h, w))
+        out = add(self.lepe[branch](tokens[:, :, 2].unflatten(1, (h, w))), out).unflatten(0, (B, n))
+        return (out.transpose(1, 2) if axis == 2 else out).flatten(axis, axis + 1)

@@ -1,0 +1,208 @@
+"""CvT: a three-stage pyramid of global attention whose token embeddings and query, key and value projections are
+convolutions.
+
+Each stage starts with an overlapping strided convolution; queries, keys and values pass a depthwise 3x3 convolution
+with batch norm before their linear layers, keys and values at half resolution. There is no position information of any
+other kind. A class token joins the tokens of the last stage and skips the convolutions.
+
+Paper: "CvT: Introducing Convolutions to Vision Transformers", Wu, Xiao, Codella, Liu, Dai, Yuan, Zhang, ICCV 2021,
+arXiv 2103.15808. Published code and weights: microsoft/CvT (MIT).
+
+Any input size: as published, from 3 pixels up; nothing stored depends on the size. The first embedding (7x7, stride 4,
+padding 2) makes floor((H - 3) / 4) + 1 rows, one less than ceil(H / 4) if H mod 4 is 2: the last row or column of the
+image is then not read. The later ones round up.
+
+Quirks that checkpoints depend on: logits are scaled by the stage's width, C^-0.5, not by the width of a head; the
+activation is QuickGELU; norms have eps 1e-5; stages end without a norm, which only the last tokens get. The dense form
+(there is no published one) hands out the raw maps of the three stages and keeps the class token inside the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.backbone import Family, KeyRule, Variant
+from anyres.layers.attention import Block
+from anyres.layers.init import init_linear
+from anyres.layers.maps import ConvNorm
+from anyres.layers.patch_embed import ConvEmbed
+from anyres.layers.spatial_reduction import attend
+from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+
+
+class ConvProjectionAttention(nn.Module):
+    """Attention with the convolutional projection (section 3.2, equation 2): q, k and v are linear in the map after a
+    depthwise 3x3 convolution and batch norm, with stride 1 for q and 2 for k and v. Prefix tokens skip both.
+
+    The three convolutions stay apart: one that makes k and v together (two filters per channel) has no fast kernel.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = dim**-0.5
+        self.conv_proj_q = ConvNorm(dim, dim, 3, 1, groups=dim)
+        self.conv_proj_k = ConvNorm(dim, dim, 3, 2, groups=dim)
+        self.conv_proj_v = ConvNorm(dim, dim, 3, 2, groups=dim)
+        self.proj_q = nn.Linear(dim, dim)
+        self.proj_k = nn.Linear(dim, dim)
+        self.proj_v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BNC: Tensor, grid: Grid) -> Tensor:
+        """Tokens (B, prefix + h·w, C) of a grid → the same shape."""
+        prefix = x_BNC.shape[1] - grid[0] * grid[1]
+        token, map_BHWC = x_BNC[:, :prefix], x_BNC[:, prefix:].unflatten(1, grid).contiguous()
+
+        def project(conv: ConvNorm, linear: nn.Linear) -> Tensor:
+            tokens = conv(map_BHWC).flatten(1, 2)
+            return linear(torch.cat((token, tokens), dim=1) if prefix else tokens)
+
+        q = project(self.conv_proj_q, self.proj_q)
+        k = project(self.conv_proj_k, self.proj_k)
+        v = project(self.conv_proj_v, self.proj_v)
+        return self.proj(attend(q, k, v, self.num_heads, self.scale))
+
+
+class QuickGELUMlp(nn.Module):
+    """fc1, QuickGELU x·sigmoid(1.702·x), fc2.
+
+    Computed as silu(1.702·x) / 1.702 with both factors inside the matrix products: one pass over the wide tokens, not
+    three.
+    """
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x_BNC: Tensor) -> Tensor:
+        x = x_BNC.flatten(0, 1)
+        x = torch.addmm(self.fc1.bias, x, self.fc1.weight.t(), beta=1.702, alpha=1.702)
+        x = torch.addmm(self.fc2.bias, F.silu(x), self.fc2.weight.t(), alpha=1 / 1.702)
+        return x.view(x_BNC.shape)
+
+
+class CvTStage(Stage):
+    """Embedding and blocks, with a class token in front of the tokens if asked for."""
+
+    def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module], dim: int, class_token: bool) -> None:
+        super().__init__(downsample, blocks)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if class_token else None
+        if self.cls_token is not None:
+            nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
+        x = self.downsample(x)
+        grid = (x.shape[1], x.shape[2])
+        tokens = x.flatten(1, 2)
+        if self.cls_token is not None:
+            tokens = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), tokens), dim=1)
+        for block in self.blocks:
+            tokens = run(block, tokens, grid)
+        if self.cls_token is None:
+            return tokens.unflatten(1, grid), extra
+        return tokens[:, 1:].unflatten(1, grid), tokens[:, :1]
+
+
+class CvT(Pyramid):
+    """CvT (section 3). Drop path rises inside the last stage only."""
+
+    reductions = (4, 8, 16)
+    pools = ("token", "avg", "")
+    no_decay = ("cls_token",)
+    published_keys = (
+        KeyRule("^stage{i}", "^stages.{i}"),
+        KeyRule("^stages.{i}.patch_embed", "^stages.{i}.downsample"),
+        *(KeyRule(f"conv_proj_{name}.bn", f"conv_proj_{name}.norm") for name in "qkv"),
+    )
+
+    def __init__(
+        self,
+        embed_dims: Sequence[int] = (64, 192, 384),
+        depths: Sequence[int] = (1, 2, 10),
+        num_heads: Sequence[int] = (1, 3, 6),
+        mlp_ratio: float = 4.0,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        last = len(depths) - 1
+        rates = [*([0.0] * depth for depth in depths[:-1]), *drop_path_rates(drop_path_rate, depths[-1:])]
+        stages = [
+            CvTStage(
+                ConvEmbed(embed_dims[i - 1], dim, 3, 2, 1) if i else ConvEmbed(in_chans, dim, 7, 4, 2),
+                [
+                    Block(
+                        dim,
+                        ConvProjectionAttention(dim, num_heads[i]),
+                        QuickGELUMlp(dim, int(dim * mlp_ratio)),
+                        rate,
+                        eps=1e-5,
+                    )
+                    for rate in rates[i]
+                ],
+                dim,
+                class_token=i == last,
+            )
+            for i, dim in enumerate(embed_dims)
+        ]
+        super().__init__(stages, embed_dims, nn.LayerNorm(embed_dims[-1], eps=1e-5), in_chans=in_chans, **kwargs)
+        self.minimum_size = 3
+        self.apply(init_linear)
+
+    def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
+        """Normed tokens (B, 1 + h·w, C), the class token first."""
+        assert extra is not None
+        return self.norm(torch.cat((extra, x_BHWC.flatten(1, 2)), dim=1))
+
+    @classmethod
+    def default_out_indices(cls, args: dict[str, Any]) -> tuple[int, ...]:
+        return (0, 1, 2)
+
+
+VARIANTS = {
+    "cvt_13": Variant(
+        published="cvt_13",
+        args={},
+        drop_path=0.1,
+        top1={224: 81.6},
+        notes="CvT-13. Files at 384 are the same network: 83.0 top-1 (ImageNet-1k), 83.3 (ImageNet-22k, then 1k); they "
+        "were tested on squares of 384 without a crop.",
+    ),
+    "cvt_21": Variant(
+        published="cvt_21",
+        args={"depths": (1, 4, 16)},
+        drop_path=0.1,
+        top1={224: 82.5},
+        notes="CvT-21. Files at 384 are the same network: 83.3 top-1 (ImageNet-1k), 84.9 (ImageNet-22k, then 1k); they "
+        "were tested on squares of 384 without a crop.",
+    ),
+    "cvt_w24": Variant(
+        published="cvt_w24",
+        args={"embed_dims": (192, 768, 1024), "depths": (2, 2, 20), "num_heads": (3, 12, 16), "img_size": 384},
+        drop_path=0.3,
+        top1={384: 87.6},
+        train_sizes=(384,),
+        tag="in22k_ft_in1k",
+        crop_pct=1.0,
+        notes="CvT-W24, trained on ImageNet-22k and tuned at 384. 87.6 is the repository's number, the paper prints "
+        "87.7. Tested on squares of 384 without a crop.",
+    ),
+}
+
+CVT = Family(
+    model=CvT,
+    variants=VARIANTS,
+    paper="CvT: Introducing Convolutions to Vision Transformers, ICCV 2021, arXiv 2103.15808",
+    repository="microsoft/CvT",
+    licence="MIT",
+    size_policy="Any size from 3 up, as published: nothing stored depends on it, the first embedding leaves the last "
+    "row or column unread where a side is two more than a multiple of 4, later ones round up.",
+    first_conv="stages.0.downsample.proj",
+)

@@ -1,0 +1,490 @@
+"""DAT: keys and values are sampled from the map at points that the queries move (deformable attention).
+
+A small network on the queries shifts a regular grid of points, per group of channels and shared by all queries; there
+features are sampled bilinearly, and a relative bias is sampled from a table at the continuous displacement between
+query and point. The other blocks are local: windows and shifted windows in DAT (2022), 7x7 neighbourhoods in DAT++
+(2023), which also has convolutions in stem, reductions and feed-forward networks and before every block.
+
+Papers: "Vision Transformer with Deformable Attention", Xia, Pan, Song, Li, Huang, CVPR 2022, arXiv 2201.00520; "DAT++:
+Spatially Dynamic Vision Transformer with Deformable Attention", the same, arXiv 2309.01430. Published code and weights:
+LeapLabTHU/DAT (Apache-2.0), generation 2022 at its tag CVPR2022, generation 2023 at its head.
+
+Any input size. The bias table of deformable attention keeps its native size and is sampled at displacements normalised
+by the map at hand, as published in 2023, where any size runs. The 2022 code runs only at its native size and where the
+windows divide every map. Here the image is padded to a multiple of 4, odd maps to even ones, and normed maps to whole
+windows, the padding masked as keys. Another `img_size` or `window_size` resizes the tables bicubically when a
+checkpoint is loaded, as published for 384. A map below 7 is padded with zeros that its neighbourhoods see, as
+published. Where there is one pixel or one point along a side, which the published code of 2023 divides by zero, it
+stands in the centre.
+
+Quirks that checkpoints depend on: every norm has eps 1e-5; windows shift by ceil(w/2). The generations share their
+parameters' names but not their coordinates: 2022 takes cell centres for queries and points although sampling takes -1
+and 1 for the centres of the border pixels, bounds the shifts to one cell and lets points leave the map into zeros; 2023
+has points half a cell off centre, and clamps after an unbounded shift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.backbone import Family, KeyRule, Variant, pair
+from anyres.layers.attention import Block
+from anyres.layers.maps import ConvMlp, DepthwiseConv, ResidualDepthwiseConv, to_nchw
+from anyres.layers.parameter_cache import cached_for_parameter
+from anyres.layers.patch_embed import ConvEmbed
+from anyres.layers.resample import resample_table
+from anyres.layers.size_cache import cached_by_size
+from anyres.layers.windows import PUBLISHED_TABLE, WindowAttention, tables_from_published, tables_to_published
+from anyres.pyramid import Grid, Pyramid, Stage, drop_path_rates
+
+Generation = Literal[2022, 2023]
+
+# Local attention ------------------------------------------------------------------------------------------------------
+
+
+class LocalAttention(WindowAttention):
+    """Attention in windows of `size`x`size` tokens, moved by ceil(size / 2) if `shifted` (first paper, section 3.3)."""
+
+    def __init__(self, dim: int, num_heads: int, size: int, shifted: bool) -> None:
+        super().__init__(dim, num_heads, size)
+        self.window = (size, size)
+        self.shift = (-(-size // 2),) * 2 if shifted else (0, 0)
+        nn.init.trunc_normal_(self.bias_table, std=0.01)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, H, W, C) → the same."""
+        return super().forward(x_BHWC, self.window, self.shift)
+
+
+NEIGHBOURS = 7
+
+
+class Tiles(NamedTuple):
+    """One axis of a map cut into tiles of queries, each with all the keys that its queries see."""
+
+    keys: Tensor
+    """(tiles, span): the keys of every tile."""
+    offset: Tensor
+    """(tiles, side, span): key minus query, + 6, in 0 .. 12."""
+    seen: Tensor
+    """(tiles, side, span) bool: whether the key is among the query's neighbours."""
+
+
+@cached_by_size()
+def tiles(length: int, device: torch.device) -> Tiles:
+    """Queries in tiles of at most 8 (the fastest on a CPU), of 14 where one tile is the whole axis; queries that fill
+    up the last tile copy the last real one.
+
+    A query's neighbours are the 7 keys around it, at the border the 7 nearest to it; a tile of queries needs 6 keys
+    more than it has queries.
+    """
+    count = 1 if length <= 14 else -(-length // 8)
+    side = -(-length // count)
+    span = min(side + NEIGHBOURS - 1, length)
+    query = torch.arange(count * side, device=device).clamp(max=length - 1).view(count, side, 1)
+    first = (torch.arange(count, device=device) * side - NEIGHBOURS // 2).clamp(0, length - span)
+    keys = first[:, None] + torch.arange(span, device=device)
+    distance = keys[:, None] - (query - NEIGHBOURS // 2).clamp(0, length - NEIGHBOURS)
+    offset = keys[:, None] - query + NEIGHBOURS - 1
+    return Tiles(keys, offset.clamp(0, 2 * NEIGHBOURS - 2), (distance >= 0) & (distance < NEIGHBOURS))
+
+
+@cached_for_parameter(maximum=2)
+def neighbourhood_bias(table: Tensor, grid: Grid) -> Tensor:
+    """Bias of a table (heads, 13, 13) of key minus query, -inf outside the neighbourhood: (1, heads·tiles, queries of a
+    tile, keys of a tile)."""
+    rows, columns = (tiles(length, table.device) for length in grid)
+    bias = table[:, rows.offset[:, None, :, None, :, None], columns.offset[None, :, None, :, None, :]]
+    seen = rows.seen[:, None, :, None, :, None] & columns.seen[None, :, None, :, None, :]
+    return bias.masked_fill(~seen, float("-inf")).flatten(5).flatten(3, 4).flatten(0, 2)[None]
+
+
+class NeighbourhoodAttention(nn.Module):
+    """Attention of every query to the 7x7 keys nearest to it (second paper, section 3.4, after NAT).
+
+    Computed in tiles: a tile's queries attend to the union of their neighbourhoods, masked to each query's own.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.rpb = nn.Parameter(torch.empty(num_heads, 2 * NEIGHBOURS - 1, 2 * NEIGHBOURS - 1))
+        nn.init.trunc_normal_(self.rpb, std=0.02)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """(B, H, W, C) → the same."""
+        H, W = x_BHWC.shape[1:3]
+        if H < NEIGHBOURS or W < NEIGHBOURS:
+            x_BHWC = F.pad(x_BHWC, (0, 0, 0, max(NEIGHBOURS - W, 0), 0, max(NEIGHBOURS - H, 0)))
+        return self.proj(self.attend(self.qkv(x_BHWC))[:, :H, :W])
+
+    def attend(self, qkv_BHWC: Tensor) -> Tensor:
+        """(B, H, W, 3·C), ordered [q | k | v] and head-major, → (B, H, W, C)."""
+        B, H, W, _ = qkv_BHWC.shape
+        rows, columns = tiles(H, qkv_BHWC.device), tiles(W, qkv_BHWC.device)
+        (n, t), (m, s) = rows.offset.shape[:2], columns.offset.shape[:2]
+        q_BHWC, kv_BHWC = qkv_BHWC.tensor_split((qkv_BHWC.shape[-1] // 3,), dim=-1)
+        # Tiles stand beside the heads, not in the batch, so that one mask serves all images without a copy.
+        q_BHWC = F.pad(q_BHWC, (0, 0, 0, m * s - W, 0, n * t - H))
+        q = q_BHWC.reshape(B, n, t, m, s, self.num_heads, -1).permute(0, 5, 1, 3, 2, 4, 6)
+        kv = kv_BHWC.reshape(B, H * W, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if n * m > 1:
+            index = rows.keys[:, None, :, None] * W + columns.keys[None, :, None, :]
+            kv = kv.contiguous().index_select(3, index.flatten())
+        k, v = kv.unflatten(3, (n * m, -1)).flatten(2, 3)
+        mask = neighbourhood_bias(self.rpb, (H, W)).to(q.dtype)
+        out = F.scaled_dot_product_attention(q.flatten(4, 5).flatten(1, 3), k, v, attn_mask=mask)
+        out = out.view(B, self.num_heads, n, m, t, s, -1).permute(0, 2, 4, 3, 5, 1, 6)
+        return out.reshape(B, n * t, m * s, -1)[:, :H, :W]
+
+
+# Deformable attention -------------------------------------------------------------------------------------------------
+
+
+def positions(length: int, start: float, steps: int, like: Tensor) -> Tensor:
+    """(i + start) / steps for i < length, stretched from [0, 1] to [-1, 1]; the centre if there is no step to take."""
+    if steps == 0:
+        return like.new_zeros(length)
+    return (torch.arange(length, device=like.device, dtype=like.dtype) + start) / steps * 2 - 1
+
+
+class DeformableAttention(nn.Module):
+    """Deformable multi-head attention (first paper, section 3.2), generation 2022. Positions are (y, x) in [-1, 1].
+
+    Each of the `groups` has its own points; groups and heads are contiguous ranges of channels. `native` is the size of
+    the map that the bias table (heads, 2h-1, 2w-1) was made for.
+    """
+
+    def __init__(self, dim: int, num_heads: int, groups: int, kernel: int, stride: int, native: Grid) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.groups = groups
+        self.proj_q = nn.Linear(dim, dim)
+        self.proj_k = nn.Linear(dim, dim)
+        self.proj_v = nn.Linear(dim, dim)
+        self.proj_out = nn.Linear(dim, dim)
+        self.offset_conv = DepthwiseConv(dim // groups, kernel, stride)
+        self.offset_norm = nn.LayerNorm(dim // groups, eps=1e-5)
+        self.offset_proj = nn.Linear(dim // groups, 2, bias=False)
+        self.rpe_table = nn.Parameter(torch.empty(num_heads, 2 * native[0] - 1, 2 * native[1] - 1))
+        nn.init.trunc_normal_(self.rpe_table, std=0.01)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """(B, H, W, C) → the same."""
+        q_BHWC = self.proj_q(x_BHWC)
+        points = self.points(self.offsets(q_BHWC))
+        sampled_BMC = self.sample(x_BHWC, points)
+        q, k, v = (
+            part.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+            for part in (q_BHWC.flatten(1, 2), self.proj_k(sampled_BMC), self.proj_v(sampled_BMC))
+        )
+        bias = self.bias((x_BHWC.shape[1], x_BHWC.shape[2]), points).to(q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.proj_out(out.transpose(1, 2).reshape(x_BHWC.shape))
+
+    def offsets(self, q_BHWC: Tensor) -> Tensor:
+        """Queries → raw offsets (B, h, w, G, 2) of h·w points, at least in float32; the groups share the network."""
+        conv, G = self.offset_conv, self.groups
+        assert conv.bias is not None
+        # Filters tiled over the groups make one depthwise convolution of the whole map.
+        weight, bias = conv.weight.repeat(G, 1, 1, 1), conv.bias.repeat(G)
+        y = F.conv2d(to_nchw(q_BHWC), weight, bias, conv.stride, conv.padding, groups=q_BHWC.shape[-1])
+        y_BhwGc = y.permute(0, 2, 3, 1).unflatten(3, (G, -1))
+        raw = self.offset_proj(F.gelu(self.offset_norm(y_BhwGc)))
+        return raw.to(torch.promote_types(raw.dtype, torch.float32))
+
+    def points(self, raw_BhwG2: Tensor) -> Tensor:
+        """Raw offsets → positions (B, G, M, 2) of M = h·w points."""
+        h, w = raw_BhwG2.shape[1:3]
+        raw_y, raw_x = raw_BhwG2.unbind(-1)
+        y = self.place(self.references(h, raw_y)[:, None, None], raw_y, h)
+        x = self.place(self.references(w, raw_x)[:, None], raw_x, w)
+        return torch.stack((y, x), dim=-1).flatten(1, 2).transpose(1, 2)
+
+    def references(self, length: int, like: Tensor) -> Tensor:
+        """Where `length` points stand along an axis before they move: the centres of cells."""
+        return positions(length, 0.5, length, like)
+
+    def queries(self, length: int, like: Tensor) -> Tensor:
+        """Where `length` queries stand along an axis: the centres of cells."""
+        return positions(length, 0.5, length, like)
+
+    def place(self, reference: Tensor, raw: Tensor, length: int) -> Tensor:
+        """Points on their way along an axis: by at most one cell."""
+        return reference + raw.tanh() * 2 / length
+
+    def sample(self, x_BHWC: Tensor, points_BGM2: Tensor) -> Tensor:
+        """Features at each group's points, bilinear, zeros outside the map: (B, M, C)."""
+        B, _, M, _ = points_BGM2.shape
+        maps = x_BHWC.to(points_BGM2.dtype).unflatten(3, (self.groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)
+        sampled = F.grid_sample(maps, points_BGM2.flip(-1).flatten(0, 1)[:, None], align_corners=True)
+        return sampled.view(B, -1, M).transpose(1, 2).to(x_BHWC.dtype)
+
+    def bias(self, grid: Grid, points_BGM2: Tensor) -> Tensor:
+        """The table at half the displacement between queries and points, bilinear: (B, heads, H·W, M).
+
+        The sample is separable, bias = A_y · table · A_xᵀ for each point with interpolation matrices of two taps; on a
+        CPU those products took two to four times as long as sampling in two dimensions.
+        """
+        y, x = points_BGM2[:, :, None, None].unbind(-1)
+        y = (self.queries(grid[0], y)[:, None, None] - y) / 2
+        x = (self.queries(grid[1], x)[:, None] - x) / 2
+        displacement = torch.stack(torch.broadcast_tensors(x, y), dim=-1).flatten(2, 3).flatten(0, 1)
+        table = self.rpe_table.to(y.dtype).unflatten(0, (self.groups, -1)).expand(len(y), -1, -1, -1, -1)
+        bias = F.grid_sample(table.flatten(0, 1), displacement, align_corners=True)
+        return bias.unflatten(0, (-1, self.groups)).flatten(1, 2)
+
+
+class ClampedDeformableAttention(DeformableAttention):
+    """Deformable attention of generation 2023: other coordinates, offsets without bound, points kept on the map."""
+
+    def references(self, length: int, like: Tensor) -> Tensor:
+        """Half a step off centre: the last point stands outside until it is clamped."""
+        return positions(length, 0.5, length - 1, like)
+
+    def queries(self, length: int, like: Tensor) -> Tensor:
+        """The centres of pixels, in the convention of the sampling: the border's at -1 and 1."""
+        return positions(length, 0, length - 1, like)
+
+    def place(self, reference: Tensor, raw: Tensor, length: int) -> Tensor:
+        return (reference + raw).clamp(-1, 1)
+
+
+# The network ----------------------------------------------------------------------------------------------------------
+
+
+class DATBlock(Block):
+    """Local perception unit (generation 2023), attention, feed-forward network."""
+
+    def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float, perception: bool) -> None:
+        super().__init__(dim, attn, mlp, drop_path, eps=1e-5)
+        self.perception = ResidualDepthwiseConv(dim) if perception else nn.Identity()
+
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
+        return super().forward(self.perception(x), *context)
+
+
+class ConvStem(ConvEmbed):
+    """The stem of DAT++: two strided convolutions, each with a norm, a GELU between them."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__(in_dim, dim // 2, 3, 2, 1)
+        self.second = ConvEmbed(dim // 2, dim, 3, 2, 1)
+
+    def grid(self, height: int, width: int) -> Grid:
+        return self.second.grid(*super().grid(height, width))
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return self.second(F.gelu(super().forward(x_BHWC)))
+
+
+_WINDOW_LAYERS = {"proj_qkv": "qkv", "proj_out": "proj"}
+
+
+def rename_window_layers(state: dict[str, Tensor], table: str, names: dict[str, str]) -> dict[str, Tensor]:
+    """Other `names` for the layers of window attention, told by the `table` beside them: deformable attention has a
+    `proj_out` too, and that is a 1x1 convolution."""
+    windows = {name.rpartition(".")[0] for name in state if name.endswith(f".{table}")}
+
+    def renamed(name: str) -> str:
+        parent, layer, kind = ["", "", *name.rsplit(".", 2)][-3:]
+        return f"{parent}.{names[layer]}.{kind}" if parent in windows and layer in names else name
+
+    return {renamed(name): tensor for name, tensor in state.items()}
+
+
+class DAT(Pyramid):
+    """DAT and DAT++.
+
+    Args:
+        blocks: the attention of every block, a string per stage: L in windows, S in shifted windows, N in
+            neighbourhoods, D deformable.
+        groups: groups of each stage's D blocks.
+        window_size: side of the windows of L and S.
+        generation: 2022 or 2023, which says how D blocks place queries and points and how many: one per query, or one
+            in 64, 16, 4, 1 in the four stages.
+        convolutional: DAT++'s stem, reductions and feed-forward networks with overlapping convolutions, and the local
+            perception unit before every block.
+    """
+
+    no_decay = ("bias_table", "rpe_table")
+    published_keys = (
+        KeyRule("^down_projs.{i}.0", "^stages.{i+1}.downsample.proj"),
+        KeyRule("^down_projs.{i}.1.norm", "^stages.{i+1}.downsample.norm"),
+        KeyRule("^patch_proj.0", "^stages.0.downsample.proj"),
+        KeyRule("^patch_proj.1.norm", "^stages.0.downsample.norm"),
+        KeyRule("^patch_proj.3", "^stages.0.downsample.second.proj"),
+        KeyRule("^patch_proj.4.norm", "^stages.0.downsample.second.norm"),
+        *(
+            KeyRule(f"^stages.{{i}}.layer_norms.{2 * j + k}.norm", f"^stages.{{i}}.blocks.{j}.norm{k + 1}")
+            for j in range(18)
+            for k in range(2)
+        ),
+        KeyRule("^stages.{i}.local_perception_units.{j}", "^stages.{i}.blocks.{j}.perception"),
+        KeyRule("^stages.{i}.mlps.{j}.chunk.linear1", "^stages.{i}.blocks.{j}.mlp.0"),
+        KeyRule("^stages.{i}.mlps.{j}.chunk.linear2", "^stages.{i}.blocks.{j}.mlp.2"),
+        KeyRule("^stages.{i}.mlps.{j}.linear1.0", "^stages.{i}.blocks.{j}.mlp.fc1", "conv"),
+        KeyRule("^stages.{i}.mlps.{j}.dwc", "^stages.{i}.blocks.{j}.mlp.dwconv"),
+        KeyRule("^stages.{i}.mlps.{j}.linear2.0", "^stages.{i}.blocks.{j}.mlp.fc2", "conv"),
+        KeyRule("^stages.{i}.attns.{j}", "^stages.{i}.blocks.{j}.attn"),
+        *(KeyRule(f"proj_{part}", f"proj_{part}", "conv") for part in ("q", "k", "v", "out")),
+        KeyRule("conv_offset.0", "offset_conv"),
+        KeyRule("conv_offset.1.norm", "offset_norm"),
+        KeyRule("conv_offset.3", "offset_proj", "conv"),
+        KeyRule("^norms.{i}.norm", "^out_norms.{i}"),
+        KeyRule("^cls_norm.norm", "^norm"),
+        KeyRule("^cls_head", "^head"),
+    )
+    published_constants = ("relative_position_index", "attn_mask")
+
+    def __init__(
+        self,
+        embed_dims: Sequence[int] = (96, 192, 384, 768),
+        blocks: Sequence[str] = ("LS", "LS", "LDLDLD", "LD"),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        groups: Sequence[int] = (1, 1, 3, 6),
+        window_size: int = 7,
+        generation: Generation = 2022,
+        convolutional: bool = False,
+        img_size: int | tuple[int, int] = 224,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        if generation not in (2022, 2023):
+            raise ValueError(f"generation={generation} does not exist: choose 2022 (DAT) or 2023 (DAT++).")
+
+        def enter(i: int) -> ConvEmbed:
+            dim = embed_dims[i]
+            if i == 0:
+                return ConvStem(in_chans, dim) if convolutional else ConvEmbed(in_chans, dim, 4, 4, pad=True)
+            if convolutional:
+                return ConvEmbed(embed_dims[i - 1], dim, 3, 2, 1, bias=False)
+            return ConvEmbed(embed_dims[i - 1], dim, 2, 2, bias=False, pad=True)
+
+        def attention(i: int, letter: str, native: Grid) -> nn.Module:
+            dim, heads = embed_dims[i], num_heads[i]
+            match letter:
+                case "L" | "S":
+                    return LocalAttention(dim, heads, window_size, shifted=letter == "S")
+                case "N":
+                    return NeighbourhoodAttention(dim, heads)
+                case "D":
+                    kernel = (9, 7, 5, 3)[i]
+                    if generation == 2022:
+                        return DeformableAttention(dim, heads, groups[i], kernel, 1, native)
+                    return ClampedDeformableAttention(dim, heads, groups[i], kernel, (8, 4, 2, 1)[i], native)
+            raise ValueError(f"A block {letter!r} does not exist: choose L, S, N or D.")
+
+        def feed_forward(dim: int) -> nn.Module:
+            if convolutional:
+                return ConvMlp(dim, 4 * dim, residual=True)
+            return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+        rates = drop_path_rates(drop_path_rate, [len(letters) for letters in blocks])
+        native = pair(img_size)
+        stages = []
+        for i, dim in enumerate(embed_dims):
+            downsample = enter(i)
+            native = downsample.grid(*native)
+            stages.append(
+                Stage(
+                    downsample,
+                    [
+                        DATBlock(dim, attention(i, letter, native), feed_forward(dim), rate, convolutional)
+                        for letter, rate in zip(blocks[i], rates[i], strict=True)
+                    ],
+                )
+            )
+        norm, *out_norms = (nn.LayerNorm(dim, eps=1e-5) for dim in (embed_dims[-1], *embed_dims))
+        super().__init__(stages, embed_dims, norm, out_norms, img_size=img_size, in_chans=in_chans, **kwargs)
+        self.minimum_size = 1
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = rename_window_layers(state, PUBLISHED_TABLE, _WINDOW_LAYERS)
+        return super().from_published(tables_from_published(state))
+
+    @classmethod
+    def to_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        names = {ours: published for published, ours in _WINDOW_LAYERS.items()}
+        return tables_to_published(rename_window_layers(super().to_published(state), "bias_table", names))
+
+    def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Both kinds of tables of another window or native size, resized bicubically."""
+        return {
+            name: resample_table(state[name], (parameter.shape[1], parameter.shape[2]))
+            for name, parameter in self.named_parameters()
+            if name.endswith(("bias_table", "rpe_table")) and name in state and state[name].shape != parameter.shape
+        }
+
+
+_DEEP: dict[str, Any] = {"blocks": ("LS", "LS", "LD" * 9, "LD")}
+_WIDE: dict[str, Any] = {"embed_dims": (128, 256, 512, 1024), "num_heads": (4, 8, 16, 32)}
+_BASE: dict[str, Any] = {**_DEEP, **_WIDE, "groups": (1, 1, 4, 8)}
+VARIANTS = {
+    "dat_tiny": Variant("dat_tiny", {}, 0.2, {224: 82.0}),
+    "dat_small": Variant("dat_small", _DEEP, 0.3, {224: 83.7}),
+    "dat_base": Variant("dat_base", _BASE, 0.5, {224: 84.0}),
+    "dat_base_384": Variant(
+        "dat_base_384",
+        {**_BASE, "window_size": 12, "img_size": 384},
+        0.5,
+        {384: 84.8},
+        (384,),
+        crop_pct=1.0,
+        notes="Fine-tuned from dat_base, whose tables a checkpoint brings are resized bicubically.",
+    ),
+}
+
+_PLUS: dict[str, Any] = {"blocks": ("ND", "ND" * 2, "ND" * 9, "DD"), "generation": 2023}
+_PLUS_TINY: dict[str, Any] = {
+    **_PLUS,
+    "embed_dims": (64, 128, 256, 512),
+    "num_heads": (2, 4, 8, 16),
+    "groups": (1, 2, 4, 8),
+}
+_PLUS_BASE: dict[str, Any] = {**_PLUS, **_WIDE, "groups": (2, 4, 8, 16), "convolutional": True}
+PLUS_VARIANTS = {
+    "dat_pp_tiny": Variant("dat_pp_tiny", {**_PLUS_TINY, "convolutional": True}, 0.2, {224: 83.9}),
+    "dat_pp_small": Variant("dat_pp_small", {**_PLUS, "groups": (1, 2, 3, 6), "convolutional": True}, 0.4, {224: 84.6}),
+    "dat_pp_base": Variant("dat_pp_base", _PLUS_BASE, 0.7, {224: 84.9}),
+    "dat_pp_base_384": Variant(
+        "dat_pp_base_384",
+        _PLUS_BASE,
+        0.6,
+        {384: 85.9},
+        (384,),
+        crop_pct=1.0,
+        notes="Fine-tuned from dat_pp_base; the bias tables keep their native size 224.",
+    ),
+    "dat_plus": Variant("dat_p", _PLUS_TINY, 0.2, notes="Ablation of dat_pp_tiny: `convolutional` is off."),
+}
+
+_PUBLISHED: dict[str, Any] = {
+    "model": DAT,
+    "repository": "LeapLabTHU/DAT",
+    "licence": "Apache-2.0",
+    "first_conv": "stages.0.downsample.proj",
+}
+FAMILY = Family(
+    variants=VARIANTS,
+    paper="Vision Transformer with Deformable Attention, CVPR 2022, arXiv 2201.00520",
+    size_policy="Any size: the image is padded to a multiple of 4, odd maps to even ones, and normed maps to whole "
+    "windows, masked; bias tables keep their native size and are sampled at normalised displacements.",
+    **_PUBLISHED,
+)
+PLUS_FAMILY = Family(
+    variants=PLUS_VARIANTS,
+    paper="DAT++: Spatially Dynamic Vision Transformer with Deformable Attention, 2023, arXiv 2309.01430",
+    size_policy="Any size, as published: maps round up at every stage, those below 7 are zero-padded for the "
+    "neighbourhoods, and bias tables are sampled at normalised displacements.",
+    **_PUBLISHED,
+)

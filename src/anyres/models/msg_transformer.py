@@ -1,0 +1,273 @@
+"""MSG-Transformer: windows that never shift, each with a messenger token; messengers carry information between windows.
+
+Four stages at strides 4, 8, 16, 32. The messenger takes part in the attention of its window. After each attention the
+messengers of a region of windows (4x4, 4x4, 2x2, 1x1 by stage) exchange chunks of their channels, a free permutation
+that replaces Swin's shift. The class is read from the last messenger.
+
+Paper: "MSG-Transformer: Exchanging Local Spatial Information by Manipulating Messenger Tokens", Fang, Xie, Wang, Zhang,
+Liu, Tian, CVPR 2022, arXiv 2105.15168. Published code: hustvl/MSG-Transformer (Apache-2.0), in its revised form of
+December 2021; no weights are offered.
+
+Any input size (the published code takes multiples of 32·M, and one class row per window of the last stage). The image
+is padded at the right and the bottom to a multiple of 4, each stage's map to whole windows, and padding is masked as a
+key; a map side below M gets a window cut to it, whose biases are the table's small offsets. In a region that the grid
+of windows cuts short, the chunk for a missing partner stays with its owner. The class token is the mean of the last
+stage's normed messengers. The dense form, which has no published code, gives each stage's map a norm of its own and
+drops the messengers.
+
+Quirks that checkpoints depend on: every norm has eps 1e-5; messengers and patches go through the same merging
+convolution; the bias of a messenger's own row is stored although the softmax cancels it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.backbone import Family, KeyRule, Variant
+from anyres.layers.attention import Block, add
+from anyres.layers.init import init_linear
+from anyres.layers.parameter_cache import cached_for_parameter
+from anyres.layers.patch_embed import ConvEmbed
+from anyres.layers.positions import relative_bias
+from anyres.layers.resample import resample_table
+from anyres.layers.size_cache import cached_by_size
+from anyres.layers.windows import (
+    PUBLISHED_TABLE,
+    merge,
+    padded_grid,
+    padding_mask,
+    partition,
+    small_offsets,
+    window_attention,
+)
+from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+
+
+@cached_for_parameter()
+def messenger_bias(bias: Tensor, window_size: int, grid: Grid, window: Grid) -> Tensor:
+    """Bias among a window's messenger and patches (section 3.2): (1, heads, 1 + N, 1 + N), or (n, ...) with the padding
+    of a map of size `grid` masked. `bias` as `MessengerAttention` holds it."""
+    offsets, messenger_key, messenger_query = bias.split(((2 * window_size - 1) ** 2, 1, 1), dim=1)
+    patches = relative_bias(small_offsets(offsets.unflatten(1, (2 * window_size - 1, -1)), window), window)
+    column = messenger_key[None, :, None].expand(-1, -1, patches.shape[2], 1)
+    row = messenger_query[None, :, None].expand(-1, -1, 1, 1 + patches.shape[3])
+    whole = torch.cat((row, torch.cat((column, patches), dim=3)), dim=2)
+    real_n1N = padding_mask(grid, window, bias.device)
+    return (
+        whole if real_n1N is None else whole.masked_fill(~F.pad(real_n1N, (1, 0), value=True)[:, None], float("-inf"))
+    )
+
+
+class MessengerAttention(nn.Module):
+    """Attention among the messenger and the patches of each window.
+
+    `bias` (heads, (2M-1)² + 2): Swin's table of relative biases row by row, then that of patches looking at the
+    messenger, then that of the messenger looking anywhere (cancelled by the softmax).
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.bias = nn.Parameter(torch.empty(num_heads, (2 * window_size - 1) ** 2 + 2))
+        nn.init.trunc_normal_(self.bias, std=0.02)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BnNC: Tensor, grid: Grid, window: Grid) -> Tensor:
+        """Windows of a map of size `grid`, messenger first: (B, n, 1 + N, C) → the same."""
+        bias = messenger_bias(self.bias, self.window_size, grid, window)
+        return self.proj(window_attention(self.qkv(x_BnNC), self.num_heads, bias))
+
+
+@cached_by_size()
+def shuffle_order(windows: Grid, region: int, device: torch.device) -> Tensor:
+    """(n·G,) where chunk j of window i comes from, G = region²: chunk i of window j (both numbered inside their region,
+    row by row), or if there is no window j, where it is."""
+    rows, columns = torch.arange(windows[0], device=device)[:, None], torch.arange(windows[1], device=device)
+    number = (rows % region * region + columns % region)[..., None]
+    chunk = torch.arange(region**2, device=device)
+    partner_row = (rows - rows % region)[..., None] + chunk // region
+    partner_column = (columns - columns % region)[:, None] + chunk % region
+    partner = (partner_row * windows[1] + partner_column) * region**2 + number
+    own = (rows * windows[1] + columns)[..., None] * region**2 + chunk
+    return torch.where((partner_row < windows[0]) & (partner_column < windows[1]), partner, own).flatten()
+
+
+def shuffle(messengers_BnC: Tensor, windows: Grid, region: int) -> Tensor:
+    """Exchange chunks of channels among the messengers of each region of region x region windows (equation 4)."""
+    chunks = messengers_BnC.reshape(messengers_BnC.shape[0], -1, messengers_BnC.shape[2] // region**2)
+    return chunks.index_select(1, shuffle_order(windows, region, chunks.device)).view(messengers_BnC.shape)
+
+
+class MessengerBlock(Block):
+    """Attention, shuffle of the messengers, feed-forward network (section 3.2), on windows with the messenger first."""
+
+    def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float, region: int) -> None:
+        super().__init__(dim, attn, mlp, drop_path, eps=1e-5)
+        self.region = region
+
+    def forward(self, x_BnNC: Tensor, grid: Grid, window: Grid, windows: Grid) -> Tensor:
+        x_BnNC = add(x_BnNC, self.drop_path1(self.attn(self.norm1(x_BnNC), grid, window)))
+        if self.region > 1:
+            messengers = shuffle(x_BnNC[:, :, 0], windows, self.region)
+            if torch.is_grad_enabled():
+                x_BnNC = x_BnNC.select_scatter(messengers, 2, 0)
+            else:  # in place: spares a copy of all patches
+                x_BnNC[:, :, 0] = messengers
+        return add(x_BnNC, self.drop_path2(self.mlp(self.norm2(x_BnNC))))
+
+
+class MessengerStage(Stage):
+    """Cut the map into windows once, put the messengers in front, run the blocks, put the map together again.
+
+    The companion is the map of messengers (B, h', w', C), one for each window; the first stage makes it from
+    `msg_tokens` (1, G, 1, C), a vector per position in a region.
+    """
+
+    def __init__(
+        self, downsample: nn.Module, blocks: Iterable[nn.Module], window_size: int, region: int, first_dim: int | None
+    ) -> None:
+        super().__init__(downsample, blocks)
+        self.window_size = window_size
+        self.region = region
+        if first_dim is not None:
+            self.msg_tokens = nn.Parameter(torch.empty(1, region**2, 1, first_dim))
+            nn.init.trunc_normal_(self.msg_tokens, std=0.02)
+
+    def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
+        x = self.downsample(x)
+        grid = (x.shape[1], x.shape[2])
+        window = (min(grid[0], self.window_size), min(grid[1], self.window_size))
+        padded = padded_grid(grid, window)
+        windows = (padded[0] // window[0], padded[1] // window[1])
+        # As many as there are windows: ceil(ceil(H / M) / 2) = ceil(ceil(H / 2) / M).
+        messengers = self.first_messengers(x.shape[0], windows) if extra is None else self.downsample(extra)
+        tokens = torch.cat((messengers.flatten(1, 2)[:, :, None], partition(x, window)), dim=2)
+        for block in self.blocks:
+            tokens = run(block, tokens, grid, window, windows)
+        return merge(tokens[:, :, 1:], grid, window), tokens[:, :, 0].unflatten(1, windows)
+
+    def first_messengers(self, batch: int, windows: Grid) -> Tensor:
+        """(B, h', w', C), the same in every region."""
+        region_abC = self.msg_tokens[0, :, 0].unflatten(0, (self.region, self.region))
+        rows, columns = (-(-side // self.region) for side in windows)
+        return region_abC.repeat(rows, columns, 1)[: windows[0], : windows[1]].expand(batch, -1, -1, -1)
+
+
+class MSGTransformer(Pyramid):
+    """MSG-Transformer (section 3). `window_size` is M in all stages, `shuffle_sizes` the regions' sides in windows."""
+
+    pools = ("token", "avg", "")
+    no_decay = ("attn.bias",)
+    published_keys = (
+        KeyRule("^layers.{i}.blocks", "^stages.{i}.blocks"),
+        KeyRule("^layers.{i}.downsample", "^stages.{i+1}.downsample"),
+        KeyRule("^stages.{i}.downsample.reduction", "^stages.{i}.downsample.proj"),
+        KeyRule("^patch_embed", "^stages.0.downsample"),
+        KeyRule("^msg_tokens", "^stages.0.msg_tokens"),
+    )
+    published_constants = ("relative_position_index",)
+
+    def __init__(
+        self,
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 4, 12, 4),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int = 7,
+        shuffle_sizes: Sequence[int] = (4, 4, 2, 1),
+        mlp_ratio: float = 4.0,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        widths = [embed_dim * 2**i for i in range(len(depths))]
+        rates = drop_path_rates(drop_path_rate, depths)
+        stages = []
+        for i, (dim, region) in enumerate(zip(widths, shuffle_sizes, strict=True)):
+            if dim % region**2:
+                raise ValueError(
+                    f"A width of {dim} cannot be shuffled in regions of {region}x{region} windows: choose a multiple "
+                    f"of {region**2}."
+                )
+            blocks = [
+                MessengerBlock(
+                    dim,
+                    MessengerAttention(dim, num_heads[i], window_size),
+                    Mlp(dim, int(dim * mlp_ratio)),
+                    rate,
+                    region,
+                )
+                for rate in rates[i]
+            ]
+            downsample = ConvEmbed(widths[i - 1], dim, 3, 2, 1) if i else ConvEmbed(in_chans, dim, 7, 4, 2, pad=True)
+            stages.append(MessengerStage(downsample, blocks, window_size, region, None if i else dim))
+        norm, *out_norms = (nn.LayerNorm(dim, eps=1e-5) for dim in (widths[-1], *widths))
+        super().__init__(stages, widths, norm, out_norms, in_chans=in_chans, **kwargs)
+        self.minimum_size = 1
+        self.apply(init_linear)
+
+    def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
+        """Normed tokens (B, 1 + h·w, C), first the mean of the messengers."""
+        assert extra is not None
+        return torch.cat((self.norm(extra).mean((1, 2))[:, None], self.norm(x_BHWC).flatten(1, 2)), dim=1)
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The two published tensors of an attention's biases, ((2M-1)², heads) and (heads, 2, 1, 1), become one."""
+        ours = super().from_published(state)
+        for name in [name for name in ours if name.endswith("rel_pos_msg")]:
+            stem = name.removesuffix("rel_pos_msg")
+            if stem + PUBLISHED_TABLE in ours:
+                table, messenger = ours.pop(stem + PUBLISHED_TABLE), ours.pop(name)
+                ours[f"{stem}bias"] = torch.cat((table.T, messenger.flatten(1)), dim=1)
+        return ours
+
+    @classmethod
+    def to_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        published = super().to_published(state)
+        for name in [name for name in published if name.endswith("attn.bias")]:
+            stem, bias = name.removesuffix("bias"), published.pop(name)
+            published[stem + PUBLISHED_TABLE] = bias[:, :-2].T.contiguous()
+            published[f"{stem}rel_pos_msg"] = bias[:, -2:, None, None].contiguous()
+        return published
+
+    def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Bias tables of another window, resized bicubically as Swin's are."""
+        resized = {}
+        for name, parameter in self.named_parameters():
+            if name.endswith("attn.bias") and name in state and state[name].shape != parameter.shape:
+                side, own_side = (math.isqrt(length - 2) for length in (state[name].shape[1], parameter.shape[1]))
+                table = resample_table(state[name][:, :-2].unflatten(1, (side, side)), (own_side, own_side))
+                resized[name] = torch.cat((table.flatten(1), state[name][:, -2:]), dim=1)
+        return resized
+
+
+VARIANTS = {
+    f"msg_transformer_{size}": Variant(
+        published=f"msg_{size}_p4_win7_224", args=args, drop_path=drop_path, top1={224: top1}
+    )
+    for size, args, drop_path, top1 in (
+        ("tiny", {"embed_dim": 64, "num_heads": (2, 4, 8, 16)}, 0.1, 82.4),
+        ("small", {}, 0.3, 83.4),
+        ("base", {"depths": (2, 4, 28, 4)}, 0.5, 84.0),
+    )
+}
+FAMILY = Family(
+    model=MSGTransformer,
+    variants=VARIANTS,
+    paper="MSG-Transformer: Exchanging Local Spatial Information by Manipulating Messenger Tokens, CVPR 2022, "
+    "arXiv 2105.15168",
+    repository="hustvl/MSG-Transformer",
+    licence="Apache-2.0",
+    size_policy="Any size: each stage's map is padded to whole windows and the padding masked; messengers without a "
+    "partner keep their channels, and those of the last stage are averaged.",
+    first_conv="stages.0.downsample.proj",
+)

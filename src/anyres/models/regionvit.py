@@ -1,0 +1,458 @@
+"""RegionViT: every window of local tokens has one regional token; regions talk to each other, then to their window.
+
+Two maps go through the pyramid: local tokens at strides 4, 8, 16, 32, and one regional token per window of them. In a
+block the regional tokens attend to one another over the whole image, then each window attends within {its regional
+token, its local tokens}, with the same weights. Classification reads the regional tokens, dense tasks the local ones.
+
+Paper: "RegionViT: Regional-to-Local Attention for Vision Transformers", Chen, Panda, Fan, ICLR 2022, arXiv 2106.02689.
+Published code and weights: IBM/RegionViT (Apache-2.0).
+
+Any input size: as published with `padding` "published". If a region (28 or 56 pixels) does not divide both sides, the
+regional embedding pads *both* with zeros at both ends, a side that it divides by a whole region; local maps are padded
+at the right and the bottom to the regions' windows in every stage; masks hide padding except in the last window, where
+tokens see padding that shares their row or their column. With "clean" only the side in need is padded, at its end, so
+that regions and windows coincide, and no token sees padding. Both agree where nothing is padded.
+
+Quirks that checkpoints depend on: a window's bias table is stored in wrap-around order, its zero offset at w // 2; the
+downsampling of a stage serves both maps and stands in published files twice; the embedding of one convolution makes
+one row less than others of 4n + 1 pixels; norms before convolutions have eps 1e-5, all others 1e-6.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.backbone import Family, KeyRule, Variant
+from anyres.layers.attention import add
+from anyres.layers.init import init_linear
+from anyres.layers.maps import MapConv, ResidualDepthwiseConv, to_map
+from anyres.layers.parameter_cache import cached_for_parameter
+from anyres.layers.resample import resample_table
+from anyres.layers.size_cache import cached_by_size
+from anyres.layers.spatial_reduction import attend
+from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+
+Padding = Literal["published", "clean"]
+
+# Embeddings -----------------------------------------------------------------------------------------------------------
+
+
+class LocalEmbed(nn.Module):
+    """Local tokens at stride 4: three convolutions, or one of 8x8 (section 3.1). (B, H, W, in_chans) → (B, h, w, C)."""
+
+    def __init__(self, in_chans: int, dim: int, depth: int) -> None:
+        super().__init__()
+        if depth not in (1, 3):
+            raise ValueError(f"stem_depth={depth} is not known: choose 1 or 3 convolutions.")
+        self.proj: nn.Module = MapConv(in_chans, dim, 8, 4, 3)
+        if depth == 3:
+            self.proj = nn.Sequential(
+                MapConv(in_chans, dim // 4, 3, 2, 1),
+                nn.LayerNorm(dim // 4, eps=1e-5),
+                nn.GELU(),
+                MapConv(dim // 4, dim // 2, 3, 2, 1),
+                nn.LayerNorm(dim // 2, eps=1e-5),
+                nn.GELU(),
+                MapConv(dim // 2, dim, 3, 1, 1),
+            )
+
+    def grid(self, height: int, width: int) -> Grid:
+        for layer in self.modules():
+            if isinstance(layer, MapConv):
+                height, width = layer.grid(height, width)
+        return height, width
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return self.proj(x_BHWC)
+
+
+class RegionalEmbed(MapConv):
+    """Regional tokens straight from the image, one per `patch` x `patch` pixels: (B, H, W, in_chans) → (B, h, w, C)."""
+
+    def __init__(self, in_chans: int, dim: int, patch: int, padding: Padding) -> None:
+        super().__init__(in_chans, dim, patch, patch)
+        self.patch = patch
+        self.clean = padding == "clean"
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        missing = [-side % self.patch for side in x_BHWC.shape[1:3]]
+        if any(missing):
+            if self.clean:
+                (top, bottom), (left, right) = ((0, extra) for extra in missing)
+            else:  # a side that divides gets a whole patch
+                (top, bottom), (left, right) = (
+                    (extra // 2, extra - extra // 2) for extra in (extra or self.patch for extra in missing)
+                )
+            x_BHWC = F.pad(x_BHWC, (0, 0, left, right, top, bottom))
+        return super().forward(x_BHWC)
+
+
+class Projection(nn.Module):
+    """Between stages: norm, GELU, and a 3x3 convolution of stride 2 that makes two channels of each."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(in_dim, eps=1e-5)
+        self.conv = MapConv(in_dim, dim, 3, 2, 1, groups=in_dim)
+
+    def grid(self, height: int, width: int) -> Grid:
+        return self.conv.grid(height, width)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return self.conv(F.gelu(self.norm(x_BHWC)))
+
+
+# Windows with a regional token ----------------------------------------------------------------------------------------
+#
+# A stage works on tokens (R, B, 1 + w·w, C): the R windows first, then the images, then a window's regional token and
+# its local ones, row by row. Regions attend to each other without positions, so the windows may stand in any order.
+# Where the local map had to be padded they are sorted by the mask that they need: those inside, the last column, the
+# last row, the last window. Four masks then serve any number of windows.
+
+
+@cached_by_size()
+def window_order(regions: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The order of the windows by mask, as indices into their row-major order, and its inverse: (R,) each."""
+    index = torch.arange(regions[0] * regions[1], device=device).view(regions)
+    parts = index[:-1, :-1], index[:-1, -1], index[-1, :-1], index[-1, -1]
+    order = torch.cat([part.flatten() for part in parts])
+    return order, order.argsort()
+
+
+def to_windows(x_BHWC: Tensor, regional_BhwC: Tensor, window: int) -> tuple[Tensor, Grid]:
+    """Local and regional map → tokens (R, B, 1 + w·w, C), and by how many rows and columns the map was padded."""
+    B, H, W, C = x_BHWC.shape
+    h, w = regional_BhwC.shape[1:3]
+    padding = (h * window - H, w * window - W)
+    if padding != (0, 0):
+        x_BHWC = F.pad(x_BHWC, (0, 0, 0, padding[1], 0, padding[0]))
+    cut = x_BHWC.view(B, h, window, w, window, C).permute(1, 3, 0, 2, 4, 5).reshape(h * w, B, window * window, C)
+    tokens = torch.cat((regional_BhwC.permute(1, 2, 0, 3).reshape(h * w, B, 1, C), cut), dim=2)
+    if padding != (0, 0):
+        tokens = tokens[window_order((h, w), tokens.device)[0]]
+    return tokens, padding
+
+
+def regional_map(t_RBNC: Tensor, regions: Grid, padding: Grid) -> Tensor:
+    """Tokens of `to_windows` → regional map (B, h, w, C)."""
+    r_RBC = t_RBNC[:, :, 0]
+    if padding != (0, 0):
+        r_RBC = r_RBC[window_order(regions, t_RBNC.device)[1]]
+    return r_RBC.unflatten(0, regions).permute(2, 0, 1, 3).contiguous()
+
+
+def local_map(t_RBNC: Tensor, regions: Grid, padding: Grid, window: int) -> Tensor:
+    """Tokens of `to_windows` → local map (B, H, W, C)."""
+    cut = t_RBNC[:, :, 1:]
+    if padding != (0, 0):
+        cut = cut[window_order(regions, t_RBNC.device)[1]]
+    x = cut.reshape(*regions, -1, window, window, t_RBNC.shape[3]).permute(2, 0, 3, 1, 4, 5).flatten(3, 4).flatten(1, 2)
+    return x[:, : x.shape[1] - padding[0], : x.shape[2] - padding[1]].contiguous()
+
+
+@cached_by_size()
+def wrapped_index(window: int, device: torch.device) -> Tensor:
+    """(w·w, w·w) indices of (query, key) into a flattened table: the key's offset plus w // 2, negative ones wrapped
+    around."""
+    side = torch.arange(window, device=device)
+    cell = (side[None] - side[:, None] + window // 2) % (2 * window - 1)  # (query, key) along one axis
+    index = cell[:, None, :, None] * (2 * window - 1) + cell[None, :, None, :]
+    return index.reshape(window * window, window * window)
+
+
+@cached_by_size()
+def padding_masks(window: int, padding: Grid, clean: bool, device: torch.device) -> Tensor:
+    """(4, 1 + w·w, 1 + w·w) bool, true where a query may see a key: windows inside, in the last column, in the last
+    row, and the last one."""
+    side = torch.arange(window, device=device)
+    real = (side < window - padding[0])[:, None].expand(window, window), (side < window - padding[1]).expand(window, -1)
+    in_row, in_column = (F.pad(axis.flatten(), (1, 0), value=True) for axis in real)  # a regional token is in both
+    if clean:
+        keys = torch.ones_like(in_row), in_column, in_row, in_row & in_column
+        return torch.stack([key.expand(len(key), -1) for key in keys])
+    row, column = (axis[:, None] & axis for axis in (in_row, in_column))
+    return torch.stack((torch.ones_like(row), column, row, row | column))
+
+
+@cached_for_parameter()
+def window_bias(table: Tensor, window: int, padding: Grid, clean: bool) -> Tensor:
+    """Relative bias of a table (heads, (2w-1)²), masks merged in: (1, heads, 1 + w·w, 1 + w·w), or 4 of them where the
+    local map was padded."""
+    bias = F.pad(table[:, wrapped_index(window, table.device)], (1, 0, 1, 0))[None]
+    if padding == (0, 0):
+        return bias
+    # Finite in every dtype: a query that may see nothing (padding that nobody sees) must not become NaN.
+    return bias.masked_fill(~padding_masks(window, padding, clean, table.device)[:, None], -3e4)
+
+
+class RegionalToLocalAttention(nn.Module):
+    """R2L attention (section 3.2): one set of weights for the regional tokens and for the windows."""
+
+    def __init__(self, dim: int, num_heads: int, window: int, padding: Padding) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window = window
+        self.clean = padding == "clean"
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.rel_pos = nn.Parameter(torch.empty(num_heads, (2 * window - 1) ** 2))
+        nn.init.trunc_normal_(self.rel_pos, std=0.02)
+
+    def among_regions(self, r_BRC: Tensor) -> Tensor:
+        """Regional self-attention, without positions: (B, R, C) → (B, R, C)."""
+        q, k, v = self.qkv(r_BRC).chunk(3, dim=-1)
+        return self.proj(attend(q, k, v, self.num_heads))
+
+    def forward(self, t_RBNC: Tensor, regions: Grid, padding: Grid, queries: int) -> Tensor:
+        """Local self-attention in each window: (R, B, N, C) → (R, B, queries, C), the first tokens of each."""
+        R, B, N, C = t_RBNC.shape
+        if queries == N:
+            q, k, v = self.qkv(t_RBNC).chunk(3, dim=-1)
+        else:
+            weight_q, weight_kv = self.qkv.weight.split((C, 2 * C))
+            bias_q, bias_kv = self.qkv.bias.split((C, 2 * C))
+            q = F.linear(t_RBNC[:, :, :queries], weight_q, bias_q)
+            k, v = F.linear(t_RBNC, weight_kv, bias_kv).chunk(2, dim=-1)
+        q, k, v = (x.flatten(0, 1).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        bias = window_bias(self.rel_pos, self.window, padding, self.clean)[:, :, :queries].to(q.dtype)
+        (h, w) = regions
+        counts = [R] if padding == (0, 0) else [(h - 1) * (w - 1), h - 1, w - 1, 1]
+        groups = zip(*(x.split([count * B for count in counts]) for x in (q, k, v)), bias, strict=True)
+        out = [
+            F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None]).transpose(1, 2)
+            for q, k, v, mask in groups
+            if len(q)
+        ]
+        return self.proj((out[0] if len(out) == 1 else torch.cat(out)).reshape(R, B, queries, C))
+
+
+class RegionalToLocalBlock(nn.Module):
+    """Attention among regions, attention in windows, feed-forward network (equation 1). In training the last two are
+    dropped per region, not per image."""
+
+    def __init__(self, dim: int, num_heads: int, window: int, padding: Padding, drop_path: float) -> None:
+        super().__init__()
+        self.norm0 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = RegionalToLocalAttention(dim, num_heads, window, padding)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, t_RBNC: Tensor, regions: Grid, padding: Grid, regional_only: bool = False) -> Tensor:
+        """(R, B, N, C) → the same, or (R, B, 1, C): the regional tokens only, when nobody reads the others.
+
+        Without gradients the regional tokens are overwritten in place.
+        """
+        r_BRC = t_RBNC[:, :, 0].transpose(0, 1)
+        r_RBC = (r_BRC + self.drop_path(self.attn.among_regions(self.norm0(r_BRC)))).transpose(0, 1)
+        if torch.is_grad_enabled():
+            t_RBNC = torch.cat((r_RBC[:, :, None], t_RBNC[:, :, 1:]), dim=2)
+        else:
+            t_RBNC[:, :, 0] = r_RBC
+        queries = 1 if regional_only else t_RBNC.shape[2]
+        y_RBNC = self.attn(self.norm1(t_RBNC), regions, padding, queries)
+        t_RBNC = add(t_RBNC[:, :, :queries], self.drop_regions(y_RBNC))
+        return add(t_RBNC, self.drop_regions(self.mlp(self.norm2(t_RBNC))))
+
+    def drop_regions(self, y_RBNC: Tensor) -> Tensor:
+        return self.drop_path(y_RBNC.flatten(0, 1)).view(y_RBNC.shape)
+
+
+class RegionStage(Stage):
+    """Both maps through the embedding or projection, then the blocks. The first stage makes its regional map from the
+    image with `regional`; `peg` is a conditional position encoding of both maps after the first block."""
+
+    def __init__(
+        self,
+        downsample: nn.Module,
+        regional: nn.Module | None,
+        blocks: Sequence[nn.Module],
+        window: int,
+        peg: nn.Module | None,
+        norm: nn.Module | None,
+    ) -> None:
+        super().__init__(downsample, blocks, norm)
+        self.regional = regional
+        self.window = window
+        self.peg = peg
+
+    def forward(
+        self, x: Tensor, extra: Tensor | None, run: Run, regional_only: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(local map or image, regional map or None) of the stage before → local and regional map of this stage."""
+        regional = self.downsample(extra) if self.regional is None else self.regional(x)
+        return self.mix(self.downsample(x), regional, run, regional_only)
+
+    def mix(self, x_BHWC: Tensor, r_BhwC: Tensor, run: Run, regional_only: bool = False) -> tuple[Tensor, Tensor]:
+        """The blocks on both maps. `regional_only` spares the last local tokens: the local map is not to be used."""
+        regions = (r_BhwC.shape[1], r_BhwC.shape[2])
+        tokens, padding = to_windows(x_BHWC, r_BhwC, self.window)
+        for i, block in enumerate(self.blocks):
+            if i == 1 and self.peg is not None:
+                local, regional = (
+                    local_map(tokens, regions, padding, self.window),
+                    regional_map(tokens, regions, padding),
+                )
+                tokens, _ = to_windows(self.peg(local), self.peg(regional), self.window)
+            tokens = run(block, tokens, regions, padding, regional_only and i == len(self.blocks) - 1)
+        if not regional_only:
+            x_BHWC = self.norm(local_map(tokens, regions, padding, self.window))
+        return x_BHWC, regional_map(tokens, regions, padding)
+
+
+class RegionViT(Pyramid):
+    """RegionViT (section 3). The companion of a stage's map is its regional map (B, h, w, C); the head reads the last
+    of these. The dense form ends every stage with a norm of the local map, which the next stage gets, too.
+
+    Args:
+        window: side of a window; a regional token stands for 4 times as many pixels.
+        stem_depth: convolutions of the local embedding, 1 or 3.
+        peg: a conditional position encoding in every stage.
+        padding: what happens at sizes that regions do not divide, "published" or "clean" (see above).
+    """
+
+    published_keys = (
+        KeyRule("^patch_embed", "^stages.0.downsample"),
+        KeyRule("^stages.0.downsample.proj.1", "^stages.0.downsample.proj.1", unit_axes="norm"),
+        KeyRule("^stages.0.downsample.proj.4", "^stages.0.downsample.proj.4", unit_axes="norm"),
+        KeyRule("^cls_token.proj", "^stages.0.regional"),
+        KeyRule("^layers.{i}.block.0.proj.0", "^stages.{i}.downsample.norm", unit_axes="norm"),
+        KeyRule("^layers.{i}.block.0.proj.2", "^stages.{i}.downsample.conv"),
+        KeyRule("^layers.{i}.block.{j+1}", "^stages.{i}.blocks.{j}"),
+        KeyRule("^layers.{i}.peg", "^stages.{i}.peg"),
+        KeyRule("^norm{i}", "^stages.{i}.norm", unit_axes="norm"),
+    )
+
+    def __init__(
+        self,
+        embed_dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (2, 2, 8, 2),
+        num_heads: Sequence[int] = (2, 4, 8, 16),
+        window: int = 7,
+        stem_depth: int = 3,
+        peg: bool = False,
+        padding: Padding = "published",
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        dense: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if padding not in ("published", "clean"):
+            raise ValueError(f"padding={padding!r} is not known: choose 'published' or 'clean'.")
+        if peg and min(depths) < 2:
+            raise ValueError(f"depths={tuple(depths)} leave peg=True no place: give every stage at least 2 blocks.")
+        rates = drop_path_rates(drop_path_rate, depths)
+        stages = [
+            RegionStage(
+                Projection(embed_dims[i - 1], dim) if i else LocalEmbed(in_chans, dim, stem_depth),
+                None if i else RegionalEmbed(in_chans, dim, 4 * window, padding),
+                [RegionalToLocalBlock(dim, num_heads[i], window, padding, rate) for rate in rates[i]],
+                window,
+                ResidualDepthwiseConv(dim, bias=False) if peg else None,
+                nn.LayerNorm(dim, eps=1e-5) if dense else None,
+            )
+            for i, dim in enumerate(embed_dims)
+        ]
+        norm = nn.LayerNorm(embed_dims[-1], eps=1e-6)
+        super().__init__(stages, embed_dims, norm, in_chans=in_chans, dense=dense, **kwargs)
+        self.minimum_size = 1 if stem_depth == 3 else 2
+        self.apply(init_linear)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Normed regional tokens (B, h, w, C)."""
+        self.check_size(x)
+        x, extra = to_map(x), None
+        for stage in self.stages:
+            x, extra = stage(x, extra, self.run, regional_only=stage is self.stages[-1])
+        return self.finish(x, extra)
+
+    def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
+        return self.norm(extra)
+
+    def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
+        """ "gap" is the mean of the last local map through the final norm."""
+        if "gap" not in targets:
+            return super().forward_train(x, targets)
+        *_, (x_BHWC, regional) = self.forward_stages(x)
+        pooled = self.pool(self.finish(x_BHWC, regional))
+        logits = self.head(self.head_drop(pooled))
+        return {"logits": logits, "logit": logits, "cls": pooled, "gap": self.mean_patch(self.norm(x_BHWC))}
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A projection's second name is dropped."""
+        return super().from_published({name: tensor for name, tensor in state.items() if ".proj_cls." not in name})
+
+    @classmethod
+    def to_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        published = super().to_published(state)
+        twice = {name: tensor for name, tensor in published.items() if ".block.0.proj." in name}
+        return published | {name.replace(".proj.", ".proj_cls."): tensor for name, tensor in twice.items()}
+
+    def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of another window, as the published converter resizes them: bicubic, bias tables in their wrapped
+        order."""
+        resized = {}
+        for name, ours in self.state_dict().items():
+            table = state.get(name)
+            if table is None or table.shape == ours.shape:
+                continue
+            if name == "stages.0.regional.weight":
+                resized[name] = resample_table(table, (ours.shape[2], ours.shape[3]))
+            elif name.endswith(".rel_pos"):
+                old, new = math.isqrt(table.shape[1]), math.isqrt(ours.shape[1])
+                resized[name] = resample_table(table.unflatten(1, (old, old)), (new, new)).flatten(1)
+        return resized
+
+
+_S = {"embed_dims": (96, 192, 384, 768), "num_heads": (3, 6, 12, 24)}
+_M = {**_S, "depths": (2, 2, 14, 2), "stem_depth": 1}
+_B = {**_M, "embed_dims": (128, 256, 512, 1024), "num_heads": (4, 8, 16, 32)}
+
+
+def _variant(size: str, args: dict[str, Any], top1: float | None = None) -> Variant:
+    return Variant(
+        published=f"regionvit_{size}",
+        args=args,
+        drop_path=0.1,
+        top1={224: top1} if top1 else {},
+        notes="" if top1 else "Published inside detectors only.",
+    )
+
+
+THREE_CONVOLUTIONS = Family(
+    model=RegionViT,
+    variants={
+        "regionvit_tiny": _variant("tiny", {}, 80.4),
+        "regionvit_small": _variant("small", _S, 82.6),
+        "regionvit_small_w14": _variant("small_w14", {**_S, "window": 14}),
+        "regionvit_small_w14_peg": _variant("small_w14_peg", {**_S, "window": 14, "peg": True}),
+    },
+    paper="RegionViT: Regional-to-Local Attention for Vision Transformers, ICLR 2022, arXiv 2106.02689",
+    repository="IBM/RegionViT",
+    licence="Apache-2.0",
+    size_policy="Any size, as published: the image is zero-padded to whole regions and local maps to whole windows, "
+    "with the published masks or clean ones.",
+    first_conv="stages.0.downsample.proj.0",
+)
+ONE_CONVOLUTION = replace(
+    THREE_CONVOLUTIONS,
+    variants={
+        "regionvit_medium": _variant("medium", _M, 83.1),
+        "regionvit_base": _variant("base", _B, 83.2),
+        "regionvit_base_w14": _variant("base_w14", {**_B, "window": 14}),
+        "regionvit_base_w14_peg": _variant("base_w14_peg", {**_B, "window": 14, "peg": True}),
+    },
+    size_policy="Any size from 2 up, as published: the image is zero-padded to whole regions and local maps to "
+    "whole windows, with the published masks or clean ones; sides of 4n + 1 pixels make n rows.",
+    first_conv="stages.0.downsample.proj",
+)

@@ -1,0 +1,216 @@
+"""ScalableViT: windows that talk to each other through a convolution, and global attention of chosen width.
+
+Blocks take turns. The first of a pair attends inside windows and adds a depthwise convolution of the values over the
+whole map, which crosses the windows' borders (IWSA); the second attends to a reduced map, with queries and keys wider
+or narrower than the map (SSA: scalable in space by s, in channels by `channel_ratios`). Positions come from a depthwise
+convolution after the first block of each stage.
+
+Paper: "ScalableViT: Rethinking the Context-oriented Generalization of Vision Transformer", Yang, Ma, Wu, Tang, Xiao,
+Zheng, Li, ECCV 2022, arXiv 2203.10790. Published code and weights: Yangr116/ScalableViT (no licence stated).
+
+Any input size: sizes round up at every stage, nothing stored depends on them. The published code takes multiples of 224
+only. Elsewhere maps are padded at the right and the bottom, to multiples of the window with keys that nobody sees, to
+multiples of s with zeros that the reduction sums, so that every position has a key.
+
+Quirks that checkpoints depend on: all norms have eps 1e-6 but the reduction's, 1e-5; the last stage, which reduces
+nothing, keeps its heads 32 wide whatever its channel ratio, but scales by the ratio's width; the classifier has a
+hidden layer 4096 wide (`plain_head`: none).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.backbone import Family, KeyRule, Variant
+from anyres.layers.attention import Block
+from anyres.layers.init import init_linear_and_convolution
+from anyres.layers.maps import DepthwiseConv, MapConv
+from anyres.layers.patch_embed import ConvEmbed
+from anyres.layers.spatial_reduction import SpatialReductionAttention, attend
+from anyres.layers.unshifted_windows import UnshiftedWindowAttention
+from anyres.layers.windows import merge
+from anyres.pyramid import PositionedStage, Pyramid, drop_path_rates
+
+
+class InteractiveWindowAttention(UnshiftedWindowAttention):
+    """IWSA : attention inside windows, plus a depthwise convolution of the values over the map (the local
+    interactive module), before the projection."""
+
+    def __init__(self, dim: int, num_heads: int, window: int) -> None:
+        super().__init__(dim, num_heads, window)
+        self.local = DepthwiseConv(dim)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        out_BHWC, v_BnNC = self.attend(x_BHWC)
+        v_BHWC = merge(v_BnNC, (x_BHWC.shape[1], x_BHWC.shape[2]), self.window)
+        return self.proj(out_BHWC + self.local(v_BHWC))
+
+
+class ScalableAttention(nn.Module):
+    """SSA: queries and keys of width C·ratio, keys and values from a map `reduction` times smaller.
+
+    The reduction is a depthwise and a 1x1 convolution, a norm and a GELU.
+    """
+
+    def __init__(self, dim: int, num_heads: int, reduction: int, ratio: float) -> None:
+        super().__init__()
+        width = int(dim * ratio)
+        self.num_heads = num_heads
+        self.reduction = reduction
+        self.q = nn.Linear(dim, width)
+        self.depthwise = MapConv(dim, dim, reduction, reduction, groups=dim)
+        self.pointwise = nn.Linear(dim, width)
+        self.norm = nn.LayerNorm(width, eps=1e-5)
+        self.k = nn.Linear(width, width)
+        self.v = nn.Linear(width, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        q, reduced = self.q(x_BHWC.flatten(1, 2)), self.reduce(x_BHWC)
+        out = attend(q, self.k(reduced), self.v(reduced), self.num_heads)
+        return self.proj(out).view(x_BHWC.shape)
+
+    def reduce(self, x_BHWC: Tensor) -> Tensor:
+        """(B, H, W, C) → (B, ceil(H / s)·ceil(W / s), C·ratio)."""
+        bottom, right = -x_BHWC.shape[1] % self.reduction, -x_BHWC.shape[2] % self.reduction
+        if bottom or right:
+            x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
+        return F.gelu(self.norm(self.pointwise(self.depthwise(x_BHWC).flatten(1, 2))))
+
+
+class ScalableViT(Pyramid):
+    """Blocks of IWSA and SSA, in this order, in every stage.
+
+    Args:
+        reductions: s per stage; 1 is plain global attention.
+        channel_ratios: width of SSA's queries and keys per stage, in widths of the map.
+        windows: side of IWSA's windows per stage; no weight depends on it.
+        plain_head: a single linear layer as head, without the hidden one.
+    """
+
+    no_decay = ("position",)
+    published_keys = (
+        KeyRule("^patch_embeds.{i}", "^stages.{i}.downsample"),
+        KeyRule("^pos_block.{i}.proj.0", "^stages.{i}.position"),
+        KeyRule("^stages.{i}.{j}", "^stages.{i}.blocks.{j}"),
+        KeyRule("attn.lim_func", "attn.local"),
+        KeyRule("attn.reduction.0", "attn.depthwise"),
+        KeyRule("attn.reduction.1", "attn.pointwise", "conv"),
+        KeyRule("attn.norm_act.0", "attn.norm"),
+        KeyRule("^head.{i}", "^hidden.{i}"),
+        KeyRule("^hidden.3", "^head"),
+    )
+
+    def __init__(
+        self,
+        embed_dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (2, 2, 20, 2),
+        num_heads: Sequence[int] = (2, 4, 8, 16),
+        mlp_ratios: Sequence[float] = (4, 4, 4, 4),
+        reductions: Sequence[int] = (8, 4, 2, 1),
+        channel_ratios: Sequence[float] = (1.25, 1.25, 1.25, 1),
+        windows: Sequence[int] = (7, 7, 7, 7),
+        plain_head: bool = False,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        dense: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        rates = drop_path_rates(drop_path_rate, depths)
+
+        def attention(i: int, j: int) -> nn.Module:
+            dim, heads, ratio = embed_dims[i], num_heads[i], channel_ratios[i]
+            if j % 2 == 0:
+                return InteractiveWindowAttention(dim, heads, windows[i])
+            if reductions[i] == 1:
+                return SpatialReductionAttention(dim, heads, scale=(dim // heads * ratio) ** -0.5)
+            return ScalableAttention(dim, heads, reductions[i], ratio)
+
+        stages = [
+            PositionedStage(
+                ConvEmbed(embed_dims[i - 1], dim, 3, 2, 1, 1e-6) if i else ConvEmbed(in_chans, dim, 7, 4, 3, 1e-6),
+                [
+                    Block(dim, attention(i, j), Mlp(dim, int(dim * mlp_ratios[i])), rate)
+                    for j, rate in enumerate(rates[i])
+                ],
+                dim,
+            )
+            for i, dim in enumerate(embed_dims)
+        ]
+        norm = nn.LayerNorm(embed_dims[-1], eps=1e-6)
+        super().__init__(stages, embed_dims, norm, in_chans=in_chans, dense=dense, **kwargs)
+        self.minimum_size = 1
+        self.hidden = nn.Sequential()
+        if not plain_head and not dense:
+            self.head_hidden_size = 4096
+            self.hidden.extend((nn.Linear(embed_dims[-1], 4096), nn.LayerNorm(4096, eps=1e-6), nn.GELU()))
+            self.reset_classifier(self.num_classes)
+        self.apply(init_linear_and_convolution)
+        for module in self.modules():
+            if isinstance(module, ScalableAttention):  # a convolution by its start
+                nn.init.normal_(module.pointwise.weight, std=math.sqrt(2 / module.pointwise.out_features))
+
+    def pool(self, features: Tensor) -> Tensor:
+        """As the skeleton, then through the head's hidden layer: (B, 4096)."""
+        return self.hidden(super().pool(features))
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        if prune_head:
+            self.hidden = nn.Sequential()
+            self.head_hidden_size = self.num_features
+        return super().prune_intermediate_layers(indices, prune_norm, prune_head)
+
+    @classmethod
+    def to_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        published = super().to_published(state)
+        if "head.0.weight" in published:
+            return published
+        return {name.replace("head.3.", "head."): tensor for name, tensor in published.items()}
+
+
+VARIANTS = {
+    f"scalablevit_{size}": Variant(
+        published=f"scalable_vit_{size}",
+        args={
+            "embed_dims": tuple(width * 2**i for i in range(4)),
+            "depths": depths,
+            "num_heads": tuple(width // 32 * 2**i for i in range(4)),
+            "channel_ratios": channel_ratios,
+        },
+        drop_path=drop_path,
+        top1={224: top1},
+        notes=notes,
+    )
+    for size, width, depths, channel_ratios, drop_path, top1, notes in (
+        (
+            "small", 64, (2, 2, 20, 2), (1.25, 1.25, 1.25, 1), 0.2, 83.1,
+            "As the published code builds it, 32.0 M parameters; the paper gives 32.4 M. `scalable_vit_small_0` of the "
+            "same code is this with channel_ratios (1.25, 1.25, 1.25, 1.25) and plain_head.",
+        ),
+        ("base", 96, (2, 2, 14, 6), (2, 1.25, 1.25, 1), 0.5, 84.1, ""),
+        (
+            "large", 128, (2, 6, 12, 4), (0.25, 0.5, 1, 1), 0.5, 84.4,
+            "As the published code builds it, 109.3 M parameters; the paper gives 104.9 M.",
+        ),
+    )
+}  # fmt: skip
+
+FAMILY = Family(
+    model=ScalableViT,
+    variants=VARIANTS,
+    paper="ScalableViT: Rethinking the Context-oriented Generalization of Vision Transformer, ECCV 2022, "
+    "arXiv 2203.10790",
+    repository="Yangr116/ScalableViT",
+    licence="none stated",
+    size_policy="Any size: sizes round up at every stage, maps are padded to multiples of the window (masked) and of "
+    "the reduction (zeros).",
+    first_conv="stages.0.downsample.proj",
+)

@@ -1,0 +1,193 @@
+"""Shunted Transformer: one attention layer that looks at two scales.
+
+In the first three stages half of an attention's heads see keys and values merged from s x s tokens, the other half from
+s/2 x s/2, so that large and small objects are met in the same layer. A depthwise convolution enhances the values, one
+more sits in the feed-forward network, and the stem is convolutional; there is no position embedding.
+
+Paper: "Shunted Self-Attention via Multi-Scale Token Aggregation", Ren, Zhou, He, Feng, Wang, CVPR 2022,
+arXiv 2111.15193. Published code and weights: OliverRensu/Shunted-Transformer (no licence stated).
+
+Any input size: as published. The stem rounds up, then down; the other embeddings round up. The merging floors: rows and
+columns that fill no cell ask but are not asked. Where the published code crashes, on a map smaller than a cell, the map
+is zero-padded to one cell.
+
+Quirks that checkpoints depend on: the values are enhanced before the attention where tokens are merged and after it in
+the last stage; norms have eps 1e-6, those of embeddings and merged tokens 1e-5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from anyres.backbone import Family, KeyRule, Variant
+from anyres.layers.attention import Block
+from anyres.layers.init import init_linear_and_convolution
+from anyres.layers.maps import ConvMlp, DepthwiseConv, MapBatchNorm, MapConv, ResidualDepthwiseConv, fold_into
+from anyres.layers.patch_embed import ConvEmbed
+from anyres.layers.spatial_reduction import attend
+from anyres.pyramid import Grid, Pyramid, Stage, drop_path_rates
+
+
+class Stem(nn.Module):
+    """7x7 convolution of stride 2, `depth` 3x3 convolutions, each with a batch norm and a ReLU; then a 2x2 convolution
+    of stride 2 and a LayerNorm (section 3.3). (B, H, W, in_chans) → (B, h, w, dim), h = floor(ceil(H / 2) / 2)."""
+
+    def __init__(self, in_chans: int, dim: int, depth: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i in range(1 + depth):
+            conv = MapConv(dim, dim, 3, 1, 1, bias=False) if i else MapConv(in_chans, dim, 7, 2, 3, bias=False)
+            layers += [conv, MapBatchNorm(dim), nn.ReLU()]
+        self.conv = nn.Sequential(*layers, MapConv(dim, dim, 2, 2))
+        self.norm = nn.LayerNorm(dim, eps=1e-5)
+
+    def grid(self, height: int, width: int) -> Grid:
+        return (height + 1) // 2 // 2, (width + 1) // 2 // 2
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return self.norm(self.conv(x_BHWC))
+
+    def fold(self) -> None:
+        """Fold the batch norms into the convolutions before them; only for evaluation."""
+        for i, norm in enumerate(self.conv):
+            if isinstance(norm, nn.BatchNorm2d):
+                conv = self.conv[i - 1]
+                assert isinstance(conv, nn.Conv2d)
+                fold_into(conv, norm)
+                self.conv[i] = nn.Identity()
+
+
+class TokenAggregation(nn.Module):
+    """Keys and values of one group of heads (multi-scale token aggregation, equations 1 and 2): `ratio` x `ratio`
+    tokens become one, a linear layer makes keys and values of it, and the values get their neighbours' share."""
+
+    def __init__(self, dim: int, ratio: int) -> None:
+        super().__init__()
+        self.ratio = ratio
+        self.merge = MapConv(dim, dim, ratio, ratio)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)
+        self.kv = nn.Linear(dim, dim)
+        self.enhance = ResidualDepthwiseConv(dim // 2)
+
+    def forward(self, x_BHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, H, W, C) → keys and values (B, M, C/2)."""
+        H, W = x_BHWC.shape[1:3]
+        bottom, right = max(self.ratio - H, 0), max(self.ratio - W, 0)
+        if bottom or right:
+            x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
+        k, v = self.kv(F.gelu(self.norm(self.merge(x_BHWC)))).chunk(2, dim=-1)
+        return k.flatten(1, 2), self.enhance(v).flatten(1, 2)
+
+
+class ShuntedAttention(nn.Module):
+    """Shunted self-attention (section 3.1): the first half of the heads sees tokens merged by `ratio`, the second half
+    by half of it."""
+
+    def __init__(self, dim: int, num_heads: int, ratio: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.groups = nn.ModuleList([TokenAggregation(dim, ratio), TokenAggregation(dim, ratio // 2)])
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        out = []
+        for q_BNC, group in zip(self.q(x_BHWC).flatten(1, 2).chunk(2, dim=-1), self.groups, strict=True):
+            k_BMC, v_BMC = group(x_BHWC)
+            out.append(attend(q_BNC, k_BMC, v_BMC, self.num_heads // 2))
+        return self.proj(torch.cat(out, dim=-1)).view(x_BHWC.shape)
+
+
+class EnhancedAttention(nn.Module):
+    """The last stage's attention over all tokens; the depthwise convolution of the values is added to the output."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.local_conv = DepthwiseConv(dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        k, v = self.kv(x_BHWC).chunk(2, dim=-1)
+        q_BNC, k_BNC, v_BNC = (part.flatten(1, 2) for part in (self.q(x_BHWC), k, v))
+        return self.proj(attend(q_BNC, k_BNC, v_BNC, self.num_heads).view(x_BHWC.shape) + self.local_conv(v))
+
+
+class Shunted(Pyramid):
+    """Shunted Transformer (section 3.4). A merging ratio of 1 means attention over all tokens. The dense form is the
+    same network without a head."""
+
+    published_keys = (
+        KeyRule("^patch_embed{i+1}", "^stages.{i}.downsample"),
+        KeyRule("^block{i+1}.{j}", "^stages.{i}.blocks.{j}"),
+        KeyRule("^norm{i+1}", "^stages.{i}.norm"),
+        KeyRule("attn.sr{i+1}", "attn.groups.{i}.merge"),
+        KeyRule("attn.norm{i+1}", "attn.groups.{i}.norm"),
+        KeyRule("attn.kv{i+1}", "attn.groups.{i}.kv"),
+        KeyRule("attn.local_conv{i+1}", "attn.groups.{i}.enhance"),
+        KeyRule("mlp.dwconv.dwconv", "mlp.dwconv"),
+    )
+
+    def __init__(
+        self,
+        embed_dims: Sequence[int] = (64, 128, 256, 512),
+        depths: Sequence[int] = (1, 2, 4, 1),
+        num_heads: Sequence[int] = (2, 4, 8, 16),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        ratios: Sequence[int] = (8, 4, 2, 1),
+        stem_depth: int = 0,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        rates = drop_path_rates(drop_path_rate, depths)
+
+        def block(i: int, rate: float) -> Block:
+            dim, heads = embed_dims[i], num_heads[i]
+            attn = ShuntedAttention(dim, heads, ratios[i]) if ratios[i] > 1 else EnhancedAttention(dim, heads)
+            return Block(dim, attn, ConvMlp(dim, int(dim * mlp_ratios[i]), residual=True), rate)
+
+        stages = [
+            Stage(
+                ConvEmbed(embed_dims[i - 1], dim, 3, 2, 1) if i else Stem(in_chans, dim, stem_depth),
+                [block(i, rate) for rate in rates[i]],
+                nn.LayerNorm(dim, eps=1e-6),
+            )
+            for i, dim in enumerate(embed_dims)
+        ]
+        super().__init__(stages, embed_dims, None, in_chans=in_chans, **kwargs)
+        self.minimum_size = 3
+        self.apply(init_linear_and_convolution)
+
+
+VARIANTS = {
+    f"shunted_{size}": Variant(
+        published=f"shunted_{size[0]}",
+        args={"depths": depths, "stem_depth": stem_depth},
+        drop_path=drop_path,
+        top1={224: top1},
+    )
+    for size, depths, stem_depth, drop_path, top1 in (
+        ("tiny", (1, 2, 4, 1), 0, 0.1, 79.8),
+        ("small", (2, 4, 12, 1), 1, 0.2, 82.9),
+        ("base", (3, 4, 24, 2), 2, 0.3, 84.0),
+    )
+}
+
+FAMILY = Family(
+    model=Shunted,
+    variants=VARIANTS,
+    paper="Shunted Self-Attention via Multi-Scale Token Aggregation, CVPR 2022, arXiv 2111.15193",
+    repository="OliverRensu/Shunted-Transformer",
+    licence="none stated",
+    size_policy="Any size from 3 up, as published: the stem rounds up, then down, later stages round up; nothing "
+    "stored depends on the size.",
+    first_conv="stages.0.downsample.conv.0",
+)

@@ -1,0 +1,164 @@
+"""Twins: plain windows and a strided summary of the map, taking turns, are attention enough for a pyramid.
+
+Two networks share the idea that positions come from a depthwise convolution after the first block of each stage (the
+conditional position encoding of CPVT). PCPVT is PVT with that in place of its tables and class token. SVT alternates
+attention inside 7x7 windows, which never shift (LSA), with PVT's attention to a reduced map (GSA).
+
+Paper: "Twins: Revisiting the Design of Spatial Attention in Vision Transformers", Chu, Tian, Wang, Zhang, Ren, Wei,
+Xia, Shen, NeurIPS 2021, arXiv 2104.13840; position encoding: arXiv 2102.10882. Published code and weights:
+Meituan-AutoML/Twins (Apache-2.0).
+
+Any input size: embeddings and reductions floor, as published (up to 31 rows and columns of the image stay unseen). The
+published SVT classifier takes multiples of 224 only; here every size goes the way of the published detection code:
+maps are zero-padded at the right and the bottom to multiples of the window, and padded tokens are ordinary keys. The
+published segmentation code hides them, but only where both sides need padding (its index arithmetic hides nothing if
+one does not): `mask_padding=True`.
+
+Quirks that checkpoints depend on: norms of blocks, stages and head have eps 1e-6, those of embeddings and reductions
+1e-5; detectors and segmenters on SVT were trained with a norm at the end of every stage, which feeds the next stage
+too (`stage_norms`, on by default in the dense form) and which ImageNet files have not. Published dense files carry the
+classifier's unused norm and head: the network of such a file, whole, is `stage_norms=True` without `dense`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from anyres.backbone import Family, KeyRule, Variant
+from anyres.layers.attention import Block
+from anyres.layers.init import init_linear_and_convolution
+from anyres.layers.patch_embed import ConvEmbed
+from anyres.layers.positions import Grid
+from anyres.layers.spatial_reduction import SpatialReductionAttention
+from anyres.layers.unshifted_windows import UnshiftedWindowAttention
+from anyres.pyramid import PositionedStage, Pyramid, drop_path_rates
+
+
+class LocallyGroupedAttention(UnshiftedWindowAttention):
+    """LSA (section 3.2): attention inside windows. Padding is seen as a key with the biases for k and v; with
+    `mask_padding` it is not where both sides of the map need some."""
+
+    def __init__(self, dim: int, num_heads: int, window: int = 7, mask_padding: bool = False) -> None:
+        super().__init__(dim, num_heads, window)
+        self.mask_padding = mask_padding
+
+    def key_mask(self, grid: Grid, device: torch.device) -> Tensor | None:
+        both = grid[0] % self.window[0] and grid[1] % self.window[1]
+        return super().key_mask(grid, device) if self.mask_padding and both else None
+
+
+class Twins(Pyramid):
+    """Both networks (sections 3.1 and 3.2). Global sub-sampled attention (GSA) is PVT's; `reductions` are its strides
+    per stage.
+
+    Args:
+        window: side of the windows of every other block, starting with the first (SVT); None for none (PCPVT).
+        mask_padding: windows as in the published segmentation code (see above).
+        stage_norms: a norm at the end of every stage; by default SVT's dense form has them.
+    """
+
+    no_decay = ("position",)
+    published_keys = (
+        KeyRule("^patch_embeds.{i}", "^stages.{i}.downsample"),
+        KeyRule("^pos_block.{i}.proj.0", "^stages.{i}.position"),
+        KeyRule("^blocks.{i}.{j}", "^stages.{i}.blocks.{j}"),
+        KeyRule("^norm_list.{i}", "^stages.{i}.norm"),
+    )
+
+    def __init__(
+        self,
+        embed_dims: Sequence[int] = (64, 128, 320, 512),
+        depths: Sequence[int] = (3, 4, 6, 3),
+        num_heads: Sequence[int] = (1, 2, 5, 8),
+        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
+        reductions: Sequence[int] = (8, 4, 2, 1),
+        window: int | None = None,
+        mask_padding: bool = False,
+        stage_norms: bool | None = None,
+        in_chans: int = 3,
+        drop_path_rate: float = 0.0,
+        dense: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        rates = drop_path_rates(drop_path_rate, depths)
+        if stage_norms is None:
+            stage_norms = dense and window is not None
+
+        def attention(i: int, j: int) -> nn.Module:
+            if window is not None and j % 2 == 0:
+                return LocallyGroupedAttention(embed_dims[i], num_heads[i], window, mask_padding)
+            return SpatialReductionAttention(embed_dims[i], num_heads[i], reductions[i])
+
+        stages = [
+            PositionedStage(
+                ConvEmbed(embed_dims[i - 1], dim, 2, 2) if i else ConvEmbed(in_chans, dim, 4, 4),
+                [
+                    Block(dim, attention(i, j), Mlp(dim, int(dim * mlp_ratios[i])), rate)
+                    for j, rate in enumerate(rates[i])
+                ],
+                dim,
+                nn.LayerNorm(dim, eps=1e-6) if stage_norms else None,
+            )
+            for i, dim in enumerate(embed_dims)
+        ]
+        norm = nn.LayerNorm(embed_dims[-1], eps=1e-6)
+        super().__init__(stages, embed_dims, norm, in_chans=in_chans, dense=dense, **kwargs)
+        self.minimum_size = 32
+        self.apply(init_linear_and_convolution)
+
+
+PCPVT_VARIANTS = {
+    f"twins_pcpvt_{size}": Variant(
+        published=f"pcpvt_{size}", args={"depths": depths}, drop_path=drop_path, top1={224: top1}
+    )
+    for size, depths, drop_path, top1 in (
+        ("small", (3, 4, 6, 3), 0.2, 81.2),
+        ("base", (3, 4, 18, 3), 0.3, 82.7),
+        ("large", (3, 8, 27, 3), 0.5, 83.1),
+    )
+}
+SVT_VARIANTS = {
+    f"twins_svt_{size}": Variant(
+        published=f"alt_gvt_{size}",
+        args={
+            "embed_dims": tuple(width * 2**i for i in range(4)),
+            "depths": depths,
+            "num_heads": tuple(width // 32 * 2**i for i in range(4)),
+            "mlp_ratios": (4, 4, 4, 4),
+            "window": 7,
+        },
+        drop_path=drop_path,
+        top1={224: top1},
+    )
+    for size, width, depths, drop_path, top1 in (
+        ("small", 64, (2, 2, 10, 4), 0.2, 81.7),
+        ("base", 96, (2, 2, 18, 2), 0.3, 83.2),
+        ("large", 128, (2, 2, 18, 2), 0.5, 83.7),
+    )
+}
+
+_PAPER = "Twins: Revisiting the Design of Spatial Attention in Vision Transformers, NeurIPS 2021, arXiv 2104.13840"
+PCPVT = Family(
+    model=Twins,
+    variants=PCPVT_VARIANTS,
+    paper=_PAPER,
+    repository="Meituan-AutoML/Twins",
+    licence="Apache-2.0",
+    size_policy="Any size from 32 up, as published: each embedding floors, nothing stored depends on the size.",
+    first_conv="stages.0.downsample.proj",
+)
+SVT = Family(
+    model=Twins,
+    variants=SVT_VARIANTS,
+    paper=_PAPER,
+    repository="Meituan-AutoML/Twins",
+    licence="Apache-2.0",
+    size_policy="Any size from 32 up: each embedding floors, maps are zero-padded to multiples of the window as in the "
+    "published detection code.",
+    first_conv="stages.0.downsample.proj",
+)
