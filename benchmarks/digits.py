@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("systems", nargs="*", help="all by default")
     parser.add_argument("--output", type=Path, default=Path("runs/table"))
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     jobs = [

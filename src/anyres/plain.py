@@ -79,8 +79,8 @@ class Plain(Backbone):
     """A plain transformer for any input size.
 
     Args, by position and from the subclass, where its paper has its own:
-        patch_embed: module (B, in_chans, H, W) → (B, C, h, w) with an attribute `patch_size` and a method
-            `grid(H, W) -> (h, w)`.
+        patch_embed: module (B, in_chans, H, W) → (B, C, h, w) with a method `grid(H, W) -> (h, w)`; `patch_size` then
+            says its stride.
         blocks: modules that take tokens, the grid and what else the attention of `layers.attention` takes, and return
             tokens.
 
