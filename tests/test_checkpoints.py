@@ -162,3 +162,14 @@ def test_the_model_of_a_file_is_recognised(tmp_path) -> None:
     save_weights({"position.table": torch.zeros(1, 2, 3)}, tmp_path / "y.pth")
     with pytest.raises(UserError, match="fits no registered model"):
         guess_model(tmp_path / "y.pth")
+
+
+def test_a_classifier_file_fits_the_dense_form_but_for_its_norms(tmp_path) -> None:
+    options = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    save_weights(create_model("swin_tiny", **options).state_dict(), tmp_path / "whole.pth")
+    report = load_checkpoint(create_model("swin_tiny", dense=True, **options), tmp_path / "whole.pth", strict=False)
+    assert not report.unexpected
+    assert all(name.startswith("out_norms.") for name in report.missing)
+    pcpvt = {"embed_dims": (16, 16, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    save_weights(create_model("twins_pcpvt_small", **pcpvt).state_dict(), tmp_path / "twins.pth")
+    load_checkpoint(create_model("twins_pcpvt_small", dense=True, **pcpvt), tmp_path / "twins.pth")

@@ -19,6 +19,8 @@ from anyres.files import atomic_write
 
 _NESTS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
 _EMA_NESTS = ("model_ema", "state_dict_ema", "ema")
+_CLASSIFIER = ("head.", "head_dist.", "aux_head.", "hidden.", "norm.")
+"""Where our models keep what the dense form has not."""
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "bottom_up.", "model.", "encoder.")
 
 
@@ -137,6 +139,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema
     resized = model.fit_tables(state)
     state |= resized
     report = LoadReport(resized=list(resized))
+    if getattr(model, "dense", False):  # a file of the whole network serves as well; its classifier is not wanted
+        state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(_CLASSIFIER)}
     for name, tensor in state.items():
         if name not in own:
             report.unexpected.append(name)

@@ -1,0 +1,45 @@
+"""Writes docs/models.md from the registry: `uv run python docs/make_models.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anyres.registry import entries, model_info
+
+HEAD = """# Models
+
+Every name works in `anyres.create_model`, with the prefix `anyres_` in timm, and in every command; published names are
+understood too. `anyres info NAME` prints the same facts. Top-1 is the authors' on ImageNet-1k at the size given; this
+table is made from the registry by `docs/make_models.py`.
+
+"""
+
+
+def text() -> str:
+    """The page."""
+    families: dict[int, list[str]] = {}
+    for name, entry in entries().items():
+        families.setdefault(id(entry.family), []).append(name)
+    parts = [HEAD]
+    for names in families.values():
+        family = entries()[names[0]].family
+        infos = [model_info(name) for name in names]
+        parts.append(f"## {family.paper.partition(',')[0].partition(':')[0]} (`{names[0].split('_')[0]}`)\n\n")
+        parts.append(f"{family.paper}. Weights: {family.repository} ({family.licence}).\n\n")
+        parts.append(f"{family.size_policy} Minimum {max(info['minimum_size'] for info in infos)} px.\n\n")
+        parts.append("| name | published as | parameters (M) | native size | top-1 (%) |\n|---|---|--:|--:|--:|\n")
+        for info in infos:
+            size = info["native_size"]
+            native = str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
+            trained = info["train_sizes"]
+            top1 = info["top1"].get(max(trained)) if trained and isinstance(trained[0], int) else None
+            parts.append(
+                f"| `{info['name']}` | {info['published_name']} | {info['parameters'] / 1e6:.2f} | {native} | "
+                f"{'–' if top1 is None else top1} |\n"
+            )
+        parts.append("\n")
+    return "".join(parts).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("models.md").write_text(text())
