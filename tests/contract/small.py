@@ -8,18 +8,33 @@ from typing import Any
 import torch
 
 from anyres.backbone import Backbone
-from anyres.registry import create_model
+from anyres.registry import create_model, entries
 from tests.systems import system
 
 SIZES = [(97, 131), (64, 448), (224, 224), (33, 32), (160, 96), (128, 128), (131, 97), (80, 72), (50, 200), None]
 """Ten sizes: odd, prime, tall, wide, divisible; None stands for the model's minimum."""
 
 
+def small_args(name: str) -> dict[str, Any]:
+    """What makes a model of this name quick."""
+    return next(args for pattern, args in system(name).SMALL.items() if fnmatchcase(name, pattern))
+
+
+def distinct_models() -> list[str]:
+    """The registered names, without those whose small network is the same as one before: sizes of one family often
+    differ in nothing else than what `SMALL` replaces."""
+    networks: dict[tuple[Any, str], str] = {}
+    for name, (family, variant) in entries().items():
+        args = {**variant.args, **small_args(name)}
+        networks.setdefault((family.model, repr(sorted(args.items()))), name)
+    return list(networks.values())
+
+
 def small(name: str, **options: Any) -> Backbone:
     """A quick model of this name in eval mode; what initialisation leaves at zero gets values, so that nothing is
     skipped unseen."""
     torch.manual_seed(0)
-    args = next(args for pattern, args in system(name).SMALL.items() if fnmatchcase(name, pattern))
+    args = small_args(name)
     model = create_model(name, **{"num_classes": 7, **args, **options})
     with torch.no_grad():
         for parameter in model.parameters():

@@ -10,11 +10,11 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from anyres.registry import create_model, entries, list_models, load_pretrained
-from tests.contract.small import SIZES, image, small
+from anyres.registry import create_model, entries, load_pretrained
+from tests.contract.small import SIZES, distinct_models, image, small
 from tests.systems import system
 
-pytestmark = pytest.mark.parametrize("name", list_models())
+pytestmark = pytest.mark.parametrize("name", distinct_models())
 sizes = pytest.mark.parametrize("size", SIZES, ids=str)
 
 
