@@ -22,6 +22,16 @@ def padded_grid(grid: Grid, window: Grid) -> Grid:
     return -(-grid[0] // window[0]) * window[0], -(-grid[1] // window[1]) * window[1]
 
 
+def cut_window(grid: Grid, size: int) -> Grid:
+    """size×size, cut to a map with shorter sides: with masked padding the results are the same, and nothing is padded.
+
+    Not cut while a graph is captured: a window of unknown size makes its arithmetic of sizes intractable.
+    """
+    if torch.compiler.is_compiling():
+        return size, size
+    return min(grid[0], size), min(grid[1], size)
+
+
 def window_rule(grid: Grid, size: int) -> tuple[Grid, Grid]:
     """(window, shift of the odd blocks) of a stage of Swin's classifier whose windows are size×size.
 
@@ -29,7 +39,7 @@ def window_rule(grid: Grid, size: int) -> tuple[Grid, Grid]:
     where both sides are a multiple of the cut window). Everything larger is shifted by half a window.
     """
     if min(grid) <= size:
-        return (min(grid[0], size), min(grid[1], size)), (0, 0)
+        return cut_window(grid, size), (0, 0)
     return (size, size), (size // 2, size // 2)
 
 

@@ -40,6 +40,7 @@ from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
 from anyres.layers.windows import (
     PUBLISHED_TABLE,
+    cut_window,
     merge,
     padded_grid,
     padding_mask,
@@ -145,7 +146,7 @@ class MessengerStage(Stage):
     def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
         x = self.downsample(x)
         grid = (x.shape[1], x.shape[2])
-        window = (min(grid[0], self.window_size), min(grid[1], self.window_size))
+        window = cut_window(grid, self.window_size)
         padded = padded_grid(grid, window)
         windows = (padded[0] // window[0], padded[1] // window[1])
         # As many as there are windows: ceil(ceil(H / M) / 2) = ceil(ceil(H / 2) / M).
