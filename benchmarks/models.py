@@ -27,7 +27,7 @@ from timing import machine, ratio, rounds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.evaluation.cost import count_flops, peak_memory_bytes
+from anyres.evaluation.cost import count_flops, peak_memory_bytes, random_input
 from anyres.registry import create_model, list_models
 
 SELECTION = [
@@ -72,10 +72,7 @@ def rival(name: str, size: int) -> nn.Module | None:
 def measure(name: str, size: int, dtype: torch.dtype, batch: int, count: int, device: torch.device) -> str:
     """One line of the table."""
     model = create_model(name).eval().to(device, dtype)
-    if (frames := getattr(model, "num_frames", None)) is not None:
-        x = torch.randn(batch, model.in_chans, frames, size, size, device=device, dtype=dtype)
-    else:
-        x = torch.randn(batch, model.in_chans, size, size, device=device, dtype=dtype)
+    x = random_input(model, batch, (size, size), device).to(dtype)
     other = rival(name, size)
     left = torch.randn(2048, 2048, device=device, dtype=dtype)
     beside: Callable[[], object]

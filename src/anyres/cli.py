@@ -261,16 +261,14 @@ def info(model: str, *, sizes: str = "96,224,384") -> None:
         sizes: sizes at which GFLOPs are counted
     """
     from anyres.data import parse_sizes
-    from anyres.evaluation.cost import count_flops
+    from anyres.evaluation.cost import count_flops, random_input
     from anyres.registry import create_model, model_info
 
     facts = model_info(model)
     network = create_model(facts["name"]).eval()
-    import torch
-
     gflops = []
     for height, width in parse_sizes(sizes):
-        amount = count_flops(network, torch.zeros(1, 3, height, width)) / 1e9
+        amount = count_flops(network, random_input(network, 1, (height, width))) / 1e9
         gflops.append(f"{amount:.2f} at {height if height == width else f'{height}x{width}'}")
     lines = {
         "model": facts["name"],

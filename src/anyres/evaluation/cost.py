@@ -70,9 +70,8 @@ def measure_cost(
     device = torch.device(device)
     was_training = model.training
     model = model.to(device).eval()
-    channels = input_channels(model)
-    single = torch.randn(1, channels, *size, device=device)
-    batch = torch.randn(batch_size, channels, *size, device=device)
+    single = random_input(model, 1, size, device)
+    batch = random_input(model, batch_size, size, device)
     try:
         gflops = count_flops(model, single) / 1e9
         latency = _median_seconds(model, single, precision, seconds)
@@ -169,6 +168,14 @@ def input_channels(model: nn.Module, default: int = 3) -> int:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     channels = getattr(model, "in_chans", None) or (cfg.get("input_size") or (default,))[0]
     return int(channels)
+
+
+def random_input(
+    model: nn.Module, batch_size: int, size: tuple[int, int], device: str | torch.device = "cpu"
+) -> Tensor:
+    """Standard normal images (B, C, height, width), or clips (B, C, T, height, width) of a video model's length."""
+    frames = getattr(model, "num_frames", None)
+    return torch.randn(batch_size, input_channels(model), *(() if frames is None else (frames,)), *size, device=device)
 
 
 def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
