@@ -67,8 +67,8 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """System → model and what makes it tiny."""
 
-SLOW = {"uvit": 3, "dynamicvit (DeiT)": 3}
-"""Networks without any convolution behind the patches need more passes over so few images."""
+SLOW = {"uvit": 3, "dynamicvit (DeiT)": 3, "swin": 2}
+"""Networks without any convolution need more passes over so few images."""
 
 
 def run(system: str, multi: bool, seed: int, epochs: int, output: Path) -> dict[str, Any]:

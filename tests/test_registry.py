@@ -107,3 +107,10 @@ def test_damaged_folder_is_one_sentence(tmp_path) -> None:
         anyres.load_pretrained(tmp_path / "m")
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         anyres.load_pretrained(tmp_path)
+
+
+def test_names_are_found_in_other_spellings() -> None:
+    assert resolve_name("HAT_Net_tiny") == "hatnet_tiny"
+    assert resolve_name("CSWin_64_12211_tiny_224") == "cswin_tiny"
+    letters = [name.replace("_", "") for name in entries()]
+    assert len(set(letters)) == len(letters)

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anyres import hub
 from anyres.errors import UserError
+from anyres.layers.init import init_linear
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -118,6 +119,7 @@ class Backbone(nn.Module, ABC):
     head_hidden_size: int
     num_prefix_tokens: int
     global_pool: str
+    head: nn.Module
     minimum_size: int
     feature_info: list[dict[str, Any]]
     output_fmt = "NCHW"
@@ -125,6 +127,8 @@ class Backbone(nn.Module, ABC):
     num_frames: int | None = None
     """Frames of a native clip of a video model, whose inputs are (B, in_chans, T, H, W); None for image models."""
 
+    pools: tuple[str, ...] = ("avg", "")
+    """Values that `global_pool` may have; the first is the published one."""
     published_keys: tuple[KeyRule, ...] = ()
     """How published parameter names differ from ours, applied in this order; what no rule meets has the same name."""
     published_constants: tuple[str, ...] = ()
@@ -219,13 +223,27 @@ class Backbone(nn.Module, ABC):
 
     # Head and training hooks ----------------------------------------------------------------------------------------
 
-    @abstractmethod
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
+        return self.head
 
-    @abstractmethod
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh head for `num_classes` classes (0: none, the model returns pooled features)."""
+        if global_pool is not None:
+            if global_pool not in self.pools:
+                known = ", ".join(repr(name) for name in self.pools)
+                raise ValueError(f"global_pool={global_pool!r} is not known here: choose one of {known}.")
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        self.head = self.new_head(num_classes)
+
+    def new_head(self, num_classes: int) -> nn.Module:
+        """A fresh classifier; none for 0 classes."""
+        if num_classes == 0:
+            return nn.Identity()
+        head = nn.Linear(self.head_hidden_size, num_classes)
+        init_linear(head)
+        return head.to(next(self.parameters()).device)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable

@@ -100,7 +100,6 @@ class Plain(Backbone):
     """
 
     pools: tuple[str, ...] = ("token", "avg", "")
-    """Values that `global_pool` may have."""
 
     def __init__(
         self,
@@ -191,6 +190,8 @@ class Plain(Backbone):
         self.apply(init_linear)
         for name in self.prefix_names:
             nn.init.trunc_normal_(getattr(self, name), std=0.02)
+        if not self.prefix_names:
+            self.pools = tuple(name for name in self.pools if name != "token")
         self.dense = dense
         self.dense_levels = self.default_out_indices({"depth": depth})
         self.out_norms = nn.ModuleList(nn.Identity() for _ in self.dense_levels[:-1])
@@ -323,26 +324,6 @@ class Plain(Backbone):
         return features if intermediates_only else (self.norm(tokens), features)
 
     # Head and training hooks ----------------------------------------------------------------------------------------
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool is not None:
-            known = [name for name in self.pools if name != "token" or self.prefix_names]
-            if global_pool not in known:
-                choices = ", ".join(repr(name) for name in known)
-                raise ValueError(f"global_pool={global_pool!r} is not known here: choose one of {choices}.")
-            self.global_pool = global_pool
-        self.num_classes = num_classes
-        self.head = self._new_head(num_classes)
-
-    def _new_head(self, num_classes: int) -> nn.Module:
-        if num_classes == 0:
-            return nn.Identity()
-        head = nn.Linear(self.num_features, num_classes)
-        init_linear(head)
-        return head.to(next(self.parameters()).device)
 
     def no_weight_decay(self) -> set[str]:
         positional = ("position.", ".attn.local.", ".attn.bias.")

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from anyres.backbone import Backbone, take_indices
-from anyres.layers.init import init_linear
 from anyres.layers.maps import ResidualDepthwiseConv, to_map, to_nchw
 
 Grid = tuple[int, int]
@@ -91,8 +90,6 @@ class Pyramid(Backbone):
 
     reductions: tuple[int, ...] = (4, 8, 16, 32)
     """Nominal stride of each stage."""
-    pools: tuple[str, ...] = ("avg", "")
-    """Values that `global_pool` may have; the first is the published one."""
     no_decay: tuple[str, ...] = ()
     """Fragments of names of parameters that published training spares from weight decay, besides vectors."""
 
@@ -215,26 +212,6 @@ class Pyramid(Backbone):
         return sizes
 
     # Head and training hooks ----------------------------------------------------------------------------------------
-
-    def get_classifier(self) -> nn.Module:
-        return self.head
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        if global_pool is not None:
-            if global_pool not in self.pools:
-                known = ", ".join(repr(name) for name in self.pools)
-                raise ValueError(f"global_pool={global_pool!r} is not known here: choose one of {known}.")
-            self.global_pool = global_pool
-        self.num_classes = num_classes
-        self.head = self.new_head(num_classes)
-
-    def new_head(self, num_classes: int) -> nn.Module:
-        """A fresh classifier; none for 0 classes."""
-        if num_classes == 0:
-            return nn.Identity()
-        head = nn.Linear(self.head_hidden_size, num_classes)
-        init_linear(head)
-        return head.to(next(self.parameters()).device)
 
     def no_weight_decay(self) -> set[str]:
         return {name for name, _ in self.named_parameters() if any(part in name for part in self.no_decay)}

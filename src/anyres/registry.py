@@ -71,10 +71,17 @@ def resolve_name(name: str) -> str:
     for registered, entry in entries().items():
         if plain == entry.variant.published:
             return registered
+    for registered in entries():  # HAT_Net_tiny
+        if _letters(plain) == _letters(registered):
+            return registered
     known = [*entries(), *(entry.variant.published for entry in entries().values())]
     near = difflib.get_close_matches(plain, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else "`anyres models` lists them all."
     raise UserError(f"There is no model {name!r}: {hint}")
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def create_model(

@@ -242,6 +242,18 @@ def test_parameters_that_nothing_reads_are_named(name: str) -> None:
     assert frozen == {key for key, _ in model.named_parameters() if any(part in key for part in model.unused)}
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_one_graph_per_size(name: str) -> None:
+    """No graph break; `dynamic=False` makes a graph for each size, as the training option `compile` does."""
+    model = small(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+    for size in ((64, 64), (50, 75)):
+        x = image(1, size, model)
+        assert close(compiled(x), model(x), 1e-5)
+
+
 def test_unknown_option_names_the_nearest(name: str) -> None:
     with pytest.raises(ValueError, match="drop_path_rate"):
         create_model(name, drop_path_rat=0.1)

@@ -37,7 +37,7 @@ class DeiT(Plain):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
         if self.distilled:
-            self.head_dist = self._new_head(self.num_classes)
+            self.head_dist = self.new_head(self.num_classes)
 
     def get_classifier(self) -> nn.Module:
         return nn.ModuleList([self.head, self.head_dist]) if self.distilled else self.head

@@ -279,7 +279,7 @@ class DynamicLVViT(DynamicViT):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)
-        self.aux_head = self._new_head(num_classes)
+        self.aux_head = self.new_head(num_classes)
 
     def get_classifier(self) -> nn.Module:
         return nn.ModuleList([self.head, self.aux_head])
