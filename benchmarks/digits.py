@@ -67,7 +67,7 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """System → model and what makes it tiny."""
 
-SLOW = {"uvit": 3, "dynamicvit (DeiT)": 3, "swin": 2}
+SLOW = {"uvit": 3, "dynamicvit (DeiT)": 3}
 """Networks without any convolution need more passes over so few images."""
 
 

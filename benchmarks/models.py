@@ -87,8 +87,8 @@ def measure(name: str, size: int, dtype: torch.dtype, batch: int, count: int, de
 
     with torch.inference_mode():
         times = rounds({"ours": lambda: model(x), "beside": beside, "peak": lambda: left @ left}, device, count)
-        memory = peak_memory_bytes(model, x) / 1e6
-        flops = count_flops(model, x[:1]) * batch
+    memory = peak_memory_bytes(model, x) / 1e6
+    flops = count_flops(model, x[:1]) * batch
     peak = 2 * 2048**3 / min(times["peak"])
     middle = statistics.median(times["ours"])
     mark = "e" if other is None else "x"
