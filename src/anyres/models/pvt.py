@@ -35,6 +35,7 @@ from anyres.layers.init import init_linear, init_linear_and_convolution
 from anyres.layers.maps import ConvMlp, MapConv, to_map, to_nchw
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.patch_embed import ConvEmbed
+from anyres.layers.resample import resample_table
 from anyres.layers.spatial_reduction import SpatialReductionAttention
 from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
 
@@ -48,7 +49,7 @@ def position_map(table: Tensor, native: Grid, grid: Grid, rows: int) -> Tensor:
     picture = table[:, rows:].unflatten(1, native)
     if native == grid:
         return picture
-    return F.interpolate(picture.permute(0, 3, 1, 2), grid, mode="bilinear").permute(0, 2, 3, 1)
+    return resample_table(picture.permute(0, 3, 1, 2), grid, "bilinear").permute(0, 2, 3, 1).to(table.dtype)
 
 
 class PVTStage(Stage):

@@ -274,7 +274,7 @@ def build_sparsification_loss(config: TrainConfig, accelerator: Accelerator, sou
     unpruned = replace(config, model_args={**config.model_args, "prune_before": ()}, drop_path=0.0)
     teacher = build_model(unpruned, source).to(accelerator.device)
     report = load_checkpoint(teacher, weights_file(weights), strict=False)
-    if report.missing:
+    if report.missing or report.mismatched:
         raise UserError(f"the weights of sparsify's teacher do not fit {config.model}: {report}")
     teacher.eval().requires_grad_(False)
 
