@@ -110,7 +110,6 @@ class Pyramid(Backbone):
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
-        self.img_size = img_size
         self.dense = dense
         self.embed_dim = widths[0]
         self.num_features = self.head_hidden_size = widths[-1]

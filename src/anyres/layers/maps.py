@@ -135,7 +135,6 @@ class ConvMlp(nn.Module):
         residual: bool = False,
         kernel: int = 3,
         bias: bool = True,
-        drop: float = 0.0,
     ) -> None:
         super().__init__()
         conv: Any = ResidualDepthwiseConv if residual else DepthwiseConv
@@ -144,7 +143,6 @@ class ConvMlp(nn.Module):
         self.dwconv = conv(hidden, kernel, bias=bias)
         self.act = act()
         self.fc2 = nn.Linear(hidden, dim, bias)
-        self.drop = nn.Dropout(drop)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.act(self.dwconv(self.act1(self.fc1(x_BHWC))))))
+        return self.fc2(self.act(self.dwconv(self.act1(self.fc1(x_BHWC)))))
