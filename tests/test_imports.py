@@ -18,6 +18,7 @@ FLOORS = [
     {"models"},
     {"checkpoints"},
     {"registry"},
+    {"tasks"},
     {"evaluation"},
     {"modelspec", "predict"},
     {"training"},

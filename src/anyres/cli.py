@@ -73,7 +73,7 @@ def train(model: str | None = None, *, recipe: str | None = None, **options: Any
     if "model_args" in options:
         options["model_args"] = _key_values("model_args", options["model_args"])
     result = run(load_config(recipe, **options))
-    best = f"best accuracy {_number(result.acc1)} % over the training sizes"
+    best = f"best accuracy {_number(result.score)} % over the training sizes"
     print(f"{result.status}: {best}; weights in {result.folder / 'best'}")
     if result.bad_images:
         print(f"{len(result.bad_images)} unreadable images were skipped; {result.folder / 'summary.json'} names them.")

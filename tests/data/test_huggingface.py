@@ -2,8 +2,9 @@ import datasets
 import numpy as np
 import pytest
 
-from anyres.data import Augmentation, EvalLoader, SizeSchedule, TrainLoader, open_source
+from anyres.data import Augmentation, SizeSchedule, open_source
 from anyres.errors import UserError
+from tests.data.loaders import eval_loader, train_loader
 from tests.data.pictures import encode, noise, write_folder
 
 PLAIN = Augmentation(auto_augment=None, color_jitter=0, erasing=0)
@@ -57,11 +58,11 @@ def test_image_folder_with_and_without_streaming(tmp_path):
     stream = open_source(f"hf-stream:{tmp_path / 'images'}", "val")
     assert stream.label_names == ["cat", "dog"]
     assert sorted(item.label for item in stream.items(None)) == [0, 0, 1, 1]
-    batches = list(EvalLoader(stream, (16, 16), 3))
+    batches = list(eval_loader(stream, (16, 16), 3))
     assert [len(batch.labels) for batch in batches] == [3, 1]
     if stream.size is None:
         with pytest.raises(UserError, match="epoch_size"):
-            TrainLoader(stream, SizeSchedule([(16, 16)]), PLAIN, 2)
+            train_loader(stream, SizeSchedule([(16, 16)]), PLAIN, 2)
 
 
 def test_parquet_folder(tmp_path):
@@ -77,7 +78,7 @@ def test_stream_trains_the_same_for_any_number_of_workers_and_resumes(tmp_path):
 
     def run(workers, start=0):
         source = open_source(f"hf-stream:{tmp_path / 'saved'}", "all")
-        loader = TrainLoader(
+        loader = train_loader(
             source, SizeSchedule([(16, 16), (12, 12)]), PLAIN, 8, workers=workers, max_bad_fraction=0.1
         )
         assert loader.steps_per_epoch == 5
@@ -129,6 +130,6 @@ def test_rows_without_image_or_label_are_bad(tmp_path):
         features=features,
     )
     rows.save_to_disk(tmp_path / "saved")
-    loader = EvalLoader(open_source(f"hf:{tmp_path / 'saved'}", "all"), (8, 8), 4)
+    loader = eval_loader(open_source(f"hf:{tmp_path / 'saved'}", "all"), (8, 8), 4)
     assert [len(batch.labels) for batch in loader] == [2]
     assert [error.reason for error in loader.bad] == ["the row holds no label"] * 2

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anyres.data import Augmentation, EvalLoader, Mixing, SizeSchedule, TrainLoader, open_source
+from anyres.data import Augmentation, Mixing, SizeSchedule, open_source
 from anyres.data.loading import deal
 from anyres.errors import UserError
+from tests.data.loaders import eval_loader, train_loader
 from tests.data.pictures import bad_files, huge_png, odd_good_files, write_folder
 
 SIZES = [(16, 16), (12, 20)]
@@ -18,12 +19,12 @@ PLAIN = Augmentation(scale=(0.5, 1), hflip=0, auto_augment=None, color_jitter=0,
 
 
 def loader(source, batch_size=8, augmentation=PLAIN, sizes=SIZES, **options):
-    return TrainLoader(source, SizeSchedule(sizes), augmentation, batch_size, **options)
+    return train_loader(source, SizeSchedule(sizes), augmentation, batch_size, **options)
 
 
 def same(one, two):
     assert one.names == two.names
-    assert torch.equal(one.labels, two.labels)
+    assert torch.equal(one.targets[0], two.targets[0])
     assert [str(error) for error in one.bad] == [str(error) for error in two.bad]
     assert len(one.views) == len(two.views)
     assert all(torch.equal(a, b) for a, b in zip(one.views, two.views, strict=True))
@@ -53,7 +54,7 @@ def test_global_generators_are_left_alone(folder, workers):
     expected = random.random(), np.random.rand(), torch.rand(1)
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     list(loader(folder, augmentation=Augmentation(), workers=workers).epoch(0))
-    list(EvalLoader(folder, (8, 8), 8, workers=workers))
+    list(eval_loader(folder, (8, 8), 8, workers=workers))
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
 
 
@@ -100,10 +101,10 @@ def test_mixing_on_two_ranks_gives_the_pairs_of_one(folder):
     (whole, *_), (one, *_), (two, *_) = (
         list(loader(folder, seed=1, rank=rank, world=world).epoch(0)) for rank, world in ((0, 1), (0, 2), (1, 2))
     )
-    images, targets = mixing(whole.views, whole.labels, 0, 0)
+    images, targets = mixing(whole.views, whole.targets[0], 0, 0)
     for part in (one, two):
         where = [whole.names.index(name) for name in part.names]
-        got, soft = mixing(part.views, part.labels, 0, 0)
+        got, soft = mixing(part.views, part.targets[0], 0, 0)
         for view, expected in zip(got, images, strict=True):
             assert torch.equal(view, expected[where])
         assert torch.equal(soft[0], targets[0][where])
@@ -122,15 +123,15 @@ def test_an_epoch_shows_every_image_once(folder):
     orders = [[name for batch in one.epoch(epoch) for name in batch.names] for epoch in range(2)]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(folder.item(i).name for i in range(40))
     assert orders[0] != orders[1]
-    labels = {name: label for batch in one.epoch(0) for name, label in zip(batch.names, batch.labels, strict=True)}
+    labels = {name: label for batch in one.epoch(0) for name, label in zip(batch.names, batch.targets[0], strict=True)}
     assert all(label == (0 if name.startswith("cat") else 1) for name, label in labels.items())
 
 
 def test_last_batch_is_dropped_or_kept(folder):
     assert loader(folder, 16).steps_per_epoch == 2
     kept = loader(folder, 16, drop_last=False)
-    assert [len(batch.labels) for batch in kept.epoch(0)] == [16, 16, 8]
-    shared = [len(batch.labels) for batch in loader(folder, 12, drop_last=False, rank=1, world=2).epoch(0)]
+    assert [len(batch.targets[0]) for batch in kept.epoch(0)] == [16, 16, 8]
+    shared = [len(batch.targets[0]) for batch in loader(folder, 12, drop_last=False, rank=1, world=2).epoch(0)]
     assert shared == [6, 6, 6, 2]
     assert loader(folder, 8, epoch_size=17).steps_per_epoch == 2
 
@@ -163,7 +164,7 @@ def test_sampled_sizes_are_the_same_on_every_rank(folder):
     schedule = SizeSchedule([(16, 16), (12, 20), (8, 8)], mode="sample", seed=2)
     shapes = []
     for rank in range(2):
-        one = TrainLoader(folder, schedule, PLAIN, 4, rank=rank, world=2)
+        one = train_loader(folder, schedule, PLAIN, 4, rank=rank, world=2)
         shapes.append([tuple(view.shape[-2:]) for e in range(2) for batch in one.epoch(e) for view in batch.views])
     assert shapes[0] == shapes[1] == [schedule.sizes(step // 10, step)[0] for step in range(20)]
     assert len(set(shapes[0])) == 3
@@ -190,12 +191,12 @@ def test_bad_files_are_replaced_counted_and_named(tmp_path, caplog):
         assert set(one.bad) == {f"cat/bad0_{name}" for name in bad_files()}
     for a, b in zip(*runs, strict=True):
         same(a, b)
-    assert sum(len(batch.labels) for batch in runs[0]) == count
+    assert sum(len(batch.targets[0]) for batch in runs[0]) == count
     assert not any("bad0" in name for batch in runs[0] for name in batch.names)
     assert "skipped cat/bad0_huge.png: " in caplog.text
     assert all(batch.views[0].isfinite().all() for batch in runs[0])
 
-    evaluation = EvalLoader(source, (16, 16), 8)
+    evaluation = eval_loader(source, (16, 16), 8)
     assert sum(len(batch.labels) for batch in evaluation) == count - len(bad_files())
     assert {error.name for error in evaluation.bad} == {f"cat/bad0_{name}" for name in bad_files()}
 
@@ -227,7 +228,7 @@ def test_a_folder_of_bad_files_stops(tmp_path, workers):
     with pytest.raises(UserError, match="no readable image") as caught:
         list(loader(open_source(root, "all"), 2, workers=workers, max_bad_fraction=1.0).epoch(0))
     assert "\n" not in str(caught.value)
-    assert list(EvalLoader(open_source(root, "all"), (8, 8), 2)) == []
+    assert list(eval_loader(open_source(root, "all"), (8, 8), 2)) == []
 
 
 @pytest.mark.parametrize(
@@ -252,36 +253,36 @@ def test_wrong_options_are_refused(folder, options, words):
 
 
 def test_evaluation_in_order_at_one_or_several_sizes(folder):
-    single = list(EvalLoader(folder, (24, 16), 16))
+    single = list(eval_loader(folder, (24, 16), 16))
     assert [tuple(batch.views.shape) for batch in single] == [(16, 3, 24, 16), (16, 3, 24, 16), (8, 3, 24, 16)]
     assert [name for batch in single for name in batch.names] == [folder.item(i).name for i in range(40)]
-    several = list(EvalLoader(folder, [(24, 16), (8, 8)], 16, workers=2))
+    several = list(eval_loader(folder, [(24, 16), (8, 8)], 16, workers=2))
     for one, two in zip(single, several, strict=True):
         assert torch.equal(one.views, two.views[0])
         assert two.views[1].shape[-2:] == (8, 8)
         assert torch.equal(one.labels, two.labels)
-    ranks = [[n for batch in EvalLoader(folder, (8, 8), 7, rank=r, world=3) for n in batch.names] for r in range(3)]
+    ranks = [[n for batch in eval_loader(folder, (8, 8), 7, rank=r, world=3) for n in batch.names] for r in range(3)]
     assert sorted(chain(*ranks)) == sorted(folder.item(i).name for i in range(40))
 
 
 def test_evaluation_statistics_are_the_source_s_unless_given():
     source = open_source("digits", "val")
-    (batch,) = EvalLoader(source, (8, 8), 360)
+    (batch,) = eval_loader(source, (8, 8), 360)
     pixels = torch.from_numpy(np.stack([np.asarray(source[i][0]) for i in range(360)]))[:, None] / 255
     torch.testing.assert_close(batch.views, pixels / 0.484)
-    views, labels, names = next(iter(EvalLoader(source, (8, 8), 360, mean=(0.5,) * 3, std=(0.1,) * 3, in_chans=3)))
+    views, labels, names = next(iter(eval_loader(source, (8, 8), 360, mean=(0.5,) * 3, std=(0.1,) * 3, in_chans=3)))
     torch.testing.assert_close(views, ((pixels - 0.5) / 0.1).expand(-1, 3, -1, -1))
     assert F.one_hot(labels, 10).sum() == len(names) == 360
     for wrong in ({"crop_pct": 0}, {"in_chans": 3}, {"interpolation": "x"}, {"mean": (1, 2)}):
         with pytest.raises(UserError):
-            EvalLoader(source, (8, 8), 4, **wrong)
+            eval_loader(source, (8, 8), 4, **wrong)
 
 
 def test_digits_cost_little():
     """An epoch of the demo takes about 0.4 s on one core; the limit leaves room for a busy machine."""
     one = loader(open_source("digits"), 64, sizes=[(32, 32), (24, 24), (16, 16)])
     start = time.process_time()
-    assert sum(len(batch.labels) for batch in one.epoch(0)) == 1408
+    assert sum(len(batch.targets[0]) for batch in one.epoch(0)) == 1408
     assert time.process_time() - start < 4
 
 

@@ -5,8 +5,9 @@ from itertools import chain
 
 import pytest
 
-from anyres.data import Augmentation, EvalLoader, SizeSchedule, TrainLoader, open_source
+from anyres.data import Augmentation, SizeSchedule, open_source
 from anyres.errors import UserError
+from tests.data.loaders import eval_loader, train_loader
 from tests.data.pictures import encode, noise
 
 PLAIN = Augmentation(auto_augment=None, color_jitter=0, erasing=0)
@@ -76,7 +77,7 @@ def test_class_names_and_sizes_from_files_beside(shards):
     assert source.label_names == ["ape", "bee", "cat"]
     assert source.size is None
     with pytest.raises(UserError, match="epoch_size"):
-        TrainLoader(source, SizeSchedule([(16, 16)]), PLAIN, 4)
+        train_loader(source, SizeSchedule([(16, 16)]), PLAIN, 4)
     index = {"shardlist": [{"url": f"part-{shard:03d}.tar", "nsamples": 10} for shard in range(4)]}
     (shards / "index.json").write_text(json.dumps(index))
     assert open_source(f"wds:{shards}/part-00{{0..2}}.tar", "all").size == 30
@@ -109,7 +110,7 @@ def test_epochs_are_shuffled_and_ranks_share(shards):
 def test_training_is_the_same_for_any_number_of_workers_and_resumes(shards):
     def run(workers, start=0):
         source = open_source(f"wds:{shards}/part-*.tar", "all")
-        loader = TrainLoader(source, SizeSchedule([(16, 16)]), PLAIN, 8, workers=workers, epoch_size=56)
+        loader = train_loader(source, SizeSchedule([(16, 16)]), PLAIN, 8, workers=workers, epoch_size=56)
         return list(loader.epoch(2, start))
 
     whole = run(0)
@@ -135,7 +136,7 @@ def test_broken_samples_and_shards_cost_what_is_broken(tmp_path):
     (tmp_path / "b.tar").write_bytes(whole[: len(whole) * 4 // 10])
     (tmp_path / "c.tar").write_bytes(b"not a tar file")
     (tmp_path / "classes.txt").write_text("0\n1\n2\n")
-    loader = EvalLoader(open_source(f"wds:{tmp_path}/*.tar", "all"), (8, 8), 32)
+    loader = eval_loader(open_source(f"wds:{tmp_path}/*.tar", "all"), (8, 8), 32)
     (batch,) = loader
     assert batch.names[:2] == ["a.tar/00000", "a.tar/00006"]
     assert 1 <= len(batch.names[2:]) < 4

@@ -96,7 +96,7 @@ def test_published_recipes() -> None:
 def test_recipes_name_a_model_and_say_what_to_expect(name: str) -> None:
     config = load_config(name)
     assert config.model in list_models()
-    text = (RECIPES / f"{name}.yaml").read_text()
+    text = (RECIPES / "classification" / f"{name}.yaml").read_text()
     for words in ("# Command:", "# Hardware:", "# Published:"):
         assert words in text
     if "distilled" in name:

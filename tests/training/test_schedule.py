@@ -39,3 +39,12 @@ def test_no_warmup_and_constant_rate() -> None:
     assert learning_rate(0.0, peak=1.0, epochs=2) == 1
     rates = {learning_rate_by_epoch(epoch, peak=5e-6, epochs=30, min_lr=5e-6) for epoch in range(30)}
     assert rates == {5e-6}
+
+
+def test_other_falls_after_the_same_warmup() -> None:
+    shape = {"peak": 1.0, "epochs": 11, "warmup_epochs": 1, "min_lr": 0.1}
+    assert learning_rate(0.5, **shape, decay="linear") == 0.5
+    assert learning_rate(6.0, **shape, decay="linear") == pytest.approx(0.1 + 0.9 * 0.5)
+    assert learning_rate(6.0, **shape, decay="poly") == pytest.approx(0.1 + 0.9 * 0.5**0.9)
+    rates = [learning_rate(epoch, **shape, decay="step", drops=[8, 10]) for epoch in (7.9, 8.0, 9.9, 10.5)]
+    assert rates == pytest.approx([1, 0.1, 0.1, 0.01])

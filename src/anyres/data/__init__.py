@@ -1,11 +1,19 @@
 """Labelled images from folders, Hugging Face, shards and scikit-learn's digits, as multi-resolution batches."""
 
 from anyres.data.decode import BadImage, list_images, load_image
-from anyres.data.loading import Batch, EvalBatch, EvalLoader, TrainLoader
+from anyres.data.loading import Batch, EvalLoader, TrainLoader
 from anyres.data.mixing import Mixing, smooth_labels
 from anyres.data.schedule import SizeSchedule, parse_sizes
 from anyres.data.sources import Item, MapSource, Source, StreamSource, open_source
-from anyres.data.views import Augmentation, evaluation_views, normalize, to_batch
+from anyres.data.views import (
+    Augmentation,
+    EvalBatch,
+    ImageTest,
+    ImageViews,
+    evaluation_views,
+    normalize,
+    to_batch,
+)
 
 __all__ = [
     "Augmentation",
@@ -13,6 +21,8 @@ __all__ = [
     "Batch",
     "EvalBatch",
     "EvalLoader",
+    "ImageTest",
+    "ImageViews",
     "Item",
     "MapSource",
     "Mixing",

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import count, islice
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils.pin_memory import pin_memory
 
-from anyres.data.decode import MAX_PIXELS, BadImage
+from anyres.data.decode import BadImage
 from anyres.data.schedule import Size, SizeSchedule
 from anyres.data.seeding import generator, kept_globals
 from anyres.data.sources import Item, MapSource, Source, StreamSource
-from anyres.data.views import (
-    Augmentation,
-    Sample,
-    augment,
-    check_interpolation,
-    evaluation_views,
-    finish,
-    normalize,
-    to_batch,
-)
 from anyres.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -37,31 +28,45 @@ MAX_ATTEMPTS = 100
 REPEATED_MULTIPLE = 256
 
 
+class Views(Protocol):
+    """How a kind of data becomes training views. Must be picklable; runs in the workers."""
+
+    def augment(self, item: Item, sizes: Sequence[Size], rng: random.Random) -> Any:
+        """Decode an item once and draw its views at `sizes` (large to small) from `rng`. Raises BadImage."""
+
+    def collate(self, items: Sequence[Item], samples: Sequence[Any], sizes: Sequence[Size]) -> tuple[list[Any], Any]:
+        """Items and what `augment` made of them → (views, targets), lists with one entry for each size."""
+
+
+class Test(Protocol):
+    """How a kind of data is prepared for evaluation. Must be picklable; runs in the workers."""
+
+    def prepare(self, item: Item) -> Any:
+        """Decode and prepare an item. Raises BadImage."""
+
+    def collate(self, items: Sequence[Item], samples: Sequence[Any]) -> Any:
+        """Items and what `prepare` made of them → the batch that the evaluation takes."""
+
+
 @dataclass
 class Batch:
-    """One rank's part of a step: `views` (B, C, H_i, W_i) float32, large to small, and what they show.
+    """One rank's part of a step: a view and a target for each of `sizes`, large to small.
 
+    A view of images is (B, C, H, W) float32, of clips (B, C, T, H, W); a target of classification is the labels (B,).
     `bad` lists the images that could not be read and were replaced by others. `step` counts within the epoch.
     """
 
-    views: list[Tensor]
-    labels: Tensor
+    views: list[Any]
+    targets: list[Any]
     names: list[str]
+    sizes: list[Size]
     bad: list[BadImage] = field(default_factory=list)
     epoch: int = 0
     step: int = 0
 
     def pin_memory(self) -> Batch:
         """Return the batch in page-locked memory (called by the loader)."""
-        return replace(self, views=[view.pin_memory() for view in self.views], labels=self.labels.pin_memory())
-
-
-class EvalBatch(NamedTuple):
-    """`views` (B, C, H, W) float32 for one size, a list of such for a list of sizes; `labels` (B,); `names`."""
-
-    views: Any
-    labels: Tensor
-    names: list[str]
+        return replace(self, views=pin_memory(self.views), targets=pin_memory(self.targets))
 
 
 class _Slot(NamedTuple):
@@ -103,13 +108,11 @@ class _TrainBatches(Dataset[Any]):
     Errors for people are returned: raised in a worker, they would arrive wrapped in a traceback.
     """
 
-    def __init__(self, source: Source, augmentation: Augmentation, seed: int, repeats: int, max_pixels: int) -> None:
+    def __init__(self, source: Source, views: Views, seed: int, repeats: int) -> None:
         self.source = source if isinstance(source, MapSource) else None
-        self.augmentation = augmentation
-        self.mean, self.std = source.mean, source.std
+        self.views = views
         self.seed = seed
         self.repeats = repeats
-        self.max_pixels = max_pixels
 
     def __getitem__(self, task: _Task) -> Batch | UserError:
         try:
@@ -122,22 +125,21 @@ class _TrainBatches(Dataset[Any]):
     def _batch(self, task: _Task) -> Batch:
         bad: list[BadImage] = []
         items: list[Item] = []
-        samples: list[Sample] = []
+        samples: list[Any] = []
         for place in range(len(task.slots)):
             item, sample = self._sample(task, place, bad)
             items.append(item)
             samples.append(sample)
-        views = finish(samples, task.sizes, self.augmentation, self.mean, self.std)
-        labels = torch.tensor([item.label for item in items])
-        return Batch(views, labels, [item.name for item in items], bad, task.epoch, task.step)
+        views, targets = self.views.collate(items, samples, task.sizes)
+        return Batch(views, targets, [item.name for item in items], task.sizes, bad, task.epoch, task.step)
 
-    def _sample(self, task: _Task, place: int, bad: list[BadImage]) -> tuple[Item, Sample]:
+    def _sample(self, task: _Task, place: int, bad: list[BadImage]) -> tuple[Item, Any]:
         """Return the image of a slot, or the next one that can be read, augmented by the draws of this slot."""
         position = task.slots[place].position
         for item in islice(self._candidates(task, place), MAX_ATTEMPTS):
             try:
                 rng = generator("sample", self.seed, task.epoch, position)
-                return item, augment(item, task.sizes, self.augmentation, rng, self.mean, self.max_pixels)
+                return item, self.views.augment(item, task.sizes, rng)
             except BadImage as error:
                 bad.append(error)
         last = bad[-1]
@@ -226,7 +228,7 @@ def _endless(source: Source, epoch: int, seed: int, rank: int, world: int) -> It
 
 
 class TrainLoader:
-    """Training batches of all views, shuffled by (seed, epoch), replicated at the sizes of the schedule.
+    """Training batches of all `views`, shuffled by (seed, epoch), replicated at the sizes of the schedule.
 
     `batch_size` is that of the whole step; `world` ranks share it, so it must be a multiple of 2 x `world` if there are
     several. Each rank gets whole mirror pairs (see `deal`), and for map sources the step is the same for any `world`.
@@ -249,7 +251,7 @@ class TrainLoader:
         self,
         source: Source,
         schedule: SizeSchedule,
-        augmentation: Augmentation,
+        views: Views,
         batch_size: int,
         *,
         seed: int = 0,
@@ -260,7 +262,6 @@ class TrainLoader:
         drop_last: bool = True,
         epoch_size: int | None = None,
         max_bad_fraction: float = 0.01,
-        max_pixels: int = MAX_PIXELS,
         pin_memory: bool = False,
     ) -> None:
         if batch_size < 1 or (world > 1 and batch_size % (2 * world)):
@@ -293,7 +294,7 @@ class TrainLoader:
             )
         self.steps_per_epoch = len(batch_sizes)
         self._tasks = _TrainTasks(source, schedule, batch_sizes, seed, rank, world, repeats)
-        batches = _TrainBatches(source, augmentation, seed, repeats, max_pixels)
+        batches = _TrainBatches(source, views, seed, repeats)
         self._new_loader = partial(_data_loader, batches, self._tasks, workers, pin_memory, persistent=True)
         self._loader = self._new_loader()
 
@@ -384,27 +385,25 @@ def _data_loader(
 
 
 class _EvalBatches(Dataset[Any]):
-    def __init__(self, source: Source, sizes: list[Size], settings: dict[str, Any], mean: Any, std: Any) -> None:
+    def __init__(self, source: Source, test: Test) -> None:
         self.source = source if isinstance(source, MapSource) else None
-        self.sizes = sizes
-        self.settings = settings
-        self.mean, self.std = mean, std
+        self.test = test
 
-    def __getitem__(self, images: Sequence[int | Item]) -> tuple[list[Tensor], Tensor, list[str], list[BadImage]]:
+    def __getitem__(self, images: Sequence[int | Item]) -> tuple[Any, list[BadImage]]:
+        """(the batch, or None if no image could be read; the images that could not)."""
         items: list[Item] = []
-        made: list[list[np.ndarray]] = []
+        made: list[Any] = []
         bad: list[BadImage] = []
         for image in images:
             if isinstance(image, int):
                 assert self.source is not None
                 image = self.source.item(image)
             try:
-                made.append(evaluation_views(image, self.sizes, **self.settings))
+                made.append(self.test.prepare(image))
                 items.append(image)
             except BadImage as error:
                 bad.append(error)
-        views = [normalize(to_batch(pixels), self.mean, self.std) for pixels in zip(*made, strict=True)]
-        return views, torch.tensor([item.label for item in items]), [item.name for item in items], bad
+        return self.test.collate(items, made) if items else None, bad
 
 
 class _EvalTasks:
@@ -426,68 +425,35 @@ class _EvalTasks:
 
 
 class EvalLoader:
-    """Evaluation batches (views, labels, names), in the source's order, with the published preprocessing (see
-    `evaluation_views`).
+    """Evaluation batches in the source's order: what `test.collate` makes of `batch_size` items.
 
-    `size` is (H, W), or a list of such: then each image is decoded once and `views` is a list of tensors, one for each
-    size. `mean`, `std`, `crop_pct` and `in_chans` are the source's unless given (a checkpoint's `pretrained_cfg` has
-    its own). Rank r of `world` gets every `world`-th image. Unreadable images are left out, logged, and listed in `bad`
-    for the last pass.
+    Rank r of `world` gets every `world`-th image. Unreadable images are left out, logged, and listed in `bad` for the
+    last pass.
     """
 
     def __init__(
         self,
         source: Source,
-        size: Size | Sequence[Size],
+        test: Test,
         batch_size: int,
         workers: int = 0,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        crop_pct: float | None = None,
-        interpolation: str = "bicubic",
-        in_chans: int | None = None,
         *,
         rank: int = 0,
         world: int = 1,
-        max_pixels: int = MAX_PIXELS,
         pin_memory: bool = False,
     ) -> None:
-        self.single = bool(size) and isinstance(size[0], int)
-        pairs = cast("Sequence[Size]", [size] if self.single else size)
-        sizes = [(int(height), int(width)) for height, width in pairs]
-        mean = tuple(source.mean if mean is None else mean)
-        std = tuple(source.std if std is None else std)
-        in_chans = source.in_chans if in_chans is None else in_chans
-        crop_pct = source.crop_pct if crop_pct is None else crop_pct
-        if not sizes or any(min(pair) < 1 for pair in sizes):
-            raise UserError(f"sizes {sizes} must be pairs (height, width) of positive integers")
         if batch_size < 1:
             raise UserError(f"batch_size {batch_size} must be at least 1")
-        if not 0 < crop_pct <= 1:
-            raise UserError(f"crop_pct {crop_pct} must be above 0 and at most 1")
-        if in_chans not in (1, 3) or not len(mean) == len(std) == in_chans:
-            raise UserError(
-                f"mean {mean} and std {std} must have in_chans = {in_chans} values each, and that must be 1 or 3"
-            )
-        check_interpolation(interpolation)
         self.images = len(range(rank, len(source), world)) if isinstance(source, MapSource) else None
         self.bad: list[BadImage] = []
-        settings = {
-            "in_chans": in_chans,
-            "crop_pct": crop_pct,
-            "interpolation": interpolation,
-            "max_pixels": max_pixels,
-        }
-        batches = _EvalBatches(source, sizes, settings, mean, std)
-        self._loader = _data_loader(
-            batches, _EvalTasks(source, batch_size, rank, world), workers, pin_memory, persistent=False
-        )
+        tasks = _EvalTasks(source, batch_size, rank, world)
+        self._loader = _data_loader(_EvalBatches(source, test), tasks, workers, pin_memory, persistent=False)
 
-    def __iter__(self) -> Iterator[EvalBatch]:
+    def __iter__(self) -> Iterator[Any]:
         self.bad = []
-        for views, labels, names, bad in self._loader:
+        for batch, bad in self._loader:
             for error in bad:
                 logger.warning("skipped %s", error)
             self.bad.extend(bad)
-            if names:
-                yield EvalBatch(views[0] if self.single else views, labels, names)
+            if batch is not None:
+                yield batch

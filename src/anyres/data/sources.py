@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -24,11 +24,11 @@ HELD_OUT = 0.1
 
 
 class Item(NamedTuple):
-    """One labelled image, not decoded yet."""
+    """One labelled image or clip, not decoded yet. The label is a class number, or what else its task marks in it."""
 
     name: str
     data: Data
-    label: int
+    label: Any
 
 
 class Source(ABC):

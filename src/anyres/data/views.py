@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from anyres.data.decode import MAX_PIXELS, load_image
 from anyres.data.schedule import Size
 from anyres.data.seeding import seed_globals
-from anyres.data.sources import Item
+from anyres.data.sources import Item, Source
 from anyres.errors import UserError
 
 RESAMPLING = {
@@ -252,6 +252,26 @@ def finish(
     return views
 
 
+@dataclass(frozen=True)
+class ImageViews:
+    """Training views of classified images, for the loader; `mean` and `std` are the source's."""
+
+    augmentation: Augmentation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    max_pixels: int = MAX_PIXELS
+
+    def augment(self, item: Item, sizes: Sequence[Size], rng: random.Random) -> Sample:
+        return augment(item, sizes, self.augmentation, rng, self.mean, self.max_pixels)
+
+    def collate(
+        self, items: Sequence[Item], samples: Sequence[Sample], sizes: Sequence[Size]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Views (B, C, H_i, W_i), and for each the labels (B,)."""
+        labels = torch.tensor([item.label for item in items])
+        return finish(samples, sizes, self.augmentation, self.mean, self.std), [labels] * len(sizes)
+
+
 def to_batch(pixels: Sequence[np.ndarray]) -> Tensor:
     """Stack uint8 images (H, W) or (H, W, 3) to a float32 batch (B, C, H, W) in [0, 1]."""
     stacked = torch.from_numpy(np.stack(pixels))
@@ -290,6 +310,60 @@ def evaluation_views(
 
     image = load_image(item.data, item.name, in_chans, needed, max_pixels)
     return [np.asarray(_resize(image, size, box, full, interpolation)) for size, box in zip(sizes, boxes, strict=True)]
+
+
+class EvalBatch(NamedTuple):
+    """`views` (B, C, H, W) float32 for one size, a list of such for a list of sizes; `labels` (B,); `names`."""
+
+    views: Any
+    labels: Tensor
+    names: list[str]
+
+
+class ImageTest:
+    """The published evaluation preprocessing of classified images (see `evaluation_views`), for the loader.
+
+    `size` is (H, W), or a list of such: then each image is decoded once and `views` is a list. What is not given is the
+    source's; a checkpoint's `pretrained_cfg` has its own.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        size: Size | Sequence[Size],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        crop_pct: float | None = None,
+        interpolation: str = "bicubic",
+        in_chans: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.single = bool(size) and isinstance(size[0], int)
+        pairs = cast("Sequence[Size]", [size] if self.single else size)
+        self.sizes = [(int(height), int(width)) for height, width in pairs]
+        self.mean = tuple(source.mean if mean is None else mean)
+        self.std = tuple(source.std if std is None else std)
+        self.in_chans = source.in_chans if in_chans is None else in_chans
+        self.crop_pct = source.crop_pct if crop_pct is None else crop_pct
+        self.interpolation, self.max_pixels = interpolation, max_pixels
+        if not self.sizes or any(min(pair) < 1 for pair in self.sizes):
+            raise UserError(f"sizes {self.sizes} must be pairs (height, width) of positive integers")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"crop_pct {self.crop_pct} must be above 0 and at most 1")
+        if self.in_chans not in (1, 3) or not len(self.mean) == len(self.std) == self.in_chans:
+            raise UserError(
+                f"mean {self.mean} and std {self.std} must have in_chans = {self.in_chans} values each, and that must "
+                "be 1 or 3"
+            )
+        check_interpolation(interpolation)
+
+    def prepare(self, item: Item) -> list[np.ndarray]:
+        return evaluation_views(item, self.sizes, self.in_chans, self.crop_pct, self.interpolation, self.max_pixels)
+
+    def collate(self, items: Sequence[Item], samples: Sequence[list[np.ndarray]]) -> EvalBatch:
+        views = [normalize(to_batch(pixels), self.mean, self.std) for pixels in zip(*samples, strict=True)]
+        labels = torch.tensor([item.label for item in items])
+        return EvalBatch(views[0] if self.single else views, labels, [item.name for item in items])
 
 
 def centre_box(width: int, height: int, size: Size, crop_pct: float) -> Box:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.data import EvalLoader, Source
+from anyres.data import EvalLoader, ImageTest, Source
 from anyres.errors import UserError
 from anyres.evaluation.cost import input_channels, precision_context
 from anyres.evaluation.results import Size
@@ -193,16 +193,5 @@ def _open_loader(
     model: nn.Module, source: Source, size: Size, batch_size: int, workers: int, rank: int, world: int
 ) -> EvalLoader:
     way = preparation_for(model, source)
-    return EvalLoader(
-        source,
-        size,
-        batch_size,
-        workers,
-        way.mean,
-        way.std,
-        way.crop_pct,
-        way.interpolation,
-        way.in_chans,
-        rank=rank,
-        world=world,
-    )
+    test = ImageTest(source, size, way.mean, way.std, way.crop_pct, way.interpolation, way.in_chans)
+    return EvalLoader(source, test, batch_size, workers, rank=rank, world=world)

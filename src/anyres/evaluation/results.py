@@ -16,6 +16,15 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a model scored on a data set at one size."""
+
+    scores: dict[str, float]  # in percent except "loss"; the main one first
+    count: int  # images or clips evaluated
+    bad_images: tuple[str, ...] = ()  # "name: reason" of those skipped because they could not be read
+
+
+@dataclass(frozen=True)
 class Row:
     """One model at one size. `top1` is None where the model cannot run; `note` then says why."""
 

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009  (`option` makes a dataclass field; nothing mutable is shared)
-"""Everything a training run can be told, one flat dataclass, and the reading of recipe files into it.
+"""Everything a training run can be told, one flat dataclass for each task, and the reading of recipe files into it.
 
 The help text of an option stands beside it; `field_help()` gives them all to the command line.
 """
@@ -14,7 +14,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import yaml
 
@@ -24,15 +24,17 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def option(default: Any, text: str) -> Any:
-    """A field of `TrainConfig` with its help text; lists and dictionaries are copied for every instance."""
+    """A field of a configuration with its help text; lists and dictionaries are copied for every instance."""
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata={"help": text})
     return dataclasses.field(default=default, metadata={"help": text})
 
 
 @dataclass
-class TrainConfig:
-    """Options of `anyres.training.train`; defaults are ResFormer's published ones where it has one."""
+class RunConfig:
+    """Options that every training run has; those of `Classify` and the other tasks are below."""
+
+    task: ClassVar[str]
 
     # What is trained, on what, into which folder
     model: str = option("resformer_tiny", "Architecture, a name from `anyres models`.")
@@ -56,7 +58,6 @@ class TrainConfig:
     )
     window: int | None = option(None, "mode=replicate with only this many neighbouring sizes per step, sliding.")
     separate_aug: bool = option(True, "Augment every replica on its own; otherwise small ones are resized large ones.")
-    separate_mix: bool = option(False, "Draw mixup/CutMix for every replica on its own.")
     distillation: Literal["none", "smooth-l1", "l2", "cosine", "kl"] = option(
         "smooth-l1", "Scale consistency: how a replica is compared with the next larger one."
     )
@@ -64,18 +65,6 @@ class TrainConfig:
         "cls", "Scale consistency: what is compared (vector that enters the head, mean patch token, logits)."
     )
     distillation_alpha: float = option(1.0, "Weight of scale consistency.")
-
-    # Distillation from a teacher network
-    teacher: str | None = option(None, "Teacher network: a timm name (regnety_160), or a run's weights folder.")
-    teacher_weights: str | None = option(None, "Checkpoint of a timm teacher; otherwise timm's pretrained weights.")
-    teacher_kind: Literal["hard", "soft"] = option("hard", "Learn the teacher's arg-max label, or its probabilities.")
-    teacher_alpha: float = option(0.5, "Weight of the teacher's term; the labels' has 1 minus this.")
-    teacher_tau: float = option(1.0, "Temperature of teacher_kind=soft (its term is divided by batch times classes).")
-
-    # Sparsification (DynamicViT)
-    sparsify: float = option(
-        0.0, "Weight of the keep-ratio loss; the unpruned model, from teacher_weights or init_from, teaches. 0: off."
-    )
 
     # Optimisation
     epochs: int = option(300, "Passes over the training images.")
@@ -85,37 +74,31 @@ class TrainConfig:
     lr: float | None = option(None, "Peak learning rate; otherwise base_lr x batch_size / 512.")
     base_lr: float = option(5e-4, "Peak learning rate of a batch_size of 512.")
     weight_decay: float = option(0.05, "Weight decay; not for biases, norms and the model's no_weight_decay().")
+    decay_all: bool = option(False, "Weight decay for every parameter (PVT's and P2T's dense settings).")
     layer_decay: float | None = option(None, "Learning rate factor from one layer to the one below it.")
     schedule: Literal["iteration", "epoch"] = option(
-        "iteration", "Cosine: changed at every step (ResFormer), or once per epoch as DeiT does."
+        "iteration", "Learning rate: changed at every step (ResFormer), or once per epoch as DeiT does."
     )
+    decay: Literal["cosine", "linear", "poly", "step"] = option(
+        "cosine", "How the learning rate falls; poly has the power 0.9, step is 0.1 at each of `drops`."
+    )
+    drops: list[float] = option([], "decay=step: epochs after which the learning rate is a tenth.")
     warmup_epochs: float = option(5.0, "Epochs of linear warm-up.")
     warmup_lr: float = option(0.0, "Learning rate at the start of the warm-up (not scaled).")
-    min_lr: float = option(1e-5, "Learning rate at the end of the cosine (not scaled).")
+    min_lr: float = option(1e-5, "Learning rate at the end (not scaled).")
     clip_grad: float | None = option(None, "Largest norm of the gradient.")
     ema_decay: float = option(0.0, "Decay of an exponential moving average of the weights; 0 keeps none.")
     ema_warmup: bool = option(False, "Let the average's decay grow from 0, for runs of a few thousand steps.")
     drop_path: float = option(0.1, "Stochastic depth of the last block.")
 
     # Augmentation
-    crop_scale: list[float] = option([0.08, 1.0], "Random crop: range of its share of the image's area.")
-    crop_ratio: list[float] = option([3 / 4, 4 / 3], "Random crop: range of width / height.")
     hflip: float = option(0.5, "Probability of a horizontal flip.")
-    auto_augment: str | None = option("rand-m9-mstd0.5-inc1", "timm's RandAugment/AutoAugment policy.")
-    color_jitter: float = option(0.3, "Colour jitter; inactive together with auto_augment.")
-    erasing: float = option(0.25, "Probability of random erasing.")
     interpolation: str = option("bicubic", "Interpolation of resizes, in training and validation.")
-    mixup: float = option(0.8, "Mixup alpha; 0 switches it off.")
-    cutmix: float = option(1.0, "CutMix alpha; 0 switches it off.")
-    mix_prob: float = option(1.0, "Probability that a batch is mixed.")
-    switch_prob: float = option(0.5, "Probability of CutMix where both are on.")
-    smoothing: float = option(0.1, "Label smoothing.")
     repeats: int = option(1, "Repeated augmentation: copies of an image per epoch (an epoch keeps its length).")
 
     # Validation
     eval_every: int = option(1, "Epochs between validations at all training sizes; the last one always validates.")
     eval_batch_size: int = option(128, "Images per process and pass in validation.")
-    crop_pct: float | None = option(None, "Validation: centre crop / resized short side; otherwise 0.875 (digits: 1).")
 
     # Machine
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
@@ -148,7 +131,32 @@ class TrainConfig:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             setattr(self, field.name, _convert(field.name, getattr(self, field.name), hints[field.name]))
-        _check(self)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that cannot work, before anything is loaded."""
+        for words, (rule, names) in _RULES.items():
+            for name in names.split():
+                value = getattr(self, name, None)
+                if value is not None and not rule(value):
+                    raise UserError(f"{name} is {value}; it must be {words}")
+        count = len(self.shapes)
+        if self.window is not None and self.window > count:
+            raise UserError(f"window is {self.window}; it must not exceed the number of sizes, {count}")
+        if self.batch_size % self.accumulation:
+            raise UserError(f"batch_size {self.batch_size} must be a multiple of accumulation, {self.accumulation}")
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(f"warmup_epochs is {self.warmup_epochs:g}; it must be less than epochs, {self.epochs}")
+        if self.distillation == "kl" and self.distillation_target != "logit":
+            raise UserError("distillation kl compares probabilities; set distillation_target logit")
+        if self.schedule == "epoch" and self.decay != "cosine":
+            raise UserError(f"schedule epoch is DeiT's cosine; choose schedule iteration for decay {self.decay}")
+        if (self.decay == "step") != bool(self.drops):
+            raise UserError(
+                f"decay is {self.decay} and drops are {self.drops}; step needs drops, and nothing else does"
+            )
+        if self.fsdp and self.ema_decay:
+            raise UserError("fsdp keeps no moving average of the weights; set ema_decay 0 or fsdp false")
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -164,30 +172,87 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written to config.yaml."""
-        return dataclasses.asdict(self)
+        return {"task": self.task, **dataclasses.asdict(self)}
+
+    @property
+    def unused_parameters(self) -> bool:
+        """Whether a step may leave parameters without a gradient, which DDP has to be told."""
+        return False
 
 
-def field_help() -> dict[str, str]:
+@dataclass
+class LabelConfig(RunConfig):
+    """Options of runs whose images or clips carry one label: crops, mixing, smoothing."""
+
+    separate_mix: bool = option(False, "Draw mixup/CutMix for every replica on its own.")
+    crop_scale: list[float] = option([0.08, 1.0], "Random crop: range of its share of the image's area.")
+    crop_ratio: list[float] = option([3 / 4, 4 / 3], "Random crop: range of width / height.")
+    auto_augment: str | None = option("rand-m9-mstd0.5-inc1", "timm's RandAugment/AutoAugment policy.")
+    color_jitter: float = option(0.3, "Colour jitter; inactive together with auto_augment.")
+    erasing: float = option(0.25, "Probability of random erasing.")
+    mixup: float = option(0.8, "Mixup alpha; 0 switches it off.")
+    cutmix: float = option(1.0, "CutMix alpha; 0 switches it off.")
+    mix_prob: float = option(1.0, "Probability that a batch is mixed.")
+    switch_prob: float = option(0.5, "Probability of CutMix where both are on.")
+    smoothing: float = option(0.1, "Label smoothing.")
+
+
+@dataclass
+class TrainConfig(LabelConfig):
+    """Options of a classifier's run; defaults are ResFormer's published ones where it has one."""
+
+    task: ClassVar[str] = "classification"
+
+    crop_pct: float | None = option(None, "Validation: centre crop / resized short side; otherwise 0.875 (digits: 1).")
+
+    # Distillation from a teacher network
+    teacher: str | None = option(None, "Teacher network: a timm name (regnety_160), or a run's weights folder.")
+    teacher_weights: str | None = option(None, "Checkpoint of a timm teacher; otherwise timm's pretrained weights.")
+    teacher_kind: Literal["hard", "soft"] = option("hard", "Learn the teacher's arg-max label, or its probabilities.")
+    teacher_alpha: float = option(0.5, "Weight of the teacher's term; the labels' has 1 minus this.")
+    teacher_tau: float = option(1.0, "Temperature of teacher_kind=soft (its term is divided by batch times classes).")
+
+    # Sparsification (DynamicViT)
+    sparsify: float = option(
+        0.0, "Weight of the keep-ratio loss; the unpruned model, from teacher_weights or init_from, teaches. 0: off."
+    )
+
+    @property
+    def unused_parameters(self) -> bool:
+        # Without a teacher a distilled model's second head gets no gradient.
+        return self.teacher is None and "distilled" in self.model
+
+    def check(self) -> None:
+        super().check()
+        if self.sparsify and self.teacher:
+            raise UserError("sparsify has its own teacher, the unpruned model; leave teacher out")
+
+
+CONFIGS: dict[str, type[RunConfig]] = {config.task: config for config in (TrainConfig,)}
+"""Options by task."""
+
+
+def field_help(task: str = "classification") -> dict[str, str]:
     """Help text by option name."""
-    return {field.name: field.metadata["help"] for field in dataclasses.fields(TrainConfig)}
+    return {field.name: field.metadata["help"] for field in dataclasses.fields(CONFIGS[task])}
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+def list_recipes(task: str = "classification") -> list[str]:
+    """Names of the recipes for a task that come with the package."""
+    return sorted(path.stem for path in (RECIPES / task).glob("*.yaml"))
 
 
-def read_recipe(name: str | Path) -> dict[str, Any]:
+def read_recipe(name: str | Path, task: str = "classification") -> dict[str, Any]:
     """Options of a recipe, by its name or by the path of a YAML file (such as a run's config.yaml).
 
     Raises:
-        UserError: no such recipe, a file that is not a YAML mapping, or an unknown option.
+        UserError: no such recipe, a file that is not a YAML mapping, an unknown option, or a recipe of another task.
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        path = RECIPES / f"{name}.yaml"
+        path = RECIPES / task / f"{name}.yaml"
         if not path.is_file():
-            raise UserError(f"recipe {str(name)!r} does not exist{did_you_mean(str(name), list_recipes())}")
+            raise UserError(f"recipe {str(name)!r} does not exist{did_you_mean(str(name), list_recipes(task))}")
     try:
         options = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -197,21 +262,26 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid YAML{f' (line {place.line + 1})' if place else ''}") from None
     if not isinstance(options, dict):
         raise UserError(f"{path} must hold options as `name: value` lines")
-    check_names(options, where=str(path))
+    found = options.pop("task", task)
+    if found != task:
+        raise UserError(f"{path} is a recipe for {found}, not for {task}; choose the command of its task")
+    check_names(options, task, where=str(path))
     return options
 
 
-def load_config(recipe: str | Path | Mapping[str, Any] | None = None, **overrides: Any) -> TrainConfig:
-    """The options of a recipe (name, path or mapping), changed by `overrides`."""
-    options = dict(recipe) if isinstance(recipe, Mapping) else read_recipe(recipe) if recipe is not None else {}
+def load_config(
+    recipe: str | Path | Mapping[str, Any] | None = None, task: str = "classification", **overrides: Any
+) -> Any:
+    """The options of a recipe (name, path or mapping), changed by `overrides`: those of `CONFIGS[task]`."""
+    options = dict(recipe) if isinstance(recipe, Mapping) else read_recipe(recipe, task) if recipe is not None else {}
     options.update(overrides)
-    check_names(options)
-    return TrainConfig(**options)
+    check_names(options, task)
+    return CONFIGS[task](**options)
 
 
-def check_names(options: Mapping[str, Any], where: str = "") -> None:
+def check_names(options: Mapping[str, Any], task: str = "classification", where: str = "") -> None:
     """Raise `UserError` for the first option that does not exist, with the nearest that does."""
-    known = field_help()
+    known = field_help(task)
     for name in options:
         if name not in known:
             prefix = f"{where}: " if where else ""
@@ -243,28 +313,6 @@ _RULES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
     "above 0 and at most 1": (lambda value: 0 < value <= 1, "fraction crop_pct"),
     "two rising numbers above 0": (lambda value: len(value) == 2 and 0 < value[0] <= value[1], "crop_scale crop_ratio"),
 }
-
-
-def _check(config: TrainConfig) -> None:
-    """Refuse values that cannot work, before anything is loaded."""
-    for words, (rule, names) in _RULES.items():
-        for name in names.split():
-            value = getattr(config, name)
-            if value is not None and not rule(value):
-                raise UserError(f"{name} is {value}; it must be {words}")
-    count = len(config.shapes)
-    if config.window is not None and config.window > count:
-        raise UserError(f"window is {config.window}; it must not exceed the number of sizes, {count}")
-    if config.batch_size % config.accumulation:
-        raise UserError(f"batch_size {config.batch_size} must be a multiple of accumulation, {config.accumulation}")
-    if config.warmup_epochs >= config.epochs:
-        raise UserError(f"warmup_epochs is {config.warmup_epochs:g}; it must be less than epochs, {config.epochs}")
-    if config.distillation == "kl" and config.distillation_target != "logit":
-        raise UserError("distillation kl compares probabilities; set distillation_target logit")
-    if config.sparsify and config.teacher:
-        raise UserError("sparsify has its own teacher, the unpruned model; leave teacher out")
-    if config.fsdp and config.ema_decay:
-        raise UserError("fsdp keeps no moving average of the weights; set ema_decay 0 or fsdp false")
 
 
 def _convert(name: str, value: Any, hint: Any) -> Any:

@@ -64,9 +64,10 @@ class Display:
     def epoch(self, run: Run, row: dict[str, Any]) -> None:
         """After every epoch, with its row of metrics.csv."""
         run.accelerator.log({f"epoch/{name}": value for name, value in row.items()}, step=run.position.updates)
-        if self._speaks and (self._bar.disable or "acc1" in row):  # the bar shows the epochs in between
+        score = run.task.score
+        if self._speaks and (self._bar.disable or score in row):  # the bar shows the epochs in between
             parts = [f"epoch {row['epoch']}/{run.config.epochs}", f"loss {row['loss']:.4f}"]
-            parts += [f"{name} {value:.2f}" for name, value in row.items() if name.startswith(("acc1", "ema_acc1"))]
+            parts += [f"{name} {value:.2f}" for name, value in row.items() if name.startswith((score, f"ema_{score}"))]
             parts.append(f"{row['images_per_second']:.0f} images/s")
             self._bar.console.print("  ".join(parts), highlight=False, soft_wrap=True)
 

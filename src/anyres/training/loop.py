@@ -21,12 +21,12 @@ from typing import Any
 import accelerate
 import timm
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import evaluate
 from anyres.training import state
-from anyres.training.config import TrainConfig
+from anyres.training.config import RunConfig
 from anyres.training.display import Display, images_per_second, start_trackers
 from anyres.training.losses import backward_replicas
 from anyres.training.processes import (
@@ -50,15 +50,16 @@ class RunResult:
     folder: Path
     status: str
     """finished, early stop, time limit or signal; after the last two, resume continues."""
-    acc1: float | None
-    """Best validation accuracy in percent, the mean over the training sizes: that of `folder / "best"`."""
+    score: float | None
+    """Best validation score in percent (the task's: top-1, mIoU, AP), the mean over the training sizes: that of
+    `folder / "best"`."""
     rows: list[dict[str, Any]]
     """The rows of metrics.csv."""
     bad_images: dict[str, str]
     """Unreadable images that were skipped: name -> reason."""
 
 
-def train(config: TrainConfig) -> RunResult:
+def train(config: RunConfig) -> RunResult:
     """Train as `config` says, or continue the run in `config.output`.
 
     Raises:
@@ -124,9 +125,8 @@ def step(run: Run, batches: Iterator[Any]) -> Decision:
     for index in range(config.accumulation):
         last = index == config.accumulation - 1
         batch = next(batches)
-        views = [view.to(accelerator.device, non_blocking=True) for view in batch.views]
-        labels = batch.labels.to(accelerator.device, non_blocking=True)
-        views, targets = run.mixing(views, labels, position.epoch, position.batch)
+        views, targets = send_to_device((batch.views, batch.targets), accelerator.device, non_blocking=True)
+        views, targets = run.task.mix(views, targets, position.epoch, position.batch)
         losses = backward_replicas(
             run.forward,
             views,
@@ -159,8 +159,8 @@ def step(run: Run, batches: Iterator[Any]) -> Decision:
 def record(run: Run, batch: Any, losses: list[Tensor]) -> None:
     """Add a batch to the epoch's metrics, without waiting for the device."""
     sums = run.position.sums
-    for view, loss in zip(batch.views, losses, strict=True):
-        name = f"loss_{shape_name(view.shape[-2:])}"
+    for size, loss in zip(batch.sizes, losses, strict=True):
+        name = f"loss_{shape_name(size)}"
         if name not in sums:
             wide = torch.float32 if loss.device.type == "mps" else torch.float64
             sums[name] = [torch.zeros((), dtype=wide, device=loss.device), 0]
@@ -173,12 +173,12 @@ def describe_failure(run: Run, seen: list[tuple[Any, list[Tensor]]]) -> str:
     """One sentence on the batch whose loss is not finite, with the names of its images."""
     advice = "lower the learning rate, set clip_grad or use precision float32"
     for batch, losses in seen:
-        for view, loss in zip(batch.views, losses, strict=True):
+        for size, loss in zip(batch.sizes, losses, strict=True):
             if not math.isfinite(loss):
                 names = ", ".join(map(str, batch.names[:8])) + (", ..." if len(batch.names) > 8 else "")
                 return (
                     f"the loss is {float(loss)} at epoch {batch.epoch + 1}, batch {batch.step}, size "
-                    f"{shape_name(view.shape[-2:])}, images {names} (the weights were not updated with it): {advice}"
+                    f"{shape_name(size)}, images {names} (the weights were not updated with it): {advice}"
                 )
     return f"the loss of another process is not finite (the weights were not updated with it): {advice}"
 
@@ -191,6 +191,7 @@ def set_learning_rate(run: Run) -> float:
     if config.schedule == "epoch":
         rate = learning_rate_by_epoch(position.epoch, **shape)
     else:
+        shape |= {"decay": config.decay, "drops": config.drops}
         rate = learning_rate(position.epoch + position.batch / run.batches_per_epoch, **shape)
     for group in run.optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
@@ -247,26 +248,27 @@ def epoch_row(run: Run) -> dict[str, Any]:
 
 
 def validate(run: Run, model: Any, prefix: str) -> dict[str, float]:
-    """Accuracy in percent at every training size, and their mean `acc1`, by which the best weights are chosen."""
-    config, accelerator = run.config, run.accelerator
+    """The task's scores at every training size, and before them the mean of the main one, by which the best weights
+    are chosen."""
+    accelerator, score = run.accelerator, run.task.score
     precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[accelerator.mixed_precision]
-    accuracy, loss = {}, {}
-    for shape in config.shapes:
-        measured = evaluate(model, run.val_source, shape, config.eval_batch_size, accelerator.device, precision)
-        accuracy[f"{prefix}acc1_{shape_name(shape)}"] = measured.top1
-        loss[f"{prefix}val_loss_{shape_name(shape)}"] = measured.loss
-    return {f"{prefix}acc1": sum(accuracy.values()) / len(accuracy), **accuracy, **loss}
+    columns: dict[str, float] = {}
+    for shape in run.config.shapes:
+        scores = run.task.evaluate(model, run.val_source, shape, accelerator.device, precision)
+        columns |= {f"{prefix}{name}_{shape_name(shape)}": value for name, value in scores.items()}
+    main = [columns[f"{prefix}{score}_{shape_name(shape)}"] for shape in run.config.shapes]
+    return {f"{prefix}{score}": sum(main) / len(main), **columns}
 
 
 def write_weights(run: Run, row: dict[str, Any]) -> None:
-    """last/ and, where `acc1` improved, best/; for the moving average last_ema/ and best_ema/."""
+    """last/ and, where the score improved, best/; for the moving average last_ema/ and best_ema/."""
     best = run.position.best
     ema = None if run.ema is None else run.ema.module
     for suffix, prefix, model in (("", "", run.plain), ("_ema", "ema_", ema)):
         if model is None:
             continue
         folders = [run.folder / f"last{suffix}"]
-        score = row.get(f"{prefix}acc1")
+        score = row.get(f"{prefix}{run.task.score}")
         if score is not None and score > best.get(f"best{suffix}", -1.0):
             best |= {f"best{suffix}": score, f"best{suffix}_epoch": row["epoch"]}
             folders.append(run.folder / f"best{suffix}")
@@ -303,6 +305,7 @@ def write_results(run: Run, status: str) -> None:
     state.write_metrics(run.folder, position.rows)
     summary = {
         "status": status,
+        "task": config.task,
         "model": config.model,
         "parameters": sum(parameter.numel() for parameter in run.plain.parameters()),
         "sizes": [list(shape) for shape in config.shapes],

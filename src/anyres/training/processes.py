@@ -18,13 +18,13 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor, nn
 
 from anyres.errors import UserError
-from anyres.training.config import TrainConfig
+from anyres.training.config import RunConfig
 
 if TYPE_CHECKING:
     from anyres.training.setup import Run
 
 
-def start_processes(config: TrainConfig) -> Accelerator:
+def start_processes(config: RunConfig) -> Accelerator:
     """The Accelerator of this process; reads the environment that torchrun or accelerate launch set up."""
     kind, _, index = config.device.partition(":")
     has_gpu, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -51,10 +51,7 @@ def start_processes(config: TrainConfig) -> Accelerator:
         mixed_precision=_pick_precision(config.precision, cpu),
         log_with=trackers,
         project_config=ProjectConfiguration(config.output, logging_dir=str(Path(config.output) / "tensorboard")),
-        # Without a teacher a distilled model's second head gets no gradient, which DDP has to be told.
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(find_unused_parameters=config.teacher is None and "distilled" in config.model)
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)],
     )
     if accelerator.num_processes > 1 and not connected:
         atexit.register(accelerator.state.destroy_process_group)

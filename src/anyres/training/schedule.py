@@ -1,8 +1,9 @@
-"""Learning rate over a run: linear warm-up, then half a cosine down to a floor."""
+"""Learning rate over a run: linear warm-up, then half a cosine (or a line, a power, steps) down to a floor."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def learning_rate(
@@ -13,15 +14,21 @@ def learning_rate(
     warmup_epochs: float = 0.0,
     warmup_lr: float = 0.0,
     min_lr: float = 0.0,
+    decay: str = "cosine",
+    drops: Sequence[float] = (),
 ) -> float:
-    """ResFormer's schedule at a fractional epoch (epochs done + part of the current one), changed at every step.
+    """The rate at a fractional epoch (epochs done + part of the current one), changed at every step.
 
-    Warm-up runs from `warmup_lr` to `peak`; the cosine spans what is left, `epochs - warmup_epochs`.
+    Warm-up runs from `warmup_lr` to `peak`. `decay` "cosine" (ResFormer), "linear" and "poly" (power 0.9; both of
+    segmentation) span what is left, `epochs - warmup_epochs`; "step" is a tenth after each of `drops` (detection).
     """
     if epoch < warmup_epochs:
         return warmup_lr + (peak - warmup_lr) * epoch / warmup_epochs
+    if decay == "step":
+        return peak * 0.1 ** sum(epoch >= drop for drop in drops)
     progress = min((epoch - warmup_epochs) / (epochs - warmup_epochs), 1.0)
-    return min_lr + (peak - min_lr) * (1 + math.cos(math.pi * progress)) / 2
+    falls = {"cosine": (1 + math.cos(math.pi * progress)) / 2, "linear": 1 - progress, "poly": (1 - progress) ** 0.9}
+    return min_lr + (peak - min_lr) * falls[decay]
 
 
 def learning_rate_by_epoch(

@@ -6,27 +6,25 @@ import logging
 import os
 import time
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import timm
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.optim import create_optimizer_v2, list_optimizers
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
-from anyres.checkpoints import load_checkpoint
-from anyres.data import Augmentation, MapSource, Mixing, SizeSchedule, Source, TrainLoader, open_source
+from anyres.data import MapSource, SizeSchedule, TrainLoader
+from anyres.data.loading import Views
 from anyres.errors import UserError
-from anyres.registry import create_model, load_pretrained
-from anyres.training.config import TrainConfig, did_you_mean
-from anyres.training.losses import BaseLoss, Outputs, distilled_loss, soft_cross_entropy
+from anyres.training.config import RunConfig, did_you_mean
+from anyres.training.losses import BaseLoss, Outputs
 from anyres.training.processes import load_whole_states, shard
-from anyres.training.sparsification import sparsification_losses
 from anyres.training.state import Position
+from anyres.training.task import Task, open_task, weights_file
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +33,8 @@ logger = logging.getLogger(__name__)
 class Run:
     """Everything that is alive during a run."""
 
-    config: TrainConfig
+    config: RunConfig
+    task: Task
     accelerator: Accelerator
     folder: Path
     model: Any
@@ -47,9 +46,8 @@ class Run:
     optimizer: Any
     ema: ModelEmaV3 | None
     loader: TrainLoader
-    mixing: Mixing
     base_loss: BaseLoss
-    val_source: Source
+    val_source: Any
     batches_per_epoch: int
     signals: list[int]
     """SIGINT and SIGTERM received so far."""
@@ -77,17 +75,18 @@ class TrainForward(nn.Module):
         return {name: vector.float().clone() for name, vector in outputs.items()}
 
 
-def build(config: TrainConfig, accelerator: Accelerator, signals: list[int]) -> Run:
+def build(config: RunConfig, accelerator: Accelerator, signals: list[int]) -> Run:
     """Everything from a fixed seed, with the weights of `init_from` if asked for."""
     set_seed(config.seed, deterministic=config.deterministic)
-    source = open_source(config.data, split="train")
-    loader = build_loader(config, accelerator, source)
+    task = open_task(config)
+    source = task.open_source("train")
+    loader = build_loader(config, accelerator, source, task.views(source))
     batches = max(1, round(loader.steps_per_epoch * config.fraction)) // config.accumulation * config.accumulation
     if batches == 0:
         raise UserError(
             f"a step takes batch_size {config.batch_size} images, more than an epoch of {config.data} has; lower it"
         )
-    model = build_model(config, source).to(accelerator.device)
+    model = build_model(task, source).to(accelerator.device)
     forward: nn.Module = TrainForward(model, accelerator, config.compile)
     plain = deepcopy(model) if config.fsdp else model
     if config.fsdp:
@@ -95,6 +94,7 @@ def build(config: TrainConfig, accelerator: Accelerator, signals: list[int]) -> 
     optimizer = build_optimizer(config, model)
     run = Run(
         config=config,
+        task=task,
         accelerator=accelerator,
         folder=Path(config.output),
         model=model,
@@ -103,18 +103,8 @@ def build(config: TrainConfig, accelerator: Accelerator, signals: list[int]) -> 
         optimizer=accelerator.prepare_optimizer(optimizer),
         ema=ModelEmaV3(model, config.ema_decay, use_warmup=config.ema_warmup) if config.ema_decay else None,
         loader=loader,
-        mixing=Mixing(
-            num_classes=len(source.label_names),
-            mixup=config.mixup,
-            cutmix=config.cutmix,
-            prob=config.mix_prob,
-            switch_prob=config.switch_prob,
-            label_smoothing=config.smoothing,
-            separate=config.separate_mix,
-            seed=config.seed,
-        ),
-        base_loss=build_base_loss(config, accelerator, source),
-        val_source=open_validation(config, source),
+        base_loss=task.build_loss(source, accelerator),
+        val_source=open_validation(task, source),
         batches_per_epoch=batches,
         signals=signals,
     )
@@ -122,7 +112,7 @@ def build(config: TrainConfig, accelerator: Accelerator, signals: list[int]) -> 
     return run
 
 
-def build_loader(config: TrainConfig, accelerator: Accelerator, source: Any) -> TrainLoader:
+def build_loader(config: RunConfig, accelerator: Accelerator, source: Any, views: Views) -> TrainLoader:
     workers = config.workers
     if workers is None:
         share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -130,16 +120,7 @@ def build_loader(config: TrainConfig, accelerator: Accelerator, source: Any) -> 
     return TrainLoader(
         source,
         SizeSchedule(config.shapes, mode=config.mode, per=config.per, window=config.window, seed=config.seed),
-        Augmentation(
-            scale=(config.crop_scale[0], config.crop_scale[1]),
-            ratio=(config.crop_ratio[0], config.crop_ratio[1]),
-            hflip=config.hflip,
-            auto_augment=config.auto_augment,
-            color_jitter=config.color_jitter,
-            erasing=config.erasing,
-            interpolation=config.interpolation,
-            separate=config.separate_aug,
-        ),
+        views,
         config.batch_size // config.accumulation,
         seed=config.seed,
         rank=accelerator.process_index,
@@ -152,40 +133,34 @@ def build_loader(config: TrainConfig, accelerator: Accelerator, source: Any) -> 
     )
 
 
-def open_validation(config: TrainConfig, train: Source) -> Source:
-    spec = config.val_data or config.data
-    source = open_source(spec, split="val", in_chans=train.in_chans, label_names=train.label_names)
-    if config.fraction < 1 and isinstance(source, MapSource):
-        return Thinned(source, config.fraction)
-    return source
+def open_validation(task: Task, train: Any) -> Any:
+    source = task.open_source("val", like=train)
+    fraction = task.config.fraction
+    return Thinned(source, fraction) if fraction < 1 and isinstance(source, MapSource) else source
 
 
 class Thinned(MapSource):
-    """A dry run's part of a source: evenly spread images, since files are sorted by class."""
+    """A dry run's part of a source: evenly spread items, since files are sorted by class. All else is the source's."""
 
     def __init__(self, source: MapSource, fraction: float) -> None:
-        super().__init__(source.name, source.label_names, source.in_chans)
-        self.mean, self.std, self.crop_pct = source.mean, source.std, source.crop_pct
+        vars(self).update(vars(source))
         self._source = source
         self._indices = range(0, len(source), max(1, round(1 / fraction)))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_source"], name)
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def _item(self, index: int) -> Any:
-        return self._source.item(self._indices[index])
+        return self._source._item(self._indices[index])
 
 
-def build_model(config: TrainConfig, source: Source) -> Any:
-    """The network for the source's classes and channels, and what a user of its weights has to know about them."""
-    options = {
-        "num_classes": len(source.label_names),
-        "in_chans": source.in_chans,
-        "img_size": config.shapes[0],
-        "drop_path_rate": config.drop_path,
-        **config.model_args,
-    }
-    model: Any = create_model(config.model, **options)
+def build_model(task: Task, source: Any) -> Any:
+    """The network, and what a user of its weights has to know about them."""
+    config = task.config
+    model = task.build_model(source)
     for height, width in config.shapes:
         if min(height, width) < model.minimum_size:
             raise UserError(f"size {height}x{width} is below the minimum of {config.model}, {model.minimum_size}")
@@ -194,10 +169,10 @@ def build_model(config: TrainConfig, source: Source) -> Any:
         "input_size": (source.in_chans, *config.shapes[0]),
         "mean": tuple(source.mean),
         "std": tuple(source.std),
-        "crop_pct": config.crop_pct or source.crop_pct,
         "interpolation": config.interpolation,
         "label_names": list(source.label_names),
         "train_sizes": [list(shape) for shape in config.shapes],
+        **task.facts(source),
     }
     if config.grad_checkpointing:
         model.set_grad_checkpointing(True)
@@ -206,7 +181,7 @@ def build_model(config: TrainConfig, source: Source) -> Any:
 
 def start_from(run: Run, path: str) -> None:
     """Take over weights of another run or checkpoint; what does not fit stands in the log."""
-    report = load_checkpoint(run.plain, weights_file(path), strict=False)
+    report = run.task.load(run.plain, weights_file(path))
     if run.config.fsdp:
         load_whole_states(run, run.plain.state_dict())
     if run.ema is not None:
@@ -214,14 +189,9 @@ def start_from(run: Run, path: str) -> None:
     logger.log(logging.INFO if report.complete else logging.WARNING, "started from %s: %s", path, report)
 
 
-def weights_file(path: str) -> Path:
-    """The best weights of a run folder; the path itself if it is none."""
-    inside = [Path(path) / "best" / "model.safetensors", Path(path) / "model.safetensors"]
-    return next((candidate for candidate in inside if candidate.is_file()), Path(path))
-
-
-def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimiser and parameter groups: no decay for vectors, biases and `no_weight_decay()`; layer-wise rates."""
+def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """timm's optimiser and parameter groups: no decay for vectors, biases and `no_weight_decay()`, unless `decay_all`;
+    layer-wise rates."""
     known = [str(name) for name in list_optimizers()]
     if config.optimizer not in known:
         raise UserError(f"optimizer {config.optimizer!r} is unknown{did_you_mean(config.optimizer, known)}")
@@ -233,79 +203,6 @@ def build_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
         lr=config.peak_lr,
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
+        filter_bias_and_bn=not config.decay_all,
         **fused,
     )
-
-
-def build_base_loss(config: TrainConfig, accelerator: Accelerator, source: Source) -> BaseLoss:
-    """Cross-entropy with the soft labels; with a teacher, DeiT's distillation: it sees the same mixed view."""
-    if config.sparsify:
-        return build_sparsification_loss(config, accelerator, source)
-    if config.teacher is None:
-        return lambda outputs, target, view: soft_cross_entropy(outputs["logits"], target)
-    teacher = load_teacher(config, source).to(accelerator.device)
-
-    def base_loss(outputs: Outputs, target: Tensor, view: Tensor) -> Tensor:
-        with torch.no_grad(), accelerator.autocast():
-            teacher_logits = teacher(view)
-        # A model without a distillation token learns from the teacher through its only head (an ablation of the paper).
-        return distilled_loss(
-            soft_cross_entropy(outputs["logits"], target),
-            outputs.get("dist_logits", outputs["logits"]),
-            teacher_logits,
-            config.teacher_kind,
-            config.teacher_alpha,
-            config.teacher_tau,
-        )
-
-    return base_loss
-
-
-def build_sparsification_loss(config: TrainConfig, accelerator: Accelerator, source: Source) -> BaseLoss:
-    """DynamicViT's loss; the teacher is the model without its predictors and sees the same mixed view."""
-    weights = config.teacher_weights or config.init_from
-    if weights is None:
-        raise UserError("sparsify starts from a trained unpruned model; set init_from to its weights")
-    ratios = getattr(build_model(config, source), "keep_ratios", ())
-    if not ratios:
-        raise UserError(
-            f"sparsify needs a model with score predictors, such as dynamicvit_deit_small; not {config.model}"
-        )
-    unpruned = replace(config, model_args={**config.model_args, "prune_before": ()}, drop_path=0.0)
-    teacher = build_model(unpruned, source).to(accelerator.device)
-    report = load_checkpoint(teacher, weights_file(weights), strict=False)
-    if report.missing or report.mismatched:
-        raise UserError(f"the weights of sparsify's teacher do not fit {config.model}: {report}")
-    teacher.eval().requires_grad_(False)
-
-    def base_loss(outputs: Outputs, target: Tensor, view: Tensor) -> Tensor:
-        with torch.no_grad(), accelerator.autocast():
-            known = teacher.forward_train(view)
-        classification = soft_cross_entropy(outputs["logits"], target)
-        return sparsification_losses(classification, outputs, known, ratios, config.sparsify)[-1]
-
-    return base_loss
-
-
-def load_teacher(config: TrainConfig, source: Source) -> nn.Module:
-    """A timm network, or the weights folder of a run. Errors: UserError in one sentence, also without network."""
-    name, weights = str(config.teacher), config.teacher_weights
-    options: dict[str, Any] = {"num_classes": len(source.label_names), "in_chans": source.in_chans}
-    if Path(name).is_dir():
-        teacher: Any = load_pretrained(name)
-    else:
-        try:
-            teacher = timm.create_model(name, pretrained=weights is None, checkpoint_path=weights or "", **options)
-        except Exception as error:  # timm and the hub raise what they like, down to network errors
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise UserError(
-                f"teacher {name!r} cannot be loaded ({reason}); give a timm name where there is internet access, "
-                "its checkpoint as teacher_weights, or the weights folder of a run"
-            ) from error
-    if teacher.num_classes != options["num_classes"]:
-        raise UserError(
-            f"teacher {name!r} knows {teacher.num_classes} classes but the data has {options['num_classes']}; "
-            "choose one that was trained on the same classes"
-        )
-    teacher.eval().requires_grad_(False)
-    return cast(nn.Module, teacher)

@@ -1,0 +1,1 @@
+"""Heads on a backbone: segmentation, detection, video."""

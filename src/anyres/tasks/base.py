@@ -1,0 +1,118 @@
+"""What a head on a backbone promises the training loop, the evaluation and the disk, whatever its task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from anyres import hub
+from anyres.backbone import Backbone
+from anyres.errors import UserError
+from anyres.registry import create_model, resolve_name
+
+
+class TaskModel(nn.Module, ABC):
+    """A backbone in its dense form and a head.
+
+    A subclass's constructor is `__init__(self, backbone, num_classes, **options)`; it hands the options on, so that a
+    folder on disk can say how the model was made.
+    """
+
+    task: ClassVar[str]
+
+    def __init__(self, backbone: Backbone, num_classes: int, **options: Any) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise UserError(f"num_classes is {num_classes}; a model for {self.task} needs at least 1.")
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.options = options
+        self.pretrained_cfg: dict[str, Any] = dict(backbone.pretrained_cfg)
+
+    @classmethod
+    def build(
+        cls, backbone: str, num_classes: int, backbone_args: dict[str, Any] | None = None, **options: Any
+    ) -> Self:
+        """The head of `options` on a registered backbone, by its name. Errors: UserError for unknown names and options,
+        as `create_model`."""
+        return cls(cls.dense_backbone(backbone, backbone_args or {}, options), num_classes, **options)
+
+    @classmethod
+    def dense_backbone(cls, name: str, args: dict[str, Any], options: dict[str, Any]) -> Backbone:
+        """The backbone as this task takes it; `options` are those of the head."""
+        model: Any = create_model(resolve_name(name), **{"dense": True, **args})
+        return model
+
+    @abstractmethod
+    def forward_train(self, view: Any, targets: Sequence[str] = ()) -> dict[str, Tensor]:
+        """One training view → what the loss takes, by name; with "gap" in `targets` also the mean of the backbone's
+        last map (B, C)."""
+
+    @property
+    def minimum_size(self) -> int:
+        """Smallest side of an image in pixels."""
+        return self.backbone.minimum_size
+
+    @property
+    def in_chans(self) -> int:
+        return self.backbone.in_chans
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that published training leaves without weight decay, besides vectors and biases."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The backbone's layers, then the head as the last (timm: layer-wise learning rates)."""
+
+        def inside(pattern: str) -> str:
+            return pattern.replace("^", r"^backbone\.", 1)
+
+        groups = self.backbone.group_matcher(coarse)
+        blocks = groups["blocks"]
+        blocks = [(inside(blocks), None)] if isinstance(blocks, str) else [(inside(p), order) for p, order in blocks]
+        return {"stem": inside(groups["stem"]), "blocks": [*blocks, (r"^(?!backbone\.)", (99999,))]}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.backbone.set_grad_checkpointing(enable)
+
+    # On disk --------------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """`config.json`: enough to build this network again."""
+        known, own = hub.split_pretrained_cfg({**self.pretrained_cfg, "num_classes": self.num_classes})
+        return {
+            "architecture": f"anyres_{self.task}",
+            "task": self.task,
+            "num_classes": self.num_classes,
+            "options": self.options,
+            "backbone": {
+                "architecture": str(self.backbone.architecture).removeprefix("anyres_"),
+                "model_args": self.backbone.model_args,
+            },
+            "pretrained_cfg": {key: value for key, value in known.items() if key != "architecture"},
+            "anyres": own,
+        }
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `config.json`, `model.safetensors` and a model card: whole or not at all."""
+        return hub.write_folder(folder, self.config, self.state_dict())
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
+        """The network of a folder's `config.json` with its weights, in evaluation mode. Error: UserError if they do not
+        fit."""
+        backbone = config["backbone"]
+        model = cls.build(
+            backbone["architecture"], config["num_classes"], backbone["model_args"], **config.get("options", {})
+        )
+        report = model.load_state_dict(state, strict=False)
+        if report.missing_keys or report.unexpected_keys:
+            wrong = (report.missing_keys + report.unexpected_keys)[0]
+            raise UserError(f"the weights do not fit the model of config.json (first at {wrong}): restore the folder.")
+        model.pretrained_cfg = {**config.get("pretrained_cfg", {}), **config.get("anyres", {})}
+        return model.eval()

@@ -1,0 +1,76 @@
+"""What is particular to a kind of run: its data, network, loss and score. The loop is the same for all of them."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+
+from anyres.checkpoints import LoadReport, load_checkpoint
+from anyres.data.loading import Views
+from anyres.data.schedule import Size
+from anyres.training.config import RunConfig
+from anyres.training.losses import BaseLoss
+
+
+class Task(ABC):
+    """A kind of run, with the options of one run."""
+
+    score: ClassVar[str]
+    """Column of metrics.csv by which the best weights are chosen, in percent: the mean over the training sizes."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def open_source(self, split: str, like: Any = None) -> Any:
+        """The data of "train" or "val"; with `like`, an open source, numbered and coloured as that one."""
+
+    @abstractmethod
+    def build_model(self, source: Any) -> Any:
+        """The network for the source's classes and channels."""
+
+    @abstractmethod
+    def views(self, source: Any) -> Views:
+        """How the source's items become training views."""
+
+    @abstractmethod
+    def build_loss(self, source: Any, accelerator: Accelerator) -> BaseLoss:
+        """(outputs of `forward_train`, target, view) → scalar."""
+
+    @abstractmethod
+    def evaluate(self, model: Any, source: Any, size: Size, device: torch.device, precision: str) -> dict[str, float]:
+        """Scores on the whole source by column name; `score` first."""
+
+    def mix(self, views: list[Any], targets: list[Any], epoch: int, step: int) -> tuple[list[Any], list[Any]]:
+        """Views and targets on the device as the loss takes them."""
+        return views, targets
+
+    def facts(self, source: Any) -> dict[str, Any]:
+        """What a user of the weights has to know about the data, for `pretrained_cfg`."""
+        return {}
+
+    def load(self, model: Any, path: Path) -> LoadReport:
+        """Take over the weights of `init_from`; what does not fit stays."""
+        return load_checkpoint(model, path, strict=False)
+
+
+_PLACES = {"classification": "Classification", "segmentation": "Segmentation", "detection": "Detection",
+           "video": "Video"}  # fmt: skip
+
+
+def open_task(config: RunConfig) -> Task:
+    """The task that the options are for. Only its own module is imported: the others may need what is not installed."""
+    module = importlib.import_module(f"anyres.training.{config.task}")
+    task: Task = getattr(module, _PLACES[config.task])(config)
+    return task
+
+
+def weights_file(path: str) -> Path:
+    """The best weights of a run folder; the path itself if it is none."""
+    inside = [Path(path) / "best" / "model.safetensors", Path(path) / "model.safetensors"]
+    return next((candidate for candidate in inside if candidate.is_file()), Path(path))
