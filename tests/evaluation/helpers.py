@@ -50,8 +50,11 @@ class TableModel(nn.Module):
 
 
 def make_row(model: str, height: int, width: int, top1: float | None, **fields: Any) -> Row:
+    """A row with a top-1 of so much, or without scores; "top5" and "loss" may be among the fields."""
+    scores = {name: value for name in ("top5", "loss") if (value := fields.pop(name, None)) is not None}
     defaults: dict[str, Any] = {
-        "trained": False, "top5": None, "loss": 1.5, "count": 1000, "bad": 0, "gflops": 1.0, "params": 10,
+        "trained": False, "count": 1000, "bad": 0, "gflops": 1.0, "params": 10,
         "images_per_second": 100.0, "latency_ms": 12.0, "peak_memory_mb": 50.0,
     }  # fmt: skip
-    return Row(model=model, height=height, width=width, top1=top1, **{**defaults, **fields})
+    scores = {} if top1 is None else {"top1": top1, **scores}
+    return Row(model=model, height=height, width=width, scores=scores, **{**defaults, **fields})

@@ -36,14 +36,14 @@ def test_counts_and_loss_match_hand_counts():
     source = GreySource(labels, classes=7)
     model = TableModel(logits).train()
     measured = evaluate(model, source, (16, 16), batch_size=2)
-    assert measured.top1 == pytest.approx(100 * 2 / 5)
-    assert measured.top5 == pytest.approx(100 * 4 / 5)
+    assert measured.scores["top1"] == pytest.approx(100 * 2 / 5)
+    assert measured.scores["top5"] == pytest.approx(100 * 4 / 5)
     losses = [
         math.log(sum(math.exp(score) for score in row)) - row[label]
         for row, label in zip(logits.tolist(), labels, strict=True)
     ]
-    assert measured.loss == pytest.approx(sum(losses) / 5, rel=1e-6)
-    assert (measured.count, measured.bad) == (5, 0)
+    assert measured.scores["loss"] == pytest.approx(sum(losses) / 5, rel=1e-6)
+    assert (measured.count, len(measured.bad_images)) == (5, 0)
     assert model.training
     assert model.inference == {True}
 
@@ -52,16 +52,18 @@ def test_batch_size_does_not_matter():
     source = GreySource([i % 7 for i in range(20)], classes=7)
     model = TableModel(torch.randn(26, 7, generator=torch.Generator().manual_seed(0)))
     results = [evaluate(model, source, (8, 24), batch_size) for batch_size in (1, 7, 64)]
-    assert {(result.top1, result.top5, result.count) for result in results} == {(results[0].top1, results[0].top5, 20)}
-    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6) == pytest.approx(results[2].loss, rel=1e-6)
+    first, *others = (result.scores for result in results)
+    for scores, result in zip(others, results[1:], strict=True):
+        assert (scores["top1"], scores["top5"], result.count) == (first["top1"], first["top5"], 20)
+        assert scores["loss"] == pytest.approx(first["loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize(("classes", "has_top5"), [(5, False), (6, True)])
 def test_top5_only_above_five_classes(classes, has_top5):
     source = GreySource([0, 1], classes)
     measured = evaluate(TableModel(torch.eye(classes)), source, (16, 16))
-    assert (measured.top5 is not None) is has_top5
-    assert measured.top1 == 100
+    assert ("top5" in measured.scores) is has_top5
+    assert measured.scores["top1"] == 100
 
 
 def test_nan_logits_are_never_right():
@@ -69,15 +71,15 @@ def test_nan_logits_are_never_right():
     logits[1] = float("nan")  # all NaN
     logits[2, 0] = float("nan")  # the true class has the highest finite score
     measured = evaluate(TableModel(logits), GreySource([0, 0, 2, 3], classes=6), (16, 16))
-    assert measured.top1 == 50
-    assert measured.top5 == 50
-    assert math.isnan(measured.loss)
+    assert measured.scores["top1"] == 50
+    assert measured.scores["top5"] == 50
+    assert math.isnan(measured.scores["loss"])
 
 
 def test_bad_images_are_counted_and_left_out():
     logits = torch.eye(6)
     measured = evaluate(TableModel(logits), GreySource([0, 1, 2, 3], classes=6, broken=(1, 3)), (16, 16), batch_size=2)
-    assert (measured.count, measured.bad, measured.top1) == (2, 2, 100)
+    assert (measured.count, len(measured.bad_images), measured.scores["top1"]) == (2, 2, 100)
     assert all(f"grey/{index}" in text for index, text in zip((1, 3), measured.bad_images, strict=True))
     with pytest.raises(UserError, match="no readable image"):
         evaluate(TableModel(logits), GreySource([0], classes=6, broken=(0,)), (16, 16))
@@ -94,18 +96,18 @@ def test_bad_files_of_a_folder_are_counted(tmp_path: Path):
     (tmp_path / "val" / "b" / "3.jpg").write_bytes(b"")
     source = open_source(tmp_path, "val", in_chans=1)
     measured = evaluate(TableModel(torch.eye(6), mean=(0.0,), std=(1.0,)), source, (16, 16))
-    assert (measured.count, measured.bad, measured.top1) == (2, 2, 100)
+    assert (measured.count, len(measured.bad_images), measured.scores["top1"]) == (2, 2, 100)
 
 
 def test_labels_are_matched_by_name():
     source = GreySource([0, 1, 2], classes=3)  # class0, class1, class2
     logits = torch.eye(4)[[2, 0, 3]]  # the model's outputs for them stand at 2, 0 and 3
     model = TableModel(logits, label_names=["class1", "other", "class0", "class2"])
-    assert evaluate(model, source, (16, 16)).top1 == 100
+    assert evaluate(model, source, (16, 16)).scores["top1"] == 100
     with pytest.raises(UserError, match="class0"):
         evaluate(TableModel(logits, label_names=["class1", "class2", "x", "y"]), source, (16, 16))
     # No name in common: the numbers are taken to agree.
-    assert evaluate(TableModel(torch.eye(3), label_names=["cat", "dog", "cow"]), source, (16, 16)).top1 == 100
+    assert evaluate(TableModel(torch.eye(3), label_names=["cat", "dog", "cow"]), source, (16, 16)).scores["top1"] == 100
 
 
 def test_a_thousand_classes_take_wordnet_ids():
@@ -168,7 +170,7 @@ def test_two_processes_count_every_image_once():
     source = GreySource([i % 7 for i in range(11)], classes=7, broken=(4,))
     alone = evaluate(random_table(), source, (16, 16))
     for share in measured:
-        assert (share.count, share.bad) == (10, 1)
-        assert (share.top1, share.top5) == (alone.top1, alone.top5)
-        assert share.loss == pytest.approx(alone.loss, rel=1e-6)
+        assert (share.count, len(share.bad_images)) == (10, 1)
+        assert (share.scores["top1"], share.scores["top5"]) == (alone.scores["top1"], alone.scores["top5"])
+        assert share.scores["loss"] == pytest.approx(alone.scores["loss"], rel=1e-6)
         assert share.bad_images == alone.bad_images

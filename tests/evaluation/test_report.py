@@ -51,8 +51,8 @@ def test_every_model_and_size_is_there(page):
         assert f"<th scope='row'>{side}</th>" in text
     assert "24×43 <small>16:9</small>" in text
     for row in rows():
-        if row.top1 is not None:
-            assert f"{row.top1:.1f}" in text
+        if row.score is not None:
+            assert f"{row.score:.1f}" in text
     assert "Input height (16)" in text
     assert "could not run at 1 of 5 sizes" in text
     assert "2 unreadable images" in text

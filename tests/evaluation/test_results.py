@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
 from anyres.errors import UserError
-from anyres.evaluation.results import area_over_log_size, areas, find, read_csv, write_csv
+from anyres.evaluation.results import area_over_log_size, areas, find, main_score, read_csv, write_csv
 from tests.evaluation.helpers import make_row
 
 
@@ -42,7 +43,7 @@ def test_csv_round_trip(tmp_path):
     write_csv(rows, tmp_path / "sweep.csv")
     assert read_csv(tmp_path / "sweep.csv") == rows
     write_csv([make_row("a", 8, 8, 1.0, loss=float("nan"))], tmp_path / "sweep.csv")
-    assert math.isnan(read_csv(tmp_path / "sweep.csv")[0].loss)
+    assert math.isnan(read_csv(tmp_path / "sweep.csv")[0].scores["loss"])
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="not a sweep table"):
         read_csv(tmp_path / "other.csv")
@@ -100,3 +101,12 @@ def test_finding_for_one_model_and_for_none_that_runs():
     only = [make_row("fixed", 64, 64, 70.0), make_row("fixed", 32, 32, None, note="no")]
     assert "70.0 % at 64×64 px" in find(only, {}).headline
     assert "none of the sizes" in find([make_row("fixed", 64, 64, None)], {}).headline
+
+
+def test_other_scores_have_columns_of_their_own(tmp_path):
+    rows = [make_row("a", 8, 8, None), make_row("b", 8, 8, None)]
+    rows[1] = dataclasses.replace(rows[1], scores={"ap": 40.5, "ap50": 61.25})
+    write_csv(rows, tmp_path / "sweep.csv")
+    assert read_csv(tmp_path / "sweep.csv") == rows
+    assert "trained,ap,ap50,count" in (tmp_path / "sweep.csv").read_text()
+    assert (rows[0].score, rows[1].score, main_score(rows)) == (None, 40.5, "ap")

@@ -36,13 +36,13 @@ def test_a_sweep_writes_table_pictures_and_report(tmp_path):
     assert seen == [(name, number, 8) for number, name in enumerate(["good"] * 4 + ["fixed"] * 4, 1)]
     by_size = {(row.model, row.size): row for row in result.rows}
     assert [by_size["good", size].trained for size in SQUARES] == [True, False, True]
-    assert by_size["good", (12, 20)].top1 == 100
+    assert by_size["good", (12, 20)].score == 100
     assert by_size["good", (16, 16)].bad == 1
     assert by_size["good", (16, 16)].count == 5
     refused = by_size["fixed", (16, 16)]
-    assert refused.top1 is None
+    assert refused.score is None
     assert refused.note == "Input height (16) doesn't match model (32)."
-    assert by_size["fixed", (32, 32)].top1 == 0
+    assert by_size["fixed", (32, 32)].score == 0
     assert result.areas == {"good": pytest.approx(100), "fixed": None}
     text = result.files["report"].read_text()
     assert "the command" in text
@@ -66,7 +66,7 @@ def test_an_interrupted_sweep_continues(tmp_path):
     result = sweep({"m": model}, source(), SQUARES, tmp_path, cost=False)
     assert (16, 16) not in model.calls[:-1]  # but for the samples of the report nothing is done again
     assert set(model.calls) == {(32, 32)}
-    assert [row.top1 for row in result.rows] == [100, 100, 100]
+    assert [row.score for row in result.rows] == [100, 100, 100]
     assert not journal.exists()
 
 
@@ -77,7 +77,7 @@ def test_other_weights_or_settings_are_measured_anew(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep({"m": TableModel(torch.eye(6))}, source(), SQUARES, tmp_path, cost=False, progress=stop)
     other = TableModel(torch.eye(6).flip(0))
-    assert [row.top1 for row in sweep({"m": other}, source(), SQUARES, tmp_path, cost=False).rows] == [0, 0, 0]
+    assert [row.score for row in sweep({"m": other}, source(), SQUARES, tmp_path, cost=False).rows] == [0, 0, 0]
 
 
 def test_out_of_memory_is_recorded(tmp_path):
@@ -88,7 +88,7 @@ def test_out_of_memory_is_recorded(tmp_path):
             return super().forward(images)
 
     rows = sweep({"m": Greedy(torch.eye(6))}, source(), SQUARES, tmp_path, cost=False, batch_size=4).rows
-    assert [row.top1 for row in rows] == [100, None, 100]
+    assert [row.score for row in rows] == [100, None, 100]
     assert rows[1].note == "out of memory in batches of 4"
 
 
@@ -119,7 +119,7 @@ def test_real_models_on_real_images(tmp_path):
     )
     by_size = {(row.model, row.size): row for row in result.rows}
     assert all(by_size["ours", size].count == 360 for size in ((16, 16), (32, 32), (24, 43)))
-    assert by_size["timm", (32, 32)].top1 is not None
+    assert by_size["timm", (32, 32)].score is not None
     assert "match" in by_size["timm", (16, 16)].note
     assert by_size["ours", (32, 32)].gflops > by_size["ours", (16, 16)].gflops
 

@@ -1,14 +1,14 @@
 """Accuracy at any input size, what it costs, and the report that shows both."""
 
-from anyres.evaluation.accuracy import Accuracy, evaluate
+from anyres.evaluation.accuracy import evaluate
 from anyres.evaluation.aspects import parse_aspects, sizes_at_aspects
 from anyres.evaluation.cost import Cost, measure_cost
-from anyres.evaluation.results import Row, area_over_log_size, read_csv
+from anyres.evaluation.results import Measured, Row, area_over_log_size, read_csv
 from anyres.evaluation.sweep import SweepResult, sweep, timm_model
 
 __all__ = [
-    "Accuracy",
     "Cost",
+    "Measured",
     "Row",
     "SweepResult",
     "area_over_log_size",

@@ -14,22 +14,10 @@ from torch.nn import functional as F
 from anyres.data import EvalLoader, ImageTest, Source
 from anyres.errors import UserError
 from anyres.evaluation.cost import input_channels, precision_context
-from anyres.evaluation.results import Size
+from anyres.evaluation.results import Measured, Size
 
 if TYPE_CHECKING:
     from PIL import Image
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """What `evaluate` measured."""
-
-    top1: float  # percent
-    top5: float | None  # percent; None with five classes or fewer
-    loss: float  # mean cross-entropy, nats
-    count: int  # images evaluated
-    bad: int  # images skipped because they could not be read
-    bad_images: tuple[str, ...] = ()  # "name: reason" of each of them
 
 
 @dataclass(frozen=True)
@@ -81,9 +69,9 @@ def evaluate(
     precision: str = "float32",
     *,
     workers: int = 0,
-) -> Accuracy:
+) -> Measured:
     """Classify every image of `source` at `size` (height, width) in inference mode, with the preprocessing of
-    `preparation_for`.
+    `preparation_for`: scores "top1", "top5" (with more than five classes) and "loss" (mean cross-entropy, nats).
 
     `precision` "bfloat16" and "float16" run under autocast. An image whose logits hold a NaN counts as wrong. Under
     torch.distributed every process takes its own share of the images and all return the sums; each image counts once.
@@ -122,8 +110,8 @@ def evaluate(
     bad = tuple(name for share in shares for name in share[5])
     if not count:
         raise UserError(f"{source.name} has no readable image ({len(bad)} skipped): check the files")
-    top5 = 100 * right5 / count if classes > 5 else None
-    return Accuracy(100 * right1 / count, top5, loss / count, int(count), len(bad), bad)
+    top5 = {"top5": 100 * right5 / count} if classes > 5 else {}
+    return Measured({"top1": 100 * right1 / count, **top5, "loss": loss / count}, int(count), bad)
 
 
 def _score(logits: Tensor, targets: Tensor) -> Tensor:

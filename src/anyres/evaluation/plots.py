@@ -14,7 +14,7 @@ from os import PathLike
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from anyres.evaluation.aspects import aspect_name, size_name
-from anyres.evaluation.results import Row
+from anyres.evaluation.results import SHORT_TITLES, TITLES, Row, main_score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def model_colour(index: int) -> str:
 
 
 def accuracy_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: bool = False) -> Figure:
-    """Top-1 accuracy by the side of a square input, and beside it (below it when `narrow`) the non-square sizes.
+    """The main score by the side of a square input, and beside it (below it when `narrow`) the non-square sizes.
 
     `train_sides` gives the sides of the square training sizes of each model: they are shaded, and set in bold on the
     axis.
@@ -49,7 +49,7 @@ def accuracy_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: 
         if main is not None:
             curves.append((main, squares, shaded))
             main.set_xlabel("input size (px, square, log scale)")
-            main.set_title("Top-1 accuracy (%)", loc="left")
+            main.set_title(_title(rows), loc="left")
             _key(main)
         for axes, (title, part) in zip(beside, panels, strict=True):
             if title is None:
@@ -70,12 +70,12 @@ def accuracy_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: 
 
 
 def pareto_figure(rows: list[Row], narrow: bool = False) -> Figure:
-    """Top-1 accuracy against measured time for each image; the grey line is what no other point beats in both."""
-    timed = [row for row in rows if row.square and row.top1 is not None and row.images_per_second]
+    """The main score against measured time for each image; the grey line is what no other point beats in both."""
+    timed = [row for row in rows if row.square and row.score is not None and row.images_per_second]
     models = _models(rows)
     with _style():
         figure, axes = _figure((4.6, 4.6) if narrow else (7.2, 4.4))
-        points = [(_milliseconds(row), row.top1 or 0.0, row) for row in timed]
+        points = [(_milliseconds(row), row.score or 0.0, row) for row in timed]
         front = _front(points)
         if len(front) > 1:
             axes.step(
@@ -98,7 +98,7 @@ def pareto_figure(rows: list[Row], narrow: bool = False) -> Figure:
             f"{chr(10) if narrow else '; '}grey: the most accurate for the time" if len(front) > 1 else ""
         )
         axes.set_xlabel("time per image (ms, in batches, log scale)" + note, linespacing=1.5)
-        axes.set_title("Top-1 accuracy (%)", loc="left")
+        axes.set_title(_title(rows), loc="left")
         _lay_out(figure)
         _label_sizes(axes, points, on_front, models)
         last = [
@@ -177,6 +177,10 @@ def _figure(inches: tuple[float, float]) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
+def _title(rows: list[Row]) -> str:
+    return f"{TITLES[main_score(rows)]} (%)"
+
+
 def _models(rows: list[Row]) -> list[str]:
     return list(dict.fromkeys(row.model for row in rows))
 
@@ -226,7 +230,7 @@ def _draw_by_side(axes: Axes, rows: list[Row], models: list[str]) -> None:
     for index, model in reversed(list(enumerate(models))):  # the first one lies on top
         _curve(
             axes,
-            sorted((row.side, row.top1, row.trained) for row in rows if row.model == model and row.top1 is not None),
+            sorted((row.side, row.score, row.trained) for row in rows if row.model == model and row.score is not None),
             index,
         )
 
@@ -256,15 +260,15 @@ def _draw_dots(axes: Axes, rows: list[Row], models: list[str]) -> None:
     sizes = list(dict.fromkeys(row.size for row in rows))
     place = {size: len(sizes) - 1 - number for number, size in enumerate(sizes)}
     for size, y in place.items():
-        values = [row.top1 for row in rows if row.size == size and row.top1 is not None]
+        values = [row.score for row in rows if row.size == size and row.score is not None]
         if values:
             axes.plot([min(values), max(values)], [y, y], color=_GRID, lw=3, zorder=1, solid_capstyle="round")
     for index, model in enumerate(models):
         colour, marker = model_colour(index), _MARKERS[index % len(_MARKERS)]
         for row in rows:
-            if row.model == model and row.top1 is not None:
+            if row.model == model and row.score is not None:
                 axes.plot(
-                    row.top1,
+                    row.score,
                     place[row.size],
                     marker,
                     ms=7,
@@ -275,18 +279,20 @@ def _draw_dots(axes: Axes, rows: list[Row], models: list[str]) -> None:
                 )
     for size, y in place.items():
         _label_dots(
-            axes, [(row.top1, models.index(row.model)) for row in rows if row.size == size and row.top1 is not None], y
+            axes,
+            [(row.score, models.index(row.model)) for row in rows if row.size == size and row.score is not None],
+            y,
         )
     axes.set_yticks(list(place.values()), [f"{size_name(*size)}\n{aspect_name(*size)}" for size in place])
     axes.set_ylim(-0.7, len(sizes) - 0.3)
-    values = [row.top1 for row in rows if row.top1 is not None]
+    values = [row.score for row in rows if row.score is not None]
     low, high = (min(values), max(values)) if values else (0.0, 100.0)
     margin = max(2.0, 0.18 * (high - low))
     axes.set_xlim(low - margin, high + margin)
     axes.spines["left"].set_visible(False)
     axes.xaxis.grid(True, color=_GRID, lw=0.8)
     axes.set_title("Non-square sizes", loc="left")
-    axes.set_xlabel("top-1 (%), height×width")
+    axes.set_xlabel(f"{SHORT_TITLES[main_score(rows)]} (%), height×width")
 
 
 def _label_dots(axes: Axes, values: list[tuple[float, int]], y: float) -> None:
@@ -310,7 +316,7 @@ def _label_dots(axes: Axes, values: list[tuple[float, int]], y: float) -> None:
 
 
 def _limit_accuracy(axes: Axes, rows: list[Row]) -> None:
-    values = [row.top1 for row in rows if row.top1 is not None] or [0.0, 100.0]
+    values = [row.score for row in rows if row.score is not None] or [0.0, 100.0]
     low, high = min(values), max(values)
     margin = max(1.5, 0.1 * (high - low))
     axes.set_ylim(max(0.0, low - margin) if low >= margin else -1.0, min(101.0, high + margin))
@@ -404,7 +410,7 @@ def _curves(rows: list[Row], models: list[str]) -> list[tuple[int, str, list[tup
     """(place, model, [(side, top-1), …]) of the models that have any value."""
     curves = []
     for index, model in enumerate(models):
-        points = sorted((row.side, row.top1) for row in rows if row.model == model and row.top1 is not None)
+        points = sorted((row.side, row.score) for row in rows if row.model == model and row.score is not None)
         if points:
             curves.append((index, model, points))
     return curves

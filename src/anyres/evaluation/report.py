@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING
 
 from anyres.evaluation import plots
 from anyres.evaluation.aspects import aspect_name, size_name
-from anyres.evaluation.results import Row, Size, areas, find
+from anyres.evaluation.results import (
+    SECOND_TITLES,
+    SHORT_TITLES,
+    TITLES,
+    Row,
+    Size,
+    areas,
+    find,
+    main_score,
+    score_names,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,19 +61,19 @@ def render(page: Page) -> str:
     models = list(dict.fromkeys(row.model for row in rows))
     finding = find(rows, train_sizes)
     sides = {model: [height for height, width in sizes if height == width] for model, sizes in train_sizes.items()}
-    counted = [row.count for row in rows if row.top1 is not None]
+    counted = [row.count for row in rows if row.score is not None]
     images = f"{max(counted):,} images of {page.source}" if counted else page.source
     details = " ".join(finding.details)
     sections = [
-        f"<header><p class='kicker'>Accuracy by input size · {escape(images)}</p>"
+        f"<header><p class='kicker'>{TITLES[main_score(rows)]} by input size · {escape(images)}</p>"
         f"<h1>{_keep_names_whole(finding.headline, models)}</h1>"
         f"<p class='lead'>{_keep_names_whole(details, models)}</p></header>",
         _cards(rows, models, train_sizes),
         _picture(
             plots.accuracy_figure(rows, sides),
             plots.accuracy_figure(rows, sides, narrow=True),
-            "Top-1 accuracy by input size. Filled markers and grey bands are sizes used in training; hollow markers "
-            "are sizes that the model never saw. One set of weights for each curve.",
+            f"{TITLES[main_score(rows)]} by input size. Filled markers and grey bands are sizes used in training; "
+            "hollow markers are sizes that the model never saw. One set of weights for each curve.",
             _describe_curves(rows, models),
         ),
         _sample_strips(page.samples),
@@ -77,7 +87,8 @@ def render(page: Page) -> str:
                 plots.pareto_figure(rows, narrow=True),
                 "Each point is one model at one square size. Up and to the left is better; on the grey line no other "
                 "point is both faster and more accurate.",
-                "Scatter of top-1 accuracy against milliseconds per image; the numbers are in the last table.",
+                f"Scatter of {SHORT_TITLES[main_score(rows)]} against milliseconds per image; the numbers are in the "
+                "last table.",
                 "picture small",
             ),
             "<h2>Cost by size</h2>",
@@ -90,7 +101,7 @@ def render(page: Page) -> str:
             _cost_table(rows, models),
         ]
     sections.append(_fine_print(page, models))
-    title = escape(f"Accuracy by input size: {', '.join(models)}")
+    title = escape(f"{TITLES[main_score(page.rows)]} by input size: {', '.join(models)}")
     return (
         "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width, initial-scale=1'>"
@@ -122,7 +133,7 @@ def _cards(rows: list[Row], models: list[str], train_sizes: dict[str, list[Size]
         parameters = f" · {params / 1e6:.2f} M parameters" if params else ""
         value = f"{mean:.1f}<small> %</small>" if mean is not None else "–"
         meaning = (
-            f"mean top-1 over log size, {span}"
+            f"mean {SHORT_TITLES[main_score(rows)]} over log size, {span}"
             if mean is not None
             else "no curve: runs at fewer than two of the square sizes"
         )
@@ -137,34 +148,36 @@ def _accuracy_table(rows: list[Row], models: list[str]) -> str:
     cells = {(row.size, row.model): row for row in rows}
     sizes = sorted({row.size for row in rows}, key=lambda size: (size[0] != size[1], size[0] * size[1], size))
     head = "".join(f"<th>{_swatch(index)}{escape(model)}</th>" for index, model in enumerate(models))
+    second = next((name for name in score_names(rows) if name in SECOND_TITLES), "")
     lines = []
     for size in sizes:
         present = [cells[size, model] for model in models if (size, model) in cells]
-        best = max((row.top1 for row in present if row.top1 is not None), default=None)
-        line = "".join(_accuracy_cell(cells.get((size, model)), best if len(models) > 1 else None) for model in models)
+        best = max((row.score for row in present if row.score is not None), default=None)
+        marked = best if len(models) > 1 else None
+        line = "".join(_accuracy_cell(cells.get((size, model)), marked, second) for model in models)
         shape = "" if size[0] == size[1] else f" <small>{aspect_name(*size)}</small>"
         lines.append(f"<tr><th scope='row'>{size_name(*size)}{shape}</th>{line}</tr>")
-    notes = dict.fromkeys(f"{row.model} at {size_name(*row.size)}: {row.note}" for row in rows if row.top1 is None)
+    notes = dict.fromkeys(f"{row.model} at {size_name(*row.size)}: {row.note}" for row in rows if row.score is None)
     remark = f"<p class='note'>– not possible. {escape('; '.join(notes))}</p>" if notes else ""
-    top5 = "<span class='wide'> (top-5 in brackets)</span>" if any(row.top5 is not None for row in rows) else ""
+    brackets = f"<span class='wide'> ({SECOND_TITLES[second]} in brackets)</span>" if second else ""
     return (
         f"<div class='scroll'><table><thead><tr><th>size (px)</th>{head}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table></div>"
-        f"<p class='note'>Top-1 accuracy in percent{top5}. ● trained at this size, ○ never seen in training. "
-        f"Non-square sizes are height×width, ratios width:height.</p>{remark}"
+        f"<p class='note'>{TITLES[main_score(rows)]} in percent{brackets}. ● trained at this size, ○ never seen in "
+        f"training. Non-square sizes are height×width, ratios width:height.</p>{remark}"
     )
 
 
-def _accuracy_cell(row: Row | None, best: float | None) -> str:
+def _accuracy_cell(row: Row | None, best: float | None, second: str) -> str:
     if row is None:
         return "<td></td>"
-    if row.top1 is None:
+    if row.score is None:
         return f"<td title='{escape(row.note, quote=True)}'>–</td>"
-    value = f"{row.top1:.1f}"
-    if row.top1 == best:
+    value = f"{row.score:.1f}"
+    if row.score == best:
         value = f"<b>{value}</b>"
-    top5 = f" <small>({row.top5:.1f})</small>" if row.top5 is not None else ""
-    return f"<td>{value}{top5} <span class='dot'>{'●' if row.trained else '○'}</span></td>"
+    other = f" <small>({row.scores[second]:.1f})</small>" if second in row.scores else ""
+    return f"<td>{value}{other} <span class='dot'>{'●' if row.trained else '○'}</span></td>"
 
 
 def _cost_table(rows: list[Row], models: list[str]) -> str:
@@ -233,9 +246,9 @@ def _fine_print(page: Page, models: list[str]) -> str:
     items = []
     if sides:
         items.append(
-            f"<b>Mean over log size</b>: area under the curve of top-1 over log<sub>2</sub>(side), trapezoids, "
-            f"divided by the width of the range; over the square sizes {', '.join(map(str, sides))} px, "
-            "at which all curves have a value."
+            f"<b>Mean over log size</b>: area under the curve of {SHORT_TITLES[main_score(rows)]} over "
+            f"log<sub>2</sub>(side), trapezoids, divided by the width of the range; over the square "
+            f"sizes {', '.join(map(str, sides))} px, at which all curves have a value."
         )
     ways = dict.fromkeys(page.preparation.values())
     for way in ways:
@@ -277,7 +290,7 @@ def _describe_curves(rows: list[Row], models: list[str]) -> str:
     parts = []
     for model in models:
         points = sorted(
-            (row.height, row.top1) for row in rows if row.model == model and row.square and row.top1 is not None
+            (row.height, row.score) for row in rows if row.model == model and row.square and row.score is not None
         )
         parts.append(f"{model}: " + ", ".join(f"{value:.1f} % at {side}" for side, value in points))
     return ". ".join(parts)

@@ -24,17 +24,22 @@ class Measured:
     bad_images: tuple[str, ...] = ()  # "name: reason" of those skipped because they could not be read
 
 
+TITLES = {"top1": "Top-1 accuracy", "miou": "mIoU", "ap": "Box AP"}
+"""What the main scores are called in pictures and reports."""
+SHORT_TITLES = {"top1": "top-1", "miou": "mIoU", "ap": "box AP"}
+SECOND_TITLES = {"top5": "top-5", "pixel_accuracy": "pixel accuracy", "ap50": "AP50"}
+"""Scores that tables put in brackets behind the main one."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """One model at one size. `top1` is None where the model cannot run; `note` then says why."""
+    """One model at one size. `scores` is empty where the model cannot run; `note` then says why."""
 
     model: str
     height: int
     width: int
     trained: bool  # one of the sizes that the model was trained at
-    top1: float | None  # percent
-    top5: float | None  # percent; None with five classes or fewer
-    loss: float | None  # mean cross-entropy, nats
+    scores: dict[str, float]  # as in `Measured`
     count: int  # images evaluated
     bad: int  # images skipped because they could not be read
     gflops: float | None  # per image; 2 × multiply-adds
@@ -43,6 +48,11 @@ class Row:
     latency_ms: float | None  # median, one image alone
     peak_memory_mb: float | None  # weights + input + activations of one batch, 10^6 bytes
     note: str = ""
+
+    @property
+    def score(self) -> float | None:
+        """The main score in percent; None where the model cannot run."""
+        return next(iter(self.scores.values()), None)
 
     @property
     def size(self) -> Size:
@@ -60,14 +70,32 @@ class Row:
         return math.sqrt(self.height * self.width)
 
 
+_FIRST, _LAST = (
+    [field.name for field in part]
+    for part in (fields(Row)[:4], fields(Row)[5:])  # before and behind `scores`
+)
+
+
+def score_names(rows: list[Row]) -> list[str]:
+    """Names of all scores, the main one first."""
+    return list(dict.fromkeys(name for row in rows for name in row.scores))
+
+
+def main_score(rows: list[Row]) -> str:
+    """Name of the main score; that of classification where no model could run."""
+    return next(iter(score_names(rows)), "top1")
+
+
 def write_csv(rows: list[Row], path: str | Path) -> None:
-    """Write the rows as a table: one column for each field of `Row`, an empty cell for None, every digit kept."""
+    """Write the rows as a table: a column for each field of `Row` and each score, an empty cell for None, every digit
+    kept."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    names = [field.name for field in fields(Row)]
-    writer.writerow(names)
+    names = score_names(rows)
+    writer.writerow([*_FIRST, *names, *_LAST])
     for row in rows:
-        writer.writerow([_to_cell(getattr(row, name)) for name in names])
+        values = [*(getattr(row, name) for name in _FIRST), *map(row.scores.get, names)]
+        writer.writerow([_to_cell(value) for value in [*values, *(getattr(row, name) for name in _LAST)]])
     with atomic_write(path) as temporary:
         temporary.write_text(buffer.getvalue(), encoding="utf-8")
 
@@ -76,9 +104,11 @@ def read_csv(path: str | Path) -> list[Row]:
     """Read what `write_csv` wrote, digit for digit. Raises UserError for a table of another kind."""
     with Path(path).open(newline="", encoding="utf-8") as handle:
         table = csv.DictReader(handle)
-        names = [field.name for field in fields(Row)]
-        if table.fieldnames != names:
-            raise UserError(f"{path} is not a sweep table: its first line must be {','.join(names)}")
+        names = list(table.fieldnames or [])
+        if names[: len(_FIRST)] != _FIRST or names[-len(_LAST) :] != _LAST:
+            raise UserError(
+                f"{path} is not a sweep table: its first line must be {','.join(_FIRST)},SCORES,{','.join(_LAST)}"
+            )
         return [row_from_cells(cells) for cells in table]
 
 
@@ -86,8 +116,11 @@ def row_from_cells(cells: dict[str, str]) -> Row:
     """Build a row from text cells, as the table has them."""
     integers, optional_integers, texts = {"height", "width", "count", "bad"}, {"params"}, {"model", "note"}
     values: dict[str, object] = {}
+    scores: dict[str, float] = {}
     for name, cell in cells.items():
-        if name in texts:
+        if name not in _FIRST and name not in _LAST:
+            scores |= {name: float(cell)} if cell else {}
+        elif name in texts:
             values[name] = cell
         elif name == "trained":
             values[name] = cell == "yes"
@@ -95,7 +128,7 @@ def row_from_cells(cells: dict[str, str]) -> Row:
             values[name] = int(cell)
         else:
             values[name] = float(cell) if cell else None
-    return Row(**values)  # type: ignore[arg-type]
+    return Row(**values, scores=scores)  # type: ignore[arg-type]
 
 
 def _to_cell(value: object) -> str:
@@ -128,8 +161,8 @@ def areas(rows: list[Row]) -> tuple[dict[str, float | None], list[int]]:
     """
     curves: dict[str, dict[int, float]] = {row.model: {} for row in rows}
     for row in rows:
-        if row.square and row.top1 is not None:
-            curves[row.model][row.height] = row.top1
+        if row.square and row.score is not None:
+            curves[row.model][row.height] = row.score
     compared = {model: curve for model, curve in curves.items() if len(curve) >= 2}
     common = sorted(set.intersection(*(set(curve) for curve in compared.values()))) if compared else []
     if len(common) < 2:
@@ -152,7 +185,7 @@ def find(rows: list[Row], train_sizes: dict[str, list[Size]]) -> Finding:
     """Say what the numbers show, whichever model they favour.
 
     A gap counts as clear when it exceeds two standard errors of an accuracy on this many images (binomial), a
-    cautious bound, since all models saw the same images.
+    cautious bound, since all models saw the same images; for scores that are no share of images, one point.
     """
     models = list(dict.fromkeys(row.model for row in rows))
     means, sides = areas(rows)
@@ -163,10 +196,10 @@ def find(rows: list[Row], train_sizes: dict[str, list[Size]]) -> Finding:
     order = sorted(scored, key=lambda model: -scored[model])
     lead = order[0]
     curves = {
-        model: {row.height: row.top1 for row in rows if row.model == model and row.square and row.top1 is not None}
+        model: {row.height: row.score for row in rows if row.model == model and row.square and row.score is not None}
         for model in scored
     }
-    count = max(1, min(row.count for row in rows if row.top1 is not None))
+    count = max(1, min(row.count for row in rows if row.score is not None))
     details: list[str] = []
     if len(order) == 1:
         curve = curves[lead]
@@ -177,14 +210,19 @@ def find(rows: list[Row], train_sizes: dict[str, list[Size]]) -> Finding:
         )
     else:
         rival = _rival(lead, order, train_sizes)
-        noise = _noise(scored[lead], count)
+        binomial = main_score(rows) == "top1"
+        noise = _noise(scored[lead], count) if binomial else 1.0
         headline = _headline(lead, rival, scored, train_sizes, span, noise)
-        details += _compare(lead, rival, curves, sides, count)
+        details += _compare(lead, rival, curves, sides, count if binomial else None)
         details += [f"{model} averages {scored[model]:.1f} %." for model in order if model not in (lead, rival)]
-        details.append(f"With {count:,} images, a difference below about {noise:.1f} points is within the noise.")
+        details.append(
+            f"With {count:,} images, a difference below about {noise:.1f} points is within the noise."
+            if binomial
+            else "A difference below one point is taken for noise; the spread of this score was not measured."
+        )
     details += _at_training_sizes(order, curves, train_sizes)
     for model in models:
-        refused = [row for row in rows if row.model == model and row.top1 is None]
+        refused = [row for row in rows if row.model == model and row.score is None]
         if refused:
             details.append(
                 f"{model} could not run at {len(refused)} of {sum(row.model == model for row in rows)} sizes."
@@ -196,14 +234,14 @@ def _find_without_curves(rows: list[Row], models: list[str]) -> Finding:
     parts = []
     for model in models:
         best = max(
-            (row for row in rows if row.model == model and row.top1 is not None),
-            key=lambda row: row.top1 or 0.0,
+            (row for row in rows if row.model == model and row.score is not None),
+            key=lambda row: row.score or 0.0,
             default=None,
         )
         parts.append(
             f"{model} ran at none of the sizes"
             if best is None
-            else f"{model} scores {best.top1:.1f} % at {best.height}×{best.width} px"
+            else f"{model} scores {best.score:.1f} % at {best.height}×{best.width} px"
         )
     return Finding(
         "; ".join(parts) + ".",
@@ -238,7 +276,9 @@ def _headline(
     return f"From {span}, {lead} averages {ours}, ahead of {rival} with {theirs}."
 
 
-def _compare(lead: str, rival: str, curves: dict[str, dict[int, float]], sides: list[int], count: int) -> list[str]:
+def _compare(
+    lead: str, rival: str, curves: dict[str, dict[int, float]], sides: list[int], count: int | None
+) -> list[str]:
     gaps = {side: curves[lead][side] - curves[rival][side] for side in sides}
     widest = max(gaps, key=lambda side: gaps[side])
     sentences = []
@@ -249,7 +289,8 @@ def _compare(lead: str, rival: str, curves: dict[str, dict[int, float]], sides: 
     behind = [side for side in sides if gaps[side] < 0]
     if behind:
         worst = min(behind, key=lambda side: gaps[side])
-        clear = "" if -gaps[worst] > _noise(curves[lead][worst], count) else " (within the noise)"
+        noise = 1.0 if count is None else _noise(curves[lead][worst], count)
+        clear = "" if -gaps[worst] > noise else " (within the noise)"
         where = f"at {worst} px" if len(behind) == 1 else f"at {len(behind)} of {len(sides)} sizes, most at {worst} px"
         sentences.append(
             f"{rival} is ahead {where}: {curves[rival][worst]:.1f} % against {curves[lead][worst]:.1f} %{clear}."

@@ -202,19 +202,18 @@ def _measure(
 ) -> tuple[Row, tuple[str, ...]]:
     """One row, and the images that were skipped ("name: reason")."""
     params = sum(parameter.numel() for parameter in model.parameters())
-    row = Row(name, *size, size in train_sizes(model), None, None, None, 0, 0, None, params, None, None, None)
+    row = Row(name, *size, size in train_sizes(model), {}, 0, 0, None, params, None, None, None)
     try:
         _try_size(model.to(device).eval(), size, device)
-        accuracy = evaluate(model, source, size, batch_size, device, precision, workers=workers)
+        measured = evaluate(model, source, size, batch_size, device, precision, workers=workers)
     except _RefusedSizeError as error:
         return dataclasses.replace(row, note=str(error)), ()
     except torch.OutOfMemoryError:
         if process()[1] > 1:  # the others wait for this process' counts
             raise
         return dataclasses.replace(row, note=f"out of memory in batches of {batch_size}"), ()
-    row = dataclasses.replace(
-        row, top1=accuracy.top1, top5=accuracy.top5, loss=accuracy.loss, count=accuracy.count, bad=accuracy.bad
-    )
+    bad = measured.bad_images
+    row = dataclasses.replace(row, scores=measured.scores, count=measured.count, bad=len(bad))
     if cost_settings is not None:
         try:
             cost = measure_cost(model, size, cost_settings[0], device, precision, cost_settings[1])
@@ -227,7 +226,7 @@ def _measure(
             )
         except torch.OutOfMemoryError:
             row = dataclasses.replace(row, note=f"cost: out of memory in batches of {cost_settings[0]}")
-    return row, accuracy.bad_images
+    return row, bad
 
 
 class _RefusedSizeError(Exception):

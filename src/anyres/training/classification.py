@@ -54,7 +54,7 @@ class Classification(Task):
         self, model: Any, source: Source, size: Size, device: torch.device, precision: str
     ) -> dict[str, float]:
         measured = evaluate(model, source, size, self.config.eval_batch_size, device, precision)
-        return {"acc1": measured.top1, "val_loss": measured.loss}
+        return {"acc1": measured.scores["top1"], "val_loss": measured.scores["loss"]}
 
     def facts(self, source: Source) -> dict[str, Any]:
         return {"crop_pct": self.config.crop_pct or source.crop_pct}
