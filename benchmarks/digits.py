@@ -105,7 +105,7 @@ def run(system: str, multi: bool, seed: int, epochs: int, output: Path) -> dict[
     finished = train(load_config("digits", **options))
     assert finished.status == "finished", finished.status
     network, source = load_pretrained(folder / "last_ema"), open_source("digits", "val")
-    top1 = {size: evaluate(network, source, (size, size), batch_size=120).top1 for size in TEST}
+    top1 = {size: evaluate(network, source, (size, size), batch_size=120).scores["top1"] for size in TEST}
     result = {"system": system, "model": model, "multi": multi, "seed": seed, "top1": top1}
     record.write_text(json.dumps(result))
     return result

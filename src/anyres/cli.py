@@ -84,7 +84,8 @@ def _train_options() -> dict[str, tuple[Any, Any, str]]:
     import dataclasses
     from typing import get_type_hints
 
-    from anyres.training.config import TrainConfig, field_help
+    from anyres.training.config import TrainConfig
+    from anyres.training.recipe import field_help
 
     hints, helps = get_type_hints(TrainConfig), field_help()
     found = {}
@@ -409,7 +410,7 @@ def _number(value: float | None) -> str:
 
 def _progress(row: Row, done: int, total: int) -> None:
     size = f"{row.height}x{row.width}"
-    result = f"{row.top1:.1f} %" if row.top1 is not None else row.note
+    result = f"{row.score:.1f} %" if row.score is not None else row.note
     print(f"[{done}/{total}] {row.model} at {size}: {result}", file=sys.stderr)
 
 
@@ -422,7 +423,7 @@ def _print_sweep(rows: list[Row]) -> None:
     table = []
     for (height, width), found in by_size.items():
         cells = [
-            "–" if row is None or row.top1 is None else f"{row.top1:.1f}{'*' if row.trained else ' '}"
+            "–" if row is None or row.score is None else f"{row.score:.1f}{'*' if row.trained else ' '}"
             for row in map(found.get, names)
         ]
         table.append([str(height) if height == width else f"{height}x{width}", *cells])

@@ -10,7 +10,8 @@ import yaml
 
 from anyres.errors import UserError
 from anyres.registry import list_models
-from anyres.training.config import RECIPES, TrainConfig, field_help, list_recipes, load_config
+from anyres.training.config import CONFIGS
+from anyres.training.recipe import RECIPES, field_help, list_recipes, load_config
 
 
 def test_text_from_yaml_and_command_lines_becomes_the_option_type() -> None:
@@ -64,10 +65,19 @@ def test_recipe_files_with_mistakes(tmp_path: Path) -> None:
             load_config(tmp_path / "bad.yaml")
 
 
-def test_every_option_has_a_help_line() -> None:
-    texts = field_help()
-    assert texts.keys() == {field.name for field in dataclasses.fields(TrainConfig)}
+@pytest.mark.parametrize("task", CONFIGS)
+def test_every_option_has_a_help_line(task: str) -> None:
+    texts = field_help(task)
+    assert texts.keys() == {field.name for field in dataclasses.fields(CONFIGS[task])}
     assert all(text.endswith(".") and "\n" not in text and len(text) > 10 for text in texts.values())
+    assert CONFIGS[task]().task == task
+
+
+def test_a_recipe_of_another_task_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(load_config(task="segmentation").to_dict()))
+    assert load_config(tmp_path / "config.yaml", "segmentation") == load_config(task="segmentation")
+    with pytest.raises(UserError, match="for segmentation, not for classification"):
+        load_config(tmp_path / "config.yaml")
 
 
 def test_a_saved_config_is_a_recipe(tmp_path: Path) -> None:

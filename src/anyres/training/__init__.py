@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anyres.training.config import TrainConfig, list_recipes, load_config
+from anyres.training.config import TrainConfig
+from anyres.training.recipe import list_recipes, load_config
 
 if TYPE_CHECKING:
     from anyres.training.loop import RunResult, train

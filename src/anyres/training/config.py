@@ -1,26 +1,15 @@
 # ruff: noqa: RUF009  (`option` makes a dataclass field; nothing mutable is shared)
-"""Everything a training run can be told, one flat dataclass for each task, and the reading of recipe files into it.
-
-The help text of an option stands beside it; `field_help()` gives them all to the command line.
-"""
+"""Everything a training run can be told: one flat dataclass for each task. An option's help text stands beside it."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import types
 import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin
-
-import yaml
+from typing import Any, ClassVar, Literal
 
 from anyres.errors import UserError
-
-RECIPES = Path(__file__).parent / "recipes"
+from anyres.training.values import convert
 
 
 def option(default: Any, text: str) -> Any:
@@ -28,6 +17,34 @@ def option(default: Any, text: str) -> Any:
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata={"help": text})
     return dataclasses.field(default=default, metadata={"help": text})
+
+
+_RULES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
+    "at least 1": (
+        lambda value: value >= 1,
+        "epochs batch_size accumulation repeats eval_every eval_batch_size window keep log_every save_every_steps "
+        "early_stop epoch_size longest frames",
+    ),
+    "at least 0": (
+        lambda value: value >= 0,
+        "workers seed weight_decay warmup_epochs warmup_lr min_lr mixup cutmix save_every_minutes color_jitter "
+        "distillation_alpha sparsify",
+    ),
+    "between 0 and 1": (
+        lambda value: 0 <= value <= 1,
+        "hflip erasing mix_prob switch_prob teacher_alpha max_bad_fraction",
+    ),
+    "at least 0 and below 1": (lambda value: 0 <= value < 1, "drop_path smoothing ema_decay"),
+    "above 0": (
+        lambda value: value > 0,
+        "lr base_lr layer_decay clip_grad teacher_tau time_limit head_lr scale_base stride",
+    ),
+    "above 0 and at most 1": (lambda value: 0 < value <= 1, "fraction crop_pct"),
+    "two rising numbers above 0": (
+        lambda value: len(value) == 2 and 0 < value[0] <= value[1],
+        "crop_scale crop_ratio scale",
+    ),
+}
 
 
 @dataclass
@@ -130,7 +147,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            setattr(self, field.name, _convert(field.name, getattr(self, field.name), hints[field.name]))
+            setattr(self, field.name, convert(field.name, getattr(self, field.name), hints[field.name]))
         self.check()
 
     def check(self) -> None:
@@ -228,151 +245,118 @@ class TrainConfig(LabelConfig):
             raise UserError("sparsify has its own teacher, the unpruned model; leave teacher out")
 
 
-CONFIGS: dict[str, type[RunConfig]] = {config.task: config for config in (TrainConfig,)}
-"""Options by task."""
+@dataclass
+class DenseConfig(RunConfig):
+    """Options of runs with a head on a dense backbone."""
+
+    head_args: dict[str, Any] = option({}, "Further arguments of the head, such as {channels: 128}.")
+    head_lr: float = option(1.0, "Learning rate factor of the head.")
+    batch_norm: Literal["train", "sync", "frozen"] = option(
+        "train", "Batch norms: statistics of a process' own images, of all processes' (GPUs), or those of init_from."
+    )
 
 
-def field_help(task: str = "classification") -> dict[str, str]:
-    """Help text by option name."""
-    return {field.name: field.metadata["help"] for field in dataclasses.fields(CONFIGS[task])}
+@dataclass
+class SegmentConfig(DenseConfig):
+    """Options of a segmentation run; defaults are those of UPerNet on ADE20K in 160k steps of 16 images."""
+
+    task: ClassVar[str] = "segmentation"
+
+    head: Literal["upernet", "semantic_fpn", "segformer"] = option("upernet", "Head on the backbone.")
+    model: str = option("resformer_small", "Backbone, a name from `anyres models`.")
+    data: str = option("digits", "Training data: digits, a folder in ADE20K's layout, or hf:NAME.")
+    reduce_zero_label: bool | None = option(None, "Label 0 is ignored and the others move down (ADE20K: true).")
+    sizes: list[int | str] = option([512], "Training crops in pixels, each a side or HEIGHTxWIDTH.")
+    distillation: Literal["none", "smooth-l1", "l2", "cosine", "kl"] = option(
+        "none", "Scale consistency: how a replica is compared with the next larger one."
+    )
+    distillation_target: Literal["gap"] = option("gap", "Scale consistency compares the mean of the last map.")
+    epochs: int = option(127, "Passes over the training images.")
+    batch_size: int = option(16, "Images per optimiser step, over all processes and accumulated passes together.")
+    lr: float | None = option(6e-5, "Peak learning rate.")
+    weight_decay: float = option(0.01, "Weight decay; not for biases, norms and the model's no_weight_decay().")
+    decay: Literal["cosine", "linear", "poly", "step"] = option(
+        "linear", "How the learning rate falls; poly has the power 0.9, step is 0.1 at each of `drops`."
+    )
+    warmup_epochs: float = option(1.2, "Epochs of linear warm-up.")
+    warmup_lr: float = option(1e-6, "Learning rate at the start of the warm-up (not scaled).")
+    min_lr: float = option(0.0, "Learning rate at the end (not scaled).")
+    interpolation: str = option("bilinear", "Interpolation of resizes, in training and validation.")
+    scale: list[float] = option([0.5, 2.0], "Random scale of the image, 1 being the size of the test.")
+    scale_base: int | None = option(None, "Short side in pixels that scale 1 means; otherwise the crop's short side.")
+    photometric: bool = option(True, "Random brightness, contrast, saturation and hue.")
+    longest: float = option(4.0, "Test: largest ratio of the long side to the short one; longer images get smaller.")
+    eval_every: int = option(10, "Epochs between validations at all training sizes; the last one always validates.")
+    eval_batch_size: int = option(1, "Images per process and pass in validation.")
 
 
-def list_recipes(task: str = "classification") -> list[str]:
-    """Names of the recipes for a task that come with the package."""
-    return sorted(path.stem for path in (RECIPES / task).glob("*.yaml"))
+@dataclass
+class DetectConfig(DenseConfig):
+    """Options of a detection run; defaults are those of Mask R-CNN on COCO in 12 epochs ("1x") of 16 images."""
+
+    task: ClassVar[str] = "detection"
+
+    head: Literal["retinanet", "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "cascade_rcnn", "cascade_mask_rcnn"] = (
+        option("mask_rcnn", "Detector on the backbone.")
+    )
+    model: str = option("resformer_small", "Backbone, a name from `anyres models`.")
+    data: str = option("digits", "Training data: digits, or a folder in COCO's layout.")
+    sizes: list[int | str] = option([800], "Training sizes in pixels: short sides, or boxes HEIGHTxWIDTH.")
+    distillation: Literal["none", "smooth-l1", "l2", "cosine", "kl"] = option(
+        "none", "Scale consistency: how a replica is compared with the next larger one."
+    )
+    distillation_target: Literal["gap"] = option("gap", "Scale consistency compares the mean of the last map.")
+    epochs: int = option(12, "Passes over the training images.")
+    batch_size: int = option(16, "Images per optimiser step, over all processes and accumulated passes together.")
+    lr: float | None = option(1e-4, "Peak learning rate.")
+    decay: Literal["cosine", "linear", "poly", "step"] = option(
+        "step", "How the learning rate falls; poly has the power 0.9, step is 0.1 at each of `drops`."
+    )
+    drops: list[float] = option([8, 11], "decay=step: epochs after which the learning rate is a tenth.")
+    warmup_epochs: float = option(0.07, "Epochs of linear warm-up.")
+    warmup_lr: float = option(1e-7, "Learning rate at the start of the warm-up (not scaled).")
+    interpolation: str = option("bilinear", "Interpolation of resizes, in training and validation.")
+    multi_scale: bool = option(False, "Random short sides and crops (the 3x schedules' recipe), within each size.")
+    jitter: list[float] = option([], "Large-scale jitter: range of the random scale, such as 0.1,2.0.")
+    longest: float = option(1333 / 800, "Largest ratio of the long side to the short one; longer images get smaller.")
+    keep_empty: bool = option(False, "Train on images without objects, too.")
+    eval_batch_size: int = option(1, "Images per process and pass in validation.")
+
+    @property
+    def unused_parameters(self) -> bool:
+        return True  # a step without a positive proposal leaves the mask head alone
 
 
-def read_recipe(name: str | Path, task: str = "classification") -> dict[str, Any]:
-    """Options of a recipe, by its name or by the path of a YAML file (such as a run's config.yaml).
+@dataclass
+class VideoConfig(LabelConfig):
+    """Options of a video run; defaults are those of ResFormer in TimeSformer where the paper has any."""
 
-    Raises:
-        UserError: no such recipe, a file that is not a YAML mapping, an unknown option, or a recipe of another task.
-    """
-    path = Path(name)
-    if path.suffix not in (".yaml", ".yml"):
-        path = RECIPES / task / f"{name}.yaml"
-        if not path.is_file():
-            raise UserError(f"recipe {str(name)!r} does not exist{did_you_mean(str(name), list_recipes(task))}")
-    try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"recipe file {path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = getattr(error, "problem_mark", None)
-        raise UserError(f"{path} is not valid YAML{f' (line {place.line + 1})' if place else ''}") from None
-    if not isinstance(options, dict):
-        raise UserError(f"{path} must hold options as `name: value` lines")
-    found = options.pop("task", task)
-    if found != task:
-        raise UserError(f"{path} is a recipe for {found}, not for {task}; choose the command of its task")
-    check_names(options, task, where=str(path))
-    return options
+    task: ClassVar[str] = "video"
 
-
-def load_config(
-    recipe: str | Path | Mapping[str, Any] | None = None, task: str = "classification", **overrides: Any
-) -> Any:
-    """The options of a recipe (name, path or mapping), changed by `overrides`: those of `CONFIGS[task]`."""
-    options = dict(recipe) if isinstance(recipe, Mapping) else read_recipe(recipe, task) if recipe is not None else {}
-    options.update(overrides)
-    check_names(options, task)
-    return CONFIGS[task](**options)
+    model: str = option("resformer_base", "A plain backbone (divided space-time attention) or a video network.")
+    data: str = option("digits", "Training data: digits, or a folder in Kinetics' layout (CLASS folders or CSV).")
+    frames: int = option(8, "Frames of a clip.")
+    stride: float = option(32.0, "Source frames (at 30 a second) from one frame of a clip to the next.")
+    epochs: int = option(15, "Passes over the training clips.")
+    batch_size: int = option(64, "Clips per optimiser step, over all processes and accumulated passes together.")
+    optimizer: str = option("sgd", "Optimiser, a name of timm.optim.")
+    lr: float | None = option(5e-3, "Peak learning rate.")
+    weight_decay: float = option(1e-4, "Weight decay; not for biases, norms and the model's no_weight_decay().")
+    decay: Literal["cosine", "linear", "poly", "step"] = option(
+        "step", "How the learning rate falls; poly has the power 0.9, step is 0.1 at each of `drops`."
+    )
+    drops: list[float] = option([11, 14], "decay=step: epochs after which the learning rate is a tenth.")
+    warmup_epochs: float = option(0.0, "Epochs of linear warm-up.")
+    interpolation: str = option("bilinear", "Interpolation of resizes, in training and validation.")
+    mixup: float = option(0.0, "Mixup alpha; 0 switches it off.")
+    cutmix: float = option(0.0, "CutMix alpha; 0 switches it off.")
+    smoothing: float = option(0.0, "Label smoothing.")
+    auto_augment: str | None = option(None, "timm's RandAugment/AutoAugment policy, the same for all frames.")
+    erasing: float = option(0.0, "Probability of random erasing.")
+    eval_batch_size: int = option(16, "Clips per process and pass in validation.")
 
 
-def check_names(options: Mapping[str, Any], task: str = "classification", where: str = "") -> None:
-    """Raise `UserError` for the first option that does not exist, with the nearest that does."""
-    known = field_help(task)
-    for name in options:
-        if name not in known:
-            prefix = f"{where}: " if where else ""
-            raise UserError(f"{prefix}option {name!r} does not exist{did_you_mean(str(name), list(known))}")
-
-
-def did_you_mean(word: str, words: list[str]) -> str:
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(words)}"
-
-
-_RULES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
-    "at least 1": (
-        lambda value: value >= 1,
-        "epochs batch_size accumulation repeats eval_every eval_batch_size window keep log_every save_every_steps "
-        "early_stop epoch_size",
-    ),
-    "at least 0": (
-        lambda value: value >= 0,
-        "workers seed weight_decay warmup_epochs warmup_lr min_lr mixup cutmix save_every_minutes color_jitter "
-        "distillation_alpha sparsify",
-    ),
-    "between 0 and 1": (
-        lambda value: 0 <= value <= 1,
-        "hflip erasing mix_prob switch_prob teacher_alpha max_bad_fraction",
-    ),
-    "at least 0 and below 1": (lambda value: 0 <= value < 1, "drop_path smoothing ema_decay"),
-    "above 0": (lambda value: value > 0, "lr base_lr layer_decay clip_grad teacher_tau time_limit"),
-    "above 0 and at most 1": (lambda value: 0 < value <= 1, "fraction crop_pct"),
-    "two rising numbers above 0": (lambda value: len(value) == 2 and 0 < value[0] <= value[1], "crop_scale crop_ratio"),
+CONFIGS: dict[str, type[RunConfig]] = {
+    config.task: config for config in (TrainConfig, SegmentConfig, DetectConfig, VideoConfig)
 }
-
-
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type of its option. Text that means a number is taken as one: YAML reads 1e-5 as text."""
-    try:
-        return _as_type(value, hint)
-    except (TypeError, ValueError, OverflowError):
-        if get_origin(hint) is Literal:
-            choices = [str(choice) for choice in get_args(hint)]
-            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(choices)}") from None
-        raise UserError(f"{name} is {value!r}; it must be {_type_words(hint)}") from None
-
-
-def _as_type(value: Any, hint: Any) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is types.UnionType:
-        for choice in sorted(arguments, key=lambda choice: choice is not types.NoneType):
-            try:
-                return _as_type(value, choice)
-            except (TypeError, ValueError):
-                continue
-        raise TypeError
-    if origin is Literal:
-        if value in arguments:
-            return value
-        # `distillation: none` or `resume: no` in YAML may arrive as None or False.
-        words = {None: "none", False: "no", True: "yes"}
-        if isinstance(value, bool | None) and words[value] in arguments:
-            return words[value]
-        raise ValueError
-    if origin is list:
-        items = value if isinstance(value, list | tuple) else str(value).split(",")
-        return [_as_type(item, arguments[0]) for item in items]
-    if origin is dict:
-        return dict(value)
-    if hint is types.NoneType:
-        if value is None or value == "none":
-            return None
-        raise TypeError
-    if hint is bool or isinstance(value, bool):
-        if hint is bool and isinstance(value, bool):
-            return value
-        raise TypeError
-    if hint is str:
-        if isinstance(value, str | Path):
-            return str(value)
-        raise TypeError
-    if hint is int and isinstance(value, float) and value != int(value):
-        raise ValueError
-    number = hint(value)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def _type_words(hint: Any) -> str:
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "none"}
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is types.UnionType:
-        return " or ".join(_type_words(choice) for choice in arguments)
-    if origin is list:
-        return f"a list of values, each {_type_words(arguments[0])}"
-    return words.get(hint, "`name: value` pairs")
+"""Options by task."""
