@@ -77,7 +77,7 @@ def run(system: str, multi: bool, seed: int, epochs: int, output: Path) -> dict[
 
     from anyres.data import open_source
     from anyres.evaluation import evaluate
-    from anyres.registry import load_pretrained
+    from anyres.tasks import load_pretrained
     from anyres.training import load_config, train
 
     torch.set_num_threads(1)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from anyres.backbone import Backbone
     from anyres.checkpoints import LoadReport, load_checkpoint
     from anyres.errors import UserError
-    from anyres.registry import create_model, list_models, load_pretrained, model_info
+    from anyres.registry import create_model, list_models, model_info
+    from anyres.tasks import load_pretrained
 
 _HOMES = {
     "Backbone": "backbone",
@@ -25,7 +26,7 @@ _HOMES = {
     "UserError": "errors",
     "create_model": "registry",
     "list_models": "registry",
-    "load_pretrained": "registry",
+    "load_pretrained": "tasks",
     "model_info": "registry",
 }
 

@@ -32,8 +32,10 @@ def parse(
     """The chosen command and its keyword arguments.
 
     A parameter without a default is positional; a `list` one takes several values; keyword-only ones are options.
-    Options may be written `--batch-size 8`, `--batch_size=8` or `batch_size=8`. Errors: UserError with one sentence.
+    Options may be written `--batch-size 8`, `--batch_size=8` or `batch_size=8`. A command may have two words, such as
+    `segment train`. Errors: UserError with one sentence.
     """
+    arguments = _join_words(arguments, list(commands))
     parser = _Parser(prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -58,6 +60,24 @@ def parse(
         parser.print_help()
         raise SystemExit(0)
     return commands[chosen], values
+
+
+def _join_words(arguments: Sequence[str], commands: list[str]) -> list[str]:
+    """The words of a command of two words as one argument; a first word alone lists what may follow it."""
+    words = [word for word in arguments if not word.startswith("-")]
+    group = [command for command in commands if words and command.startswith(f"{words[0]} ")]
+    if not group:
+        return list(arguments)
+    name = " ".join(words[:2])
+    if name not in group:
+        known = ", ".join(group)
+        if len(words) < 2:
+            raise UserError(f"{words[0]} is not a whole command; there are {known}.")
+        raise UserError(f"There is no command {name!r}{_near(name, group)}; there are {known}.")
+    rest = list(arguments)
+    rest.remove(words[0])
+    rest.remove(words[1])
+    return [name, *rest]
 
 
 def _option_names(parser: argparse.ArgumentParser) -> list[str]:

@@ -54,52 +54,65 @@ def demo(
     _print_files(result.files)
 
 
-def train(model: str | None = None, *, recipe: str | None = None, **options: Any) -> None:
-    """Train a model at several resolutions at once, or continue a run.
+_TRAIN = """
 
     Options come from the recipe, then from the command line. A second start with the same output folder continues the
     run.
 
     Args:
         model: architecture, a name from `anyres models`
-        recipe: name of a recipe that comes with anyres (such as resformer_small), or a YAML file (such as
-            RUN/config.yaml)
-    """
-    from anyres.training import load_config
-    from anyres.training import train as run
-
-    if model is not None:
-        options["model"] = model  # also `--model`, as in a recipe
-    if "model_args" in options:
-        options["model_args"] = _key_values("model_args", options["model_args"])
-    result = run(load_config(recipe, **options))
-    best = f"best accuracy {_number(result.score)} % over the training sizes"
-    print(f"{result.status}: {best}; weights in {result.folder / 'best'}")
-    if result.bad_images:
-        print(f"{len(result.bad_images)} unreadable images were skipped; {result.folder / 'summary.json'} names them.")
+        recipe: name of a recipe that comes with anyres, or a YAML file (such as RUN/config.yaml)
+"""
 
 
-def _train_options() -> dict[str, tuple[Any, Any, str]]:
+def _training_command(task: str, about: str, measure: str) -> Callable[..., None]:
+    """The command that trains for a task; `measure` is what its score is called."""
+
+    def train(model: str | None = None, *, recipe: str | None = None, **options: Any) -> None:
+        from anyres.training import load_config
+        from anyres.training import train as run
+
+        if model is not None:
+            options["model"] = model  # also `--model`, as in a recipe
+        for name in ("model_args", "head_args"):
+            if name in options:
+                options[name] = _key_values(name, options[name])
+        result = run(load_config(recipe, task, **options))
+        best = f"best {measure} {_number(result.score)} % over the training sizes"
+        print(f"{result.status}: {best}; weights in {result.folder / 'best'}")
+        if result.bad_images:
+            print(
+                f"{len(result.bad_images)} unreadable files were skipped; {result.folder / 'summary.json'} names them."
+            )
+
+    train.__doc__ = about + _TRAIN
+    train.more_options = lambda: _train_options(task)  # type: ignore[attr-defined]
+    return train
+
+
+def _train_options(task: str) -> dict[str, tuple[Any, Any, str]]:
     """The options of a recipe, as (type, default, help) by name."""
     import dataclasses
     from typing import get_type_hints
 
-    from anyres.training.config import TrainConfig
+    from anyres.training.config import CONFIGS
     from anyres.training.recipe import field_help
 
-    hints, helps = get_type_hints(TrainConfig), field_help()
+    hints, helps = get_type_hints(CONFIGS[task]), field_help(task)
     found = {}
     # Not from an instance: that would check its values, and load torch for it.
-    for field in dataclasses.fields(TrainConfig):
+    for field in dataclasses.fields(CONFIGS[task]):
         name, text, factory = field.name, helps[field.name], field.default_factory
         default = field.default if factory is dataclasses.MISSING else factory()
         shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
-        note = "" if default in (None, {}, "") or isinstance(default, bool) else f" (default {shown})"
+        note = "" if default in (None, {}, "") or isinstance(default, bool) or not shown else f" (default {shown})"
         found[name] = (hints[name], default, text + note)
     return found
 
 
-train.more_options = _train_options  # type: ignore[attr-defined]
+train = _training_command(
+    "classification", "Train a classifier at several resolutions at once, or continue a run.", "accuracy"
+)
 
 
 def sweep(

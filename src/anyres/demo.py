@@ -49,7 +49,7 @@ def run_demo(
         # Loaded while the networks train: it takes seconds.
         from anyres.data import open_source
         from anyres.evaluation import sweep
-        from anyres.registry import load_pretrained
+        from anyres.tasks import load_pretrained
 
         for name, score in zip(runs, scores, strict=True):
             print(f"      {name}: {score:.1f} % at its training sizes", file=sys.stderr, flush=True)

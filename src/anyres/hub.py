@@ -80,25 +80,37 @@ def split_pretrained_cfg(values: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     }
 
 
+_PIPELINES = {
+    None: "image-classification",
+    "segmentation": "image-segmentation",
+    "detection": "object-detection",
+    "video": "video-classification",
+}
+"""The Hub's name of a task."""
+
+
 def model_card(config: dict[str, Any]) -> str:
     """README.md of the folder: the Hub reads the header, a person the rest."""
     cfg = config.get("pretrained_cfg", {})
     own = config.get("anyres", {})
     sizes = ", ".join("x".join(map(str, size)) for size in own.get("train_sizes", [])) or "not recorded"
     licence = str(cfg.get("license") or "other").lower()
+    task = config.get("task")
+    tag = _PIPELINES[task]
+    library = "timm" if task is None else "anyres"  # timm can build the classifiers alone
+    name = config["architecture"] if task is None else f"{config['backbone']['architecture']} for {task}"
     return f"""---
-library_name: timm
-pipeline_tag: image-classification
+library_name: {library}
+pipeline_tag: {tag}
 license: {licence}
 tags:
-- image-classification
-- timm
-- anyres
+- {tag}
+- {library}
 - multi-resolution
 ---
-# {config["architecture"]}
+# {name}
 
-An image classifier of {config["num_classes"]} classes made with anyres. It takes images of any height and width.
+A network of {config["num_classes"]} classes made with anyres. It takes inputs of any height and width.
 Training sizes: {sizes}.
 
 ```python

@@ -9,7 +9,8 @@ from torch import nn
 from anyres import hub
 from anyres.backbone import Backbone
 from anyres.checkpoints import load_checkpoint
-from anyres.registry import create_model, entries, guess_model, load_pretrained, resolve_name
+from anyres.registry import create_model, entries, guess_model, resolve_name
+from anyres.tasks import load_pretrained
 
 FORMS = (
     "a run folder, a folder written by save_pretrained, hf-hub:OWNER/NAME, a published weights file "
@@ -48,7 +49,7 @@ def open_model(spec: str) -> tuple[str, nn.Module]:
     return name, create_model(spec, pretrained=True).eval()
 
 
-def _from_folder(path: Path) -> tuple[str, Backbone]:
+def _from_folder(path: Path) -> tuple[str, nn.Module]:
     if (path / hub.CONFIG).is_file():
         name = path.parent.name if path.name in ("best", "last") else path.name
         return name, load_pretrained(path)

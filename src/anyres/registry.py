@@ -22,12 +22,12 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from anyres import hub, models
+from anyres import models
 from anyres.backbone import Backbone, Family, Variant, pair
 from anyres.checkpoints import load_checkpoint, pick_state, read_state
 from anyres.errors import UserError
 
-__all__ = ["create_model", "guess_model", "list_models", "load_pretrained", "model_info"]
+__all__ = ["create_model", "guess_model", "list_models", "model_info", "model_of_folder"]
 
 PREFIX = "anyres_"
 _ALWAYS_ON = {"dynamic_img_size", "dynamic_img_pad", "strict_img_size"}
@@ -143,9 +143,8 @@ def create_model(
     return model
 
 
-def load_pretrained(name: str | Path, **overrides: Any) -> Backbone:
-    """A trained model from a folder (RUN/best, `save_pretrained`) or `hf-hub:OWNER/NAME`, in eval mode."""
-    config, state = hub.read_folder(hub.find_folder(name))
+def model_of_folder(config: dict[str, Any], state: dict[str, Tensor], **overrides: Any) -> Backbone:
+    """The registered model of a folder's `config.json` with its weights, in eval mode."""
     architecture = resolve_name(str(config.get("architecture")))
     return entries()[architecture].family.model.from_config(config, state, **overrides)
 

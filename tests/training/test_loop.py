@@ -21,7 +21,7 @@ from torch import Tensor
 from anyres.checkpoints import save_weights
 from anyres.data import open_source
 from anyres.errors import UserError
-from anyres.registry import load_pretrained
+from anyres.tasks import load_pretrained
 from anyres.training import classification, load_config, loop, setup, state, train
 from tests.training.helpers import SMALL, metrics, small_config, train_small, weights
 

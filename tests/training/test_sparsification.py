@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anyres.errors import UserError
-from anyres.registry import load_pretrained
+from anyres.tasks import load_pretrained
 from anyres.training import train
 from anyres.training.sparsification import ratio_loss, token_distillation
 from tests.training.helpers import small_config

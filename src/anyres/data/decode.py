@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 MAX_PIXELS = 64_000_000
+INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 ORIENTATION = 0x0112  # EXIF tag
 UPRIGHT = {
@@ -74,9 +75,24 @@ def load_image(
         return _to_mode(image, in_chans)
 
 
-def _load_file(
-    data: bytes | Path, name: str, in_chans: int, needed: Callable[[int, int], float] | None, max_pixels: int
-) -> Image.Image:
+def load_indices(data: Data, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode the numbers that an image stores, (H, W) integers: the indices of a palette, the values of a grey image of
+    1, 8 or 16 bits. Raises BadImage for whatever is wrong with the file, and for one with colours."""
+    if isinstance(data, BadImage):
+        raise data
+    if isinstance(data, np.ndarray):
+        return data
+    with nullcontext(data) if isinstance(data, Image.Image) else _opened(data, name, max_pixels) as image:
+        if image.mode not in INDEX_MODES:
+            raise BadImage(name, f"it is a picture of mode {image.mode}: one number for each pixel is needed")
+        with _reading(name):
+            indices = np.asarray(image)
+    return indices.astype(np.uint8) if indices.dtype == bool else indices
+
+
+@contextmanager
+def _opened(data: bytes | Path, name: str, max_pixels: int) -> Iterator[Image.Image]:
+    """An image file that is not too large, not decoded yet."""
     with _reading(name):
         handle = BytesIO(data) if isinstance(data, bytes) else data.open("rb")
     with handle:
@@ -86,6 +102,13 @@ def _load_file(
             handle.seek(0)
             image: Image.Image = Image.open(handle, formats=FORMATS)
         _check_pixels(image, name, max_pixels)
+        yield image
+
+
+def _load_file(
+    data: bytes | Path, name: str, in_chans: int, needed: Callable[[int, int], float] | None, max_pixels: int
+) -> Image.Image:
+    with _opened(data, name, max_pixels) as image:
         with _reading(name):
             draftable = image.format in ("JPEG", "MPO")
             if not draftable:
@@ -157,8 +180,9 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def list_images(folder: str | Path) -> list[str]:
-    """Return the image files below `folder`: sorted relative paths with forward slashes, without hidden ones."""
+def list_images(folder: str | Path, extensions: Collection[str] = EXTENSIONS) -> list[str]:
+    """Return the image files below `folder`, or those of other `extensions`: sorted relative paths with forward
+    slashes, without hidden ones."""
     folder = Path(folder)
     found: list[str] = []
     waiting = [""]
@@ -170,6 +194,6 @@ def list_images(folder: str | Path) -> list[str]:
                 continue
             if path.is_dir():
                 waiting.append(f"{relative}/")
-            elif path.suffix.lower() in EXTENSIONS and path.is_file():
+            elif path.suffix.lower() in extensions and path.is_file():
                 found.append(relative)
     return sorted(found)

@@ -27,6 +27,15 @@ def open_huggingface(
     validation split (validation, val, valid or test) has every tenth image held out; a stream needs one. Labels are
     the names of its ClassLabel column; whole numbers count as their own names. Raises UserError.
     """
+    datasets, table, share = open_table(name, split, streaming)
+    if streaming:
+        return _Stream(datasets, f"hf-stream:{name}/{split}", table, share, in_chans, label_names)
+    return _Table(datasets, f"hf:{name}/{split}", table, share, in_chans, label_names)
+
+
+def open_table(name: str, split: str, streaming: bool = False) -> tuple[Any, Any, str]:
+    """The package `datasets`, the table of a split of NAME or NAME@CONFIG, and which share of it to use: "all", or
+    "train" or "val" where every tenth row is held out (see `rows`). Raises UserError."""
     check_split(split)
     try:
         import datasets
@@ -39,10 +48,7 @@ def open_huggingface(
     except Exception as error:  # the library raises its own kinds, OSError, ValueError, …: all mean "cannot be opened"
         raise UserError(f"cannot open the Hugging Face data set {name!r}: {_first_line(error)}") from error
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-    table, share = _pick_split(datasets, splits, name, split)
-    if streaming:
-        return _Stream(datasets, f"hf-stream:{name}/{split}", table, share, in_chans, label_names)
-    return _Table(datasets, f"hf:{name}/{split}", table, share, in_chans, label_names)
+    return datasets, *_pick_split(datasets, splits, name, split)
 
 
 def _split_config(name: str) -> tuple[str, str | None]:
@@ -73,7 +79,7 @@ def _pick_split(datasets: Any, splits: dict[str, Any], name: str, split: str) ->
     return train, split
 
 
-def _rows(count: int, share: str) -> np.ndarray:
+def rows(count: int, share: str) -> np.ndarray:
     """The rows of a share of a table; spread evenly, since tables are often sorted by class."""
     every = np.arange(count)
     held_out = every % 10 == 9
@@ -106,15 +112,15 @@ def _names(feature: Any, name: str, label_names: Sequence[str] | None) -> list[s
     return list(label_names)
 
 
-def _row_item(name: str, row: dict[str, Any], image: str, label: str) -> Item:
-    value, place = row[image], row[label]
-    data: Data
+def cell(value: dict[str, Any] | None, name: str, kind: str = "image") -> Data:
+    """An undecoded image as a row of a table holds it."""
     if value is None:
-        data = BadImage(name, "the row holds no image")
-    elif value.get("bytes") is not None:
-        data = value["bytes"]
-    else:
-        data = _fetch(value["path"], name)
+        return BadImage(name, f"the row holds no {kind}")
+    return value["bytes"] if value.get("bytes") is not None else _fetch(value["path"], name)
+
+
+def _row_item(name: str, row: dict[str, Any], image: str, label: str) -> Item:
+    data, place = cell(row[image], name), row[label]
     if place is None or place < 0:  # -1 is the library's mark for "no label", as in unlabelled test splits
         data, place = BadImage(name, "the row holds no label"), 0
     return Item(name, data, int(place))
@@ -147,7 +153,7 @@ class _Table(MapSource):
         if label_names is None and not getattr(feature, "names", None):
             label_names = [str(place) for place in range(max(self.table.unique(self.label), default=-1) + 1)]
         self.label_names = _names(feature, name, label_names)
-        self.indices = _rows(len(table), share)
+        self.indices = rows(len(table), share)
         if not len(self.indices):
             raise UserError(f"data set {name} holds no images for this split: it has {len(table)} in all")
 
@@ -168,9 +174,9 @@ class _Stream(StreamSource):
         self.label_names = _names(table.features[self.label], name, label_names)
         count = None
         if isinstance(table, datasets.Dataset):  # saved by save_to_disk: on this machine, so its length is known
-            rows = _rows(len(table), share)
-            count = len(rows)
-            table = table.select(rows).to_iterable_dataset(num_shards=min(MAX_SHARDS, max(count, 1)))
+            chosen = rows(len(table), share)
+            count = len(chosen)
+            table = table.select(chosen).to_iterable_dataset(num_shards=min(MAX_SHARDS, max(count, 1)))
         elif share == "val":
             raise UserError(
                 f"data set {name} has no validation split, and a stream cannot hold images out: read it with hf:"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from anyres.data.decode import Data, list_images, load_image
+from anyres.data.decode import EXTENSIONS, Data, list_images, load_image
 from anyres.errors import UserError
 
 STATISTICS = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -205,6 +205,9 @@ class ImageFolder(MapSource):
     of a class with one image).
     """
 
+    extensions = EXTENSIONS
+    kind = "image"
+
     def __init__(self, folder: str, split: str, in_chans: int = 3) -> None:
         check_split(split)
         super().__init__(folder, [], in_chans)
@@ -214,7 +217,7 @@ class ImageFolder(MapSource):
                 f"there is no data set {folder!r}: give digits, an image folder, hf:NAME, hf-stream:NAME or wds:PATTERN"
             )
         if not root.is_dir():
-            raise UserError(f"data set {folder!r} is a file: give the folder that holds one folder of images per class")
+            raise UserError(f"data set {folder!r} is a file: give the folder that holds one folder of {self.kind}s per class")
         validation = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
         has_train = (root / "train").is_dir()
         self.label_names = _class_names(root / "train" if has_train else root)
@@ -238,7 +241,7 @@ class ImageFolder(MapSource):
                 labels.extend([self.label_names.index(class_name)] * len(inside))
         if not files:
             raise UserError(
-                f"no class of {folder} has a second image for the {split} split: add images, or a folder val"
+                f"no class of {folder} has a second {self.kind} for the {split} split: add {self.kind}s, or a folder val"
             )
         self.root = root
         # One block of bytes: a list of a million strings would be copied into every worker as it is touched.
@@ -251,11 +254,11 @@ class ImageFolder(MapSource):
                 raise UserError(
                     f"{folder / class_name} is a class that the train folder does not have: move it there or remove it"
                 )
-            inside = list_images(folder / class_name)
+            inside = list_images(folder / class_name, self.extensions)
             if not inside:
-                raise UserError(f"class folder {folder / class_name} holds no images: add some or remove the folder")
+                raise UserError(f"class folder {folder / class_name} holds no {self.kind}s: add some or remove the folder")
             if share != "all":
-                lowest = set(sorted(inside, key=_hash)[: _held_out(len(inside))])
+                lowest = held_out(inside)
                 inside = [file for file in inside if (file in lowest) == (share == "val")]
             yield class_name, inside
 
@@ -270,13 +273,14 @@ class ImageFolder(MapSource):
 def _class_names(folder: Path) -> list[str]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
-        raise UserError(f"{folder} holds no class folders: expected {folder}/CLASS/*.jpg or {folder}/train/CLASS/*.jpg")
+        raise UserError(f"{folder} holds no class folders: expected {folder}/CLASS/FILE or {folder}/train/CLASS/FILE")
     return names
 
 
-def _held_out(count: int) -> int:
-    """A tenth, at least one, but never the only image."""
-    return max(1, round(count * HELD_OUT)) if count > 1 else 0
+def held_out(files: Sequence[str]) -> set[str]:
+    """The tenth of the files whose names hash lowest: at least one, but never the only one."""
+    count = max(1, round(len(files) * HELD_OUT)) if len(files) > 1 else 0
+    return set(sorted(files, key=_hash)[:count])
 
 
 def _hash(name: str) -> bytes:

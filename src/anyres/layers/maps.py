@@ -6,7 +6,7 @@ torch's sense, so a convolution takes it and returns one like it without a copy.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,30 @@ class MapBatchNorm(nn.BatchNorm2d):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         return super().forward(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class MapSyncBatchNorm(nn.SyncBatchNorm):
+    """`MapBatchNorm` with the statistics of all processes' images."""
+
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        return super().forward(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def sync_batch_norms(module: Module) -> Module:
+    """Replace every batch norm of a model by one that shares its statistics among processes (GPUs only). torch's own
+    conversion would lose the layout of `MapBatchNorm`."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            kind = MapSyncBatchNorm if isinstance(child, MapBatchNorm) else nn.SyncBatchNorm
+            new = kind(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
+            new.load_state_dict(child.state_dict())
+            setattr(module, name, new.to(child.weight.device))
+        else:
+            sync_batch_norms(child)
+    return module
 
 
 class ConvNorm(nn.Module):

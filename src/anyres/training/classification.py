@@ -16,7 +16,8 @@ from anyres.data import Augmentation, ImageViews, Mixing, Source, open_source
 from anyres.data.schedule import Size
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import evaluate
-from anyres.registry import create_model, load_pretrained
+from anyres.registry import create_model
+from anyres.tasks import load_pretrained
 from anyres.training.config import LabelConfig, TrainConfig
 from anyres.training.losses import BaseLoss, Outputs, distilled_loss, soft_cross_entropy
 from anyres.training.sparsification import sparsification_losses

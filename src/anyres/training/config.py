@@ -23,7 +23,7 @@ _RULES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
     "at least 1": (
         lambda value: value >= 1,
         "epochs batch_size accumulation repeats eval_every eval_batch_size window keep log_every save_every_steps "
-        "early_stop epoch_size longest frames",
+        "early_stop epoch_size longest divisor frames num_classes",
     ),
     "at least 0": (
         lambda value: value >= 0,
@@ -37,7 +37,7 @@ _RULES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
     "at least 0 and below 1": (lambda value: 0 <= value < 1, "drop_path smoothing ema_decay"),
     "above 0": (
         lambda value: value > 0,
-        "lr base_lr layer_decay clip_grad teacher_tau time_limit head_lr scale_base stride",
+        "lr base_lr layer_decay clip_grad teacher_tau time_limit head_lr stride",
     ),
     "above 0 and at most 1": (lambda value: 0 < value <= 1, "fraction crop_pct"),
     "two rising numbers above 0": (
@@ -247,13 +247,20 @@ class TrainConfig(LabelConfig):
 
 @dataclass
 class DenseConfig(RunConfig):
-    """Options of runs with a head on a dense backbone."""
+    """Options of runs with a head on a dense backbone; a task gives those without a default here their own."""
 
+    head: str = option("", "Head on the backbone.")
     head_args: dict[str, Any] = option({}, "Further arguments of the head, such as {channels: 128}.")
     head_lr: float = option(1.0, "Learning rate factor of the head.")
     batch_norm: Literal["train", "sync", "frozen"] = option(
         "train", "Batch norms: statistics of a process' own images, of all processes' (GPUs), or those of init_from."
     )
+    longest: float = option(4.0, "Largest ratio of the long side to the short one; longer images get smaller.")
+
+    def check(self) -> None:
+        super().check()
+        if self.head_lr != 1 and self.layer_decay is not None:
+            raise UserError(f"head_lr is {self.head_lr:g}, but layer_decay gives every layer its rate; leave one out")
 
 
 @dataclass
@@ -265,6 +272,7 @@ class SegmentConfig(DenseConfig):
     head: Literal["upernet", "semantic_fpn", "segformer"] = option("upernet", "Head on the backbone.")
     model: str = option("resformer_small", "Backbone, a name from `anyres models`.")
     data: str = option("digits", "Training data: digits, a folder in ADE20K's layout, or hf:NAME.")
+    num_classes: int | None = option(None, "Classes of masks whose folder does not name them.")
     reduce_zero_label: bool | None = option(None, "Label 0 is ignored and the others move down (ADE20K: true).")
     sizes: list[int | str] = option([512], "Training crops in pixels, each a side or HEIGHTxWIDTH.")
     distillation: Literal["none", "smooth-l1", "l2", "cosine", "kl"] = option(
@@ -282,10 +290,10 @@ class SegmentConfig(DenseConfig):
     warmup_lr: float = option(1e-6, "Learning rate at the start of the warm-up (not scaled).")
     min_lr: float = option(0.0, "Learning rate at the end (not scaled).")
     interpolation: str = option("bilinear", "Interpolation of resizes, in training and validation.")
-    scale: list[float] = option([0.5, 2.0], "Random scale of the image, 1 being the size of the test.")
-    scale_base: int | None = option(None, "Short side in pixels that scale 1 means; otherwise the crop's short side.")
+    scale: list[float] = option([0.5, 2.0], "Random scale: range of the image's short side over the crop's.")
     photometric: bool = option(True, "Random brightness, contrast, saturation and hue.")
-    longest: float = option(4.0, "Test: largest ratio of the long side to the short one; longer images get smaller.")
+    longest: float = option(4.0, "Largest ratio of the long side to the short one; longer images get smaller.")
+    divisor: int = option(1, "Test: sides of images are rounded up to multiples of this (PVT, P2T, GPViT: 32).")
     eval_every: int = option(10, "Epochs between validations at all training sizes; the last one always validates.")
     eval_batch_size: int = option(1, "Images per process and pass in validation.")
 

@@ -93,7 +93,7 @@ def train_epoch(run: Run, display: Display) -> None:
     config, position = run.config, run.position
     if position.batch >= run.batches_per_epoch:  # stopped between the last step and the validation
         return
-    run.forward.train()
+    run.task.set_training_mode(run.forward)
     batches = run.loader.epoch(position.epoch, start_step=position.batch)
     began = time.monotonic()
     while position.batch < run.batches_per_epoch:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,9 @@ CONSISTENCY_KINDS = ("smooth-l1", "l2", "cosine", "kl")
 CONSISTENCY_TARGETS = ("cls", "gap", "logit")
 
 Outputs = dict[str, Tensor]
-Forward = Callable[[Tensor, tuple[str, ...]], Outputs]
-BaseLoss = Callable[[Outputs, Tensor, Tensor], Tensor]
+Forward = Callable[[Any, tuple[str, ...]], Outputs]
+BaseLoss = Callable[[Outputs, Any, Any], Tensor]
+"""(outputs of `forward_train`, target, view) → scalar; what targets and views are is the task's affair."""
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -74,8 +76,8 @@ def distilled_loss(
 
 def replica_losses(
     forward: Forward,
-    views: Sequence[Tensor],
-    targets: Sequence[Tensor],
+    views: Sequence[Any],
+    targets: Sequence[Any],
     base_loss: BaseLoss,
     *,
     kind: str = "none",
@@ -86,9 +88,9 @@ def replica_losses(
 
     Args:
         forward: (view, wanted vectors) -> dict with "logits" and the wanted vectors, as a model's `forward_train`.
-        views: replicas (B, C, H_i, W_i), large to small.
-        targets: soft labels (B, K), one per replica.
-        base_loss: (outputs, soft labels, view) -> scalar.
+        views: replicas, large to small; of images (B, C, H_i, W_i).
+        targets: one per replica; of classification soft labels (B, K).
+        base_loss: (outputs, target, view) -> scalar.
         kind: "none" or one of CONSISTENCY_KINDS.
         target: the vector that has to agree: "cls" (what enters the head), "gap" (mean patch token) or "logit".
         alpha: weight of the consistency term.
@@ -98,8 +100,8 @@ def replica_losses(
 
 def backward_replicas(
     forward: Forward,
-    views: Sequence[Tensor],
-    targets: Sequence[Tensor],
+    views: Sequence[Any],
+    targets: Sequence[Any],
     base_loss: BaseLoss,
     *,
     kind: str = "none",
@@ -142,8 +144,8 @@ def backward_replicas(
 
 def _chain(
     forward: Forward,
-    views: Sequence[Tensor],
-    targets: Sequence[Tensor],
+    views: Sequence[Any],
+    targets: Sequence[Any],
     base_loss: BaseLoss,
     kind: str,
     target: str,

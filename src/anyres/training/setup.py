@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
@@ -154,6 +154,9 @@ class Thinned(MapSource):
     def __len__(self) -> int:
         return len(self._indices)
 
+    def item(self, index: int) -> Any:
+        return self._source.item(self._indices[index])
+
     def _item(self, index: int) -> Any:
         return self._source._item(self._indices[index])
 
@@ -199,7 +202,7 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
     # One fused kernel instead of hundreds of small ones; torch has it for these, on CPUs and GPUs.
     fused: dict[str, Any] = {"fused": True} if config.optimizer in ("adam", "adamw", "sgd") else {}
     return create_optimizer_v2(
-        model,
+        model if getattr(config, "head_lr", 1.0) == 1.0 else head_groups(config, model),
         config.optimizer,
         lr=config.peak_lr,
         weight_decay=config.weight_decay,
@@ -207,3 +210,15 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
         filter_bias_and_bn=not config.decay_all,
         **fused,
     )
+
+
+def head_groups(config: Any, model: Any) -> list[dict[str, Any]]:
+    """timm's parameter groups by weight decay; those of the head learn `head_lr` times as fast."""
+    spared = set() if config.decay_all else model.no_weight_decay()
+    inside = {id(parameter) for parameter in model.backbone.parameters()}
+    groups = []
+    for group in param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=spared):
+        for of_head, factor in ((False, 1.0), (True, config.head_lr)):
+            chosen = [parameter for parameter in group["params"] if (id(parameter) not in inside) == of_head]
+            groups.append({**group, "params": chosen, "lr_scale": factor})
+    return [group for group in groups if group["params"]]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from anyres.checkpoints import LoadReport, load_checkpoint
 from anyres.data.loading import Views
@@ -49,6 +50,10 @@ class Task(ABC):
     def mix(self, views: list[Any], targets: list[Any], epoch: int, step: int) -> tuple[list[Any], list[Any]]:
         """Views and targets on the device as the loss takes them."""
         return views, targets
+
+    def set_training_mode(self, model: nn.Module) -> None:
+        """Before every epoch."""
+        model.train()
 
     def facts(self, source: Any) -> dict[str, Any]:
         """What a user of the weights has to know about the data, for `pretrained_cfg`."""

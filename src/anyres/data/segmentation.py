@@ -1,0 +1,284 @@
+"""Pictures with a class for every pixel: what a mask says, and the sources that hold such pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from anyres.data.composed import Scenes
+from anyres.data.decode import MAX_PIXELS, BadImage, Data, list_images, load_indices
+from anyres.data.huggingface import cell, open_table, rows
+from anyres.data.schedule import Size
+from anyres.data.sources import VALIDATION_NAMES, Item, MapSource, check_split, held_out
+from anyres.errors import UserError
+
+IGNORED = 255
+"""The label of pixels that neither train nor count."""
+
+ADE20K_CLASSES = 150
+MASK_FOLDERS = ("annotations", "masks", "labels")
+MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp")  # lossless, and nobody renumbers their indices
+SPLIT_FOLDERS = {"train": ("training", "train"), "val": ("validation", *VALIDATION_NAMES)}
+NAME_FILES = ("objectInfo150.txt", "classes.txt", "names.txt")
+MASK_COLUMNS = ("label", "annotation", "mask", "segmentation", "labels", "annotations", "masks", "segmentation_mask")
+
+
+class Mask(NamedTuple):
+    """The classes of a picture's pixels, not decoded yet: the label of an `Item`.
+
+    `table` (256,) int16 says for each stored value which class it means, IGNORED, or a negative number for none.
+    """
+
+    data: Data
+    table: np.ndarray
+
+    def load(self, name: str, size: Size, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """Decode it into an image of mode "L" that holds class numbers and IGNORED.
+
+        Raises BadImage (under the picture's name) for a file that cannot be read or has colours, a size (height, width)
+        that is not `size`, and a value that means no class.
+        """
+        try:
+            values = load_indices(self.data, name, max_pixels)
+        except BadImage as error:
+            place = f" {self.data.name}" if isinstance(self.data, Path) else ""
+            raise BadImage(name, f"its mask{place} cannot be used: {error.reason}") from error
+        if values.shape != size:
+            given = "x".join(map(str, values.shape[::-1]))
+            raise BadImage(name, f"its mask has {given} pixels, and the image {size[1]}x{size[0]}")
+        stored = values.astype(np.uint8)
+        labels = self.table[stored]
+        wrong = values[(labels < 0) | (stored != values)]
+        if wrong.size:
+            known = np.count_nonzero((self.table >= 0) & (self.table != IGNORED))
+            raise BadImage(name, f"its mask holds the value {wrong[0]}, which means none of the {known} classes")
+        return Image.fromarray(labels.astype(np.uint8))
+
+
+class SegmentationSource(MapSource):
+    """Pictures whose items' label is a `Mask`.
+
+    A mask stores the number of a class from 0, or 255 for pixels to ignore; with `reduce_zero_label` it stores 0 for
+    those and the number of a class from 1 (ADE20K). Raises UserError for more classes than a byte can tell apart.
+    """
+
+    def __init__(self, name: str, label_names: Sequence[str], in_chans: int, reduce_zero_label: bool = False) -> None:
+        super().__init__(name, label_names, in_chans)
+        most = IGNORED - reduce_zero_label
+        if not 1 <= len(label_names) <= most:
+            raise UserError(f"{name} with {len(label_names)} classes is not possible: masks tell 1 to {most} apart")
+        self.table = np.full(256, -1, dtype=np.int16)
+        self.table[reduce_zero_label : reduce_zero_label + len(label_names)] = np.arange(len(label_names))
+        self.table[[IGNORED, *[0] * reduce_zero_label]] = IGNORED
+
+    def use_labels(self, label_names: Sequence[str]) -> None:
+        """As for every source; at most 255 names."""
+        if len(label_names) > IGNORED:
+            raise UserError(f"{len(label_names)} labels are more than the {IGNORED} that masks tell apart: use fewer")
+        super().use_labels(label_names)
+        assert self._relabel is not None
+        moved = np.arange(256, dtype=np.int16)
+        moved[list(self._relabel)] = list(self._relabel.values())
+        self.table = np.where(self.table < 0, self.table, moved[self.table])
+
+    def _labelled(self, item: Item) -> Item:
+        return item._replace(label=Mask(item.label, self.table))
+
+
+def open_segmentation(
+    spec: str | os.PathLike[str],
+    split: str = "train",
+    *,
+    num_classes: int | None = None,
+    reduce_zero_label: bool | None = None,
+    in_chans: int = 3,
+    label_names: Sequence[str] | None = None,
+) -> SegmentationSource:
+    """Open pictures with a class for every pixel, for `split` "train", "val" or "all".
+
+    `spec` is one of
+
+    - "digits": scenes composed of handwritten digits, drawn as they are read, 11 classes: background and the digits
+      ("train" and "val" only);
+    - a folder FOLDER/images/train/*.jpg with FOLDER/masks/train/*.png (or annotations, labels) and the same for val
+      (validation, valid, test), or FOLDER/images/*.jpg with FOLDER/masks/*.png, of which a fixed tenth is the
+      validation split. A mask has the name of its image. FOLDER/images/training with FOLDER/annotations/training is
+      ADE20K's layout: its masks store 1 to 150, and 0 for other things;
+    - "hf:NAME" or "hf:NAME@CONFIG": a Hugging Face data set by hub id or local folder, with an image column and another
+      image column that is called label, annotation, mask or segmentation.
+
+    Masks hold the number of each pixel's class as an index or grey value, from 0; 255 is ignored. With
+    `reduce_zero_label` they count from 1, and 0 is ignored too: the default for 150 classes in ADE20K's layout, and
+    for nothing else. `num_classes` is needed unless the folder names the classes, one on a line of classes.txt or
+    names.txt, or in ADE20K's objectInfo150.txt, or has ADE20K's layout. `label_names` numbers the classes by a given
+    list, such as a checkpoint's.
+
+    Raises UserError or FileNotFoundError with a sentence on what is missing. Masks are looked at as they are read:
+    then BadImage says what is wrong with one.
+    """
+    text = os.fspath(spec)
+    source: SegmentationSource
+    if text == "digits":
+        if num_classes not in (None, 11) or reduce_zero_label:
+            raise UserError("digits has 11 classes, the first is the background: leave out num_classes and the rest")
+        source = ComposedDigits(split, in_chans)
+    elif text.startswith("hf:"):
+        source = _Table(text.removeprefix("hf:"), split, in_chans, num_classes, bool(reduce_zero_label))
+    else:
+        source = MaskFolder(text, split, in_chans, num_classes, reduce_zero_label)
+    if label_names is not None and list(label_names) != source.label_names:
+        source.use_labels(label_names)
+    return source
+
+
+class ComposedDigits(SegmentationSource):
+    """`Scenes` with a class for every pixel: 0 for the background, 1 + digit for the digits."""
+
+    def __init__(self, split: str, in_chans: int = 3) -> None:
+        super().__init__(f"digits/{split}", ["background", *map(str, range(10))], in_chans)
+        self.scenes = Scenes(split)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def _item(self, index: int) -> Item:
+        scene = self.scenes.scene(index)
+        return Item(f"{self.name}/{index:04d}", scene.image, scene.classes)
+
+
+class MaskFolder(SegmentationSource):
+    """A folder of images and one of masks; see `open_segmentation`. Hidden files are ignored."""
+
+    def __init__(
+        self,
+        folder: str,
+        split: str,
+        in_chans: int = 3,
+        num_classes: int | None = None,
+        reduce_zero_label: bool | None = None,
+    ) -> None:
+        check_split(split)
+        root = Path(folder)
+        if not root.is_dir():
+            raise FileNotFoundError(
+                f"there is no folder {folder!r}: give digits, a folder of images and masks, or hf:NAME"
+            )
+        marks = next((name for name in MASK_FOLDERS if (root / name).is_dir()), None)
+        if not (root / "images").is_dir() or marks is None:
+            raise FileNotFoundError(
+                f"{folder} must have a folder images and one of {', '.join(MASK_FOLDERS)}, as in {folder}/images/train"
+                f" and {folder}/masks/train"
+            )
+        ade20k = (root / "annotations" / "training").is_dir()
+        names = _class_names(root)
+        if num_classes is None:
+            num_classes = len(names) or (ADE20K_CLASSES if ade20k else None)
+        if num_classes is None:
+            raise UserError(f"{folder} does not say how many classes it has: pass num_classes, or add a classes.txt")
+        if names and len(names) != num_classes:
+            raise UserError(f"{folder} names {len(names)} classes, and num_classes is {num_classes}: make them agree")
+        if reduce_zero_label is None:
+            reduce_zero_label = ade20k and num_classes == ADE20K_CLASSES
+        names = names or [str(place) for place in range(num_classes)]
+        super().__init__(f"{folder}/{split}", names, in_chans, reduce_zero_label)
+        pairs = [pair for part, share in _parts(root, split) for pair in _pairs(root, marks, part, share)]
+        if not pairs:
+            raise UserError(f"{root / 'images'} has no images for the {split} split: add some")
+        self.root = root
+        # One block of bytes, as in ImageFolder.
+        self.files = np.array([tuple(os.fsencode(file) for file in pair) for pair in pairs])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def _item(self, index: int) -> Item:
+        image, mask = (os.fsdecode(file) for file in self.files[index])
+        return Item(image, self.root / image, self.root / mask)
+
+
+def _parts(root: Path, split: str) -> list[tuple[str, str]]:
+    """The folders below images that a split reads ("" for images itself), and which share of each."""
+    found = {
+        part: next((name for name in names if (root / "images" / name).is_dir()), None)
+        for part, names in SPLIT_FOLDERS.items()
+    }
+    if found["train"] is None and found["val"] is None:
+        return [("", split)]
+    parts = list(SPLIT_FOLDERS) if split == "all" else [split]
+    for part in parts:
+        if found[part] is None:
+            raise FileNotFoundError(
+                f"{root / 'images'} has none of the folders {', '.join(SPLIT_FOLDERS[part])}: add one for this split"
+            )
+    return [(str(found[part]), "all") for part in parts]
+
+
+def _pairs(root: Path, marks: str, part: str, share: str) -> list[tuple[str, str]]:
+    """The images of a part and their masks, as paths from the root."""
+    images, masks = root / "images" / part, root / marks / part
+    if not masks.is_dir():
+        raise FileNotFoundError(f"there is no folder {masks} with the masks of {images}: add it")
+    files = list_images(images)
+    by_stem: dict[str, str] = {}
+    for file in reversed(list_images(masks)):
+        if file.lower().endswith(MASK_EXTENSIONS):
+            by_stem[os.path.splitext(file)[0]] = file
+    alone = [file for file in files if os.path.splitext(file)[0] not in by_stem]
+    if alone:
+        raise UserError(
+            f"{len(alone)} of {len(files)} images of {images} have no mask in {masks}, the first is {alone[0]}: add a "
+            "PNG of the same name, or remove the image"
+        )
+    if share != "all":
+        lowest = held_out(files)
+        files = [file for file in files if (file in lowest) == (share == "val")]
+    prefix = f"{part}/" if part else ""
+    return [(f"images/{prefix}{file}", f"{marks}/{prefix}{by_stem[os.path.splitext(file)[0]]}") for file in files]
+
+
+def _class_names(root: Path) -> list[str]:
+    """What the folder calls its classes; nothing if it does not say."""
+    file = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
+    if file is None:
+        return []
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if file.name == NAME_FILES[0]:  # a table with a line of headings, the name in the last column
+        return [line.split("\t")[-1].strip() for line in lines[1:]]
+    return [line.strip() for line in lines]
+
+
+class _Table(SegmentationSource):
+    """A Hugging Face data set with an image column and a mask column."""
+
+    def __init__(self, name: str, split: str, in_chans: int, num_classes: int | None, reduce_zero_label: bool) -> None:
+        datasets, table, share = open_table(name, split)
+        pictures = [key for key, feature in table.features.items() if isinstance(feature, datasets.Image)]
+        self.mask = next((key for key in MASK_COLUMNS if key in pictures), "")
+        self.image = next((key for key in pictures if key != self.mask), "")
+        if not self.mask or not self.image:
+            missing = "image column" if self.mask else f"mask column ({', '.join(MASK_COLUMNS[:4])})"
+            raise UserError(f"data set hf:{name} has no {missing} among its images {', '.join(pictures) or '(none)'}")
+        if num_classes is None:
+            raise UserError(f"data set hf:{name} does not say how many classes its masks have: pass num_classes")
+        super().__init__(
+            f"hf:{name}/{split}", [str(place) for place in range(num_classes)], in_chans, reduce_zero_label
+        )
+        undecoded = datasets.Image(decode=False)
+        table = table.select_columns([self.image, self.mask])
+        self.table_rows = table.cast_column(self.image, undecoded).cast_column(self.mask, undecoded)
+        self.indices = rows(len(table), share)
+        if not len(self.indices):
+            raise UserError(f"data set {self.name} holds no images for this split: it has {len(table)} in all")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _item(self, index: int) -> Item:
+        place = int(self.indices[index])
+        row, name = self.table_rows[place], f"{self.name}[{place}]"
+        return Item(name, cell(row[self.image], name), cell(row[self.mask], name, "mask"))

@@ -1,0 +1,224 @@
+"""Pictures with a class for every pixel, as training crops at one or several sizes and as whole test images."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from anyres.data.decode import MAX_PIXELS, load_image
+from anyres.data.fitting import fit
+from anyres.data.schedule import Size
+from anyres.data.segmentation import IGNORED
+from anyres.data.sources import Item
+from anyres.data.views import DRAFT_MARGIN, Box, _resize, normalize, to_batch
+from anyres.errors import UserError
+
+CROP_ATTEMPTS = 10
+
+Pixels = tuple[np.ndarray, np.ndarray]
+"""An image (h, w) or (h, w, 3) and its labels (h, w), both uint8."""
+
+
+@dataclass(frozen=True)
+class SegmentationViews:
+    """Training views of segmented pictures, for the loader: random scale, crop, flip, photometric jitter, padding.
+
+    The picture is resized with its ratio kept (see `fit`): its short side to that of the view times a factor drawn from
+    `scale`, its long side to at most `longest` times that. Of ten crops of the view's size the first is taken in which
+    no class covers more than `largest_share` of the pixels that are not ignored, else the tenth. `hflip` is the
+    probability of a flip; `jitter` says whether to shift brightness, contrast, saturation and hue (see
+    `jitter_colours`). Pictures that are smaller than the crop are padded at the right and bottom: with the mean colour,
+    which is 0 after normalisation, and with labels to ignore.
+
+    `separate` True crops every view on its own; False crops the largest one, and the smaller views are resizes of it,
+    bilinear (antialiased), labels nearest. Source: the published ADE20K protocol, section 4 of the specification of
+    dense tasks.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    scale: tuple[float, float] = (0.5, 2.0)
+    longest: float = 4.0
+    largest_share: float = 0.75
+    hflip: float = 0.5
+    jitter: bool = True
+    separate: bool = True
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 16:
+            raise UserError(f"scale {self.scale} must be two factors, 0 < low <= high <= 16")
+        if self.longest < 1:
+            raise UserError(f"longest {self.longest} must be at least 1: it is a multiple of the short side")
+        if not 0 < self.largest_share <= 1:
+            raise UserError(f"largest_share {self.largest_share} must be above 0 and at most 1 (off)")
+        if not 0 <= self.hflip <= 1:
+            raise UserError(f"hflip {self.hflip} must be a probability from 0 to 1")
+
+    def augment(self, item: Item, sizes: Sequence[Size], rng: random.Random) -> list[Pixels]:
+        """Decode `item` once and make its crops at `sizes` (large to small), not padded yet; only the largest if the
+        views share it. Raises BadImage."""
+        drawn = list(sizes) if self.separate else list(sizes[:1])
+        full: Size = (0, 0)
+        crops: list[tuple[Box, Image.Image]] = []
+
+        def needed(width: int, height: int) -> float:
+            nonlocal full
+            full = (height, width)
+            labels = item.label.load(item.name, full, self.max_pixels)
+            crops.extend(self._crop(rng, labels, size) for size in drawn)
+            return DRAFT_MARGIN * max(
+                max(labels.width / (right - left), labels.height / (bottom - top))
+                for (left, top, right, bottom), labels in crops
+            )
+
+        image = load_image(item.data, item.name, len(self.mean), needed, self.max_pixels)
+        samples = []
+        for box, labels in crops:
+            view = _resize(image, (labels.height, labels.width), box, full, "bilinear")
+            if rng.random() < self.hflip:
+                view, labels = (picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in (view, labels))
+            if self.jitter:
+                view = jitter_colours(view, rng)
+            samples.append((np.asarray(view), np.asarray(labels)))
+        return samples
+
+    def _crop(self, rng: random.Random, labels: Image.Image, size: Size) -> tuple[Box, Image.Image]:
+        """Draw a crop: what part of the picture it shows, and its labels at the size of the view, at most `size`."""
+        full = (labels.height, labels.width)
+        short = max(1, round(min(size) * rng.uniform(*self.scale)))
+        height, width = fit(*full, (short, short), self.longest)
+        shape = min(size[0], height), min(size[1], width)
+        y, x = full[0] / height, full[1] / width
+        for _ in range(CROP_ATTEMPTS):
+            top, left = rng.uniform(0, height - shape[0]), rng.uniform(0, width - shape[1])
+            box = (left * x, top * y, (left + shape[1]) * x, (top + shape[0]) * y)
+            crop = _resize(labels, shape, box, full, "nearest")
+            pixels = crop.histogram()[:IGNORED]
+            if 0 < max(pixels) <= self.largest_share * sum(pixels):
+                break
+        return box, crop
+
+    def collate(
+        self, items: Sequence[Item], samples: Sequence[list[Pixels]], sizes: Sequence[Size]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Views (B, C, H_i, W_i) float32 and their labels (B, H_i, W_i) uint8, IGNORED where padded."""
+        padded = [
+            self._pad([sample[place] for sample in samples], size)
+            for place, size in enumerate(sizes[: len(samples[0])])
+        ]
+        views, targets = [view for view, _ in padded], [labels for _, labels in padded]
+        for size in sizes[len(padded) :]:
+            views.append(F.interpolate(views[0], size, mode="bilinear", antialias=True))
+            targets.append(F.interpolate(targets[0][:, None], size, mode="nearest-exact")[:, 0])
+        return views, targets
+
+    def _pad(self, pixels: Sequence[Pixels], size: Size) -> tuple[Tensor, Tensor]:
+        images = torch.zeros(len(pixels), len(self.mean), *size)
+        targets = torch.full((len(pixels), *size), IGNORED, dtype=torch.uint8)
+        for row, (image, labels) in enumerate(pixels):
+            inside = (..., slice(labels.shape[0]), slice(labels.shape[1]))
+            images[row][inside] = normalize(to_batch([image]), self.mean, self.std)[0]
+            targets[row][inside] = torch.from_numpy(np.array(labels))
+        return images, targets
+
+
+def jitter_colours(image: Image.Image, rng: random.Random) -> Image.Image:
+    """Shift brightness by up to 32 of 255, scale contrast by 0.5 to 1.5, scale saturation by 0.5 to 1.5 and turn the
+    hue by up to a tenth of its circle, each with probability 1/2; contrast comes first or last, at random.
+
+    Grey images (mode "L") have the first two only. Source: the photometric distortion of SSD (Liu et al., ECCV 2016),
+    which the segmentation protocols took over.
+    """
+    levels = np.arange(256.0)
+    brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
+    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    hue = rng.uniform(-0.1, 0.1) if rng.random() < 0.5 else 0.0
+    early, late = (contrast, 1.0) if rng.random() < 0.5 else (1.0, contrast)
+    image = _map_levels(image, _rounded(_rounded(levels + brightness) * early))
+    if image.mode == "RGB" and (saturation, hue) != (1.0, 0.0):
+        tables = (np.rint(levels + 256 * hue) % 256, _rounded(levels * saturation), levels)
+        image = _map_levels(image.convert("HSV"), *tables).convert("RGB")
+    return _map_levels(image, _rounded(levels * late))
+
+
+def _rounded(levels: np.ndarray) -> np.ndarray:
+    rounded: np.ndarray = np.clip(np.rint(levels), 0, 255)
+    return rounded
+
+
+def _map_levels(image: Image.Image, *tables: np.ndarray) -> Image.Image:
+    """Replace each level by its entry in the table (256,) of its channel, or of all of them."""
+    if all(np.array_equal(table, np.arange(256)) for table in tables):
+        return image
+    table = np.concatenate(tables * (len(image.getbands()) // len(tables)))
+    return image.point(table.astype(int).tolist())
+
+
+class SegmentationBatch(NamedTuple):
+    """Test images (B, C, h, w) float32 of one shape; their labels (B, H, W) uint8, at the size of the originals."""
+
+    images: Tensor
+    labels: Tensor
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class SegmentationTest:
+    """Whole images for testing: the size that fits `size` (see `fit`), each side rounded up to a multiple of `divisor`
+    (the published tests of PVT, P2T and GPViT: 32), bilinear; labels as they are."""
+
+    size: Size
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    longest: float = 4.0
+    divisor: int = 1
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise UserError(f"size {self.size} must be a pair (height, width) of positive integers")
+        if self.longest < 1:
+            raise UserError(f"longest {self.longest} must be at least 1: it is a multiple of the short side")
+        if self.divisor < 1:
+            raise UserError(f"divisor {self.divisor} must be at least 1")
+
+    def prepare(self, item: Item) -> Pixels:
+        """Decode and resize an image, and decode its labels. Raises BadImage."""
+        full: Size = (0, 0)
+        shape: Size = (0, 0)
+
+        def needed(width: int, height: int) -> float:
+            nonlocal full, shape
+            full = (height, width)
+            height, width = fit(height, width, self.size, self.longest)
+            shape = -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
+            return DRAFT_MARGIN * max(shape[0] / full[0], shape[1] / full[1])
+
+        image = load_image(item.data, item.name, len(self.mean), needed, self.max_pixels)
+        labels = item.label.load(item.name, full, self.max_pixels)
+        view = _resize(image, shape, (0, 0, full[1], full[0]), full, "bilinear")
+        return np.asarray(view), np.asarray(labels)
+
+    def collate(self, items: Sequence[Item], samples: Sequence[Pixels]) -> list[SegmentationBatch]:
+        """Images that are of one shape, and so are their labels, together."""
+        groups: dict[tuple[Size, Size], list[int]] = {}
+        for row, (image, labels) in enumerate(samples):
+            groups.setdefault((image.shape[:2], labels.shape), []).append(row)
+        return [
+            SegmentationBatch(
+                normalize(to_batch([samples[row][0] for row in group]), self.mean, self.std),
+                torch.from_numpy(np.stack([samples[row][1] for row in group])),
+                [items[row].name for row in group],
+            )
+            for group in groups.values()
+        ]

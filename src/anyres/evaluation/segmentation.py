@@ -1,0 +1,161 @@
+"""mIoU of a segmentation model on a source of masked images at one input size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from anyres.data import EvalLoader
+from anyres.data.segmentation import IGNORED, SegmentationSource
+from anyres.data.segmentation_views import SegmentationTest
+from anyres.errors import UserError
+from anyres.evaluation.accuracy import _gather, label_places, preparation_for, process
+from anyres.evaluation.cost import precision_context
+from anyres.evaluation.results import Measured, Size
+from anyres.tasks.segmentation import predict_probabilities
+
+
+class ConfusionMatrix:
+    """How often pixels of each class were taken for each: one matrix over a whole set of images.
+
+    `counts` (K, K + 1) int64: rows are labels, columns predictions, the last those of no class. Pixels whose label is
+    `ignore` are left out.
+    """
+
+    def __init__(self, num_classes: int, ignore: int = IGNORED) -> None:
+        self.num_classes, self.ignore = num_classes, ignore
+        self.counts = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
+
+    def add(self, prediction: Tensor, label: Tensor) -> None:
+        """Count the pixels of two maps of one shape. A prediction of `num_classes` or more belongs to no class; raises
+        UserError for such a label."""
+        seen = label != self.ignore
+        rows, columns = label[seen].long(), prediction[seen].long().clamp(max=self.num_classes)
+        counts = torch.bincount(rows * (self.num_classes + 1) + columns, minlength=self.counts.numel()).cpu()
+        if counts.numel() > self.counts.numel():
+            raise UserError(f"a label is beyond the {self.num_classes} classes: number them from 0, or ignore it")
+        self.counts += counts.view_as(self.counts)
+
+    @property
+    def iou(self) -> Tensor:
+        """(K,) float64: pixels rightly taken for a class over those that are or were taken for it; NaN where there are
+        none of either."""
+        right, labelled, predicted = self._shares()
+        return right / (labelled + predicted - right)
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU of the classes that were labelled or predicted anywhere in the set."""
+        return float(self.iou.nanmean())
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean over the labelled classes of the share of their pixels that was found."""
+        right, labelled, _ = self._shares()
+        return float((right / labelled).nanmean())
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of all pixels whose class was found."""
+        right, labelled, _ = self._shares()
+        return float(right.sum() / labelled.sum())
+
+    def _shares(self) -> tuple[Tensor, Tensor, Tensor]:
+        """For each class the pixels that are rightly found, labelled, and predicted."""
+        counts = self.counts.double()
+        return counts.diagonal(), counts.sum(1), counts.sum(0)[:-1]
+
+
+@dataclass(frozen=True)
+class SegmentationMeasured(Measured):
+    """What `evaluate_segmentation` measured; `iou` of each class in percent, None where it is neither in the labels nor
+    predicted."""
+
+    iou: dict[str, float | None] = field(default_factory=dict)
+
+
+def evaluate_segmentation(
+    model: nn.Module,
+    source: SegmentationSource,
+    size: Size,
+    batch_size: int = 1,
+    device: str | torch.device = "cpu",
+    precision: str = "float32",
+    *,
+    workers: int = 0,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window: int | Sequence[int] | None = None,
+    longest: float = 4.0,
+    divisor: int = 1,
+) -> SegmentationMeasured:
+    """Segment every image of `source` at `size` in inference mode: scores "miou", "pixel_accuracy", "mean_accuracy".
+
+    The image is resized to fit `size` (a square: its short side; see `data.fitting.fit`), each side rounded up to a
+    multiple of `divisor`, normalised as the model's `pretrained_cfg` states, and seen at `scales`, mirrored too with
+    `flip`, whole or through a sliding `window` (see `predict_probabilities`). Classes are ranked at the size of the
+    original labels. Images of one size share a batch.
+
+    `precision` "bfloat16" and "float16" run under autocast. A pixel whose logits hold a NaN counts as wrong. Under
+    torch.distributed every process takes its own share of the images and all return the same; each image counts once.
+    The model is moved to `device` and put back into its mode afterwards. Raises UserError when no image is readable, no
+    pixel is labelled, or the classes do not fit the model's.
+    """
+    device = torch.device(device)
+    rank, world = process()
+    way = preparation_for(model, source)
+    places = label_places(model, source)
+    table = torch.arange(256, dtype=torch.uint8)
+    if places is not None:
+        table[: len(places)] = places.byte()
+    test = SegmentationTest(size, way.mean, way.std, longest, divisor)
+    loader = EvalLoader(source, test, batch_size, workers, rank=rank, world=world)
+    was_training = model.training
+    model = model.to(device).eval()
+    matrix: ConfusionMatrix | None = None
+    count = 0
+    try:
+        for batches in loader:
+            for images, labels, names in batches:
+                with precision_context(precision, device):
+                    probabilities = predict_probabilities(
+                        model, images.to(device, non_blocking=True), labels.shape[-2:], scales, flip, window
+                    )
+                matrix = matrix or ConfusionMatrix(probabilities.shape[1])
+                if len(source.label_names) > matrix.num_classes:
+                    raise UserError(
+                        f"{source.name} has {len(source.label_names)} classes, and the model {matrix.num_classes}: use"
+                        " the data set it was trained for"
+                    )
+                prediction = probabilities.argmax(1)
+                # One NaN makes all of a pixel's probabilities NaN, and argmax takes it for the largest.
+                prediction[probabilities[:, 0].isnan()] = matrix.num_classes
+                matrix.add(prediction, table[labels.long()].to(device))
+                count += len(names)
+    finally:
+        model.train(was_training)
+    shares = _gather((matrix, count, tuple(str(image) for image in loader.bad)))
+    bad = tuple(name for share in shares for name in share[2])
+    matrices = [share[0] for share in shares if share[0] is not None]
+    if not matrices:
+        raise UserError(f"{source.name} has no readable image ({len(bad)} skipped): check the files")
+    total: ConfusionMatrix = matrices[0]
+    total.counts = torch.stack([other.counts for other in matrices]).sum(0)
+    if not total.counts.any():
+        raise UserError(f"{source.name} has no labelled pixel: check the masks and reduce_zero_label")
+    scores = {
+        "miou": 100 * total.miou,
+        "pixel_accuracy": 100 * total.pixel_accuracy,
+        "mean_accuracy": 100 * total.mean_accuracy,
+    }
+    own: Any = getattr(model, "pretrained_cfg", None)
+    names = list(source.label_names if places is None else own["label_names"])
+    names += map(str, range(len(names), total.num_classes))
+    percent = (100 * total.iou).tolist()
+    iou = {name: None if math.isnan(value) else value for name, value in zip(names, percent, strict=True)}
+    return SegmentationMeasured(scores, sum(share[1] for share in shares), bad, iou)

@@ -1,0 +1,225 @@
+"""Semantic segmentation: a class for every pixel, at any image size.
+
+A `Segmenter` is a dense backbone and one of the heads of `segmentation_heads`. `segmentation_loss` is what its training
+minimises; `segment` and `predict_probabilities` are the ways it is tested: whole images, sliding windows, several
+scales and mirror images.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from functools import reduce
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import Conv2dNormActivation
+
+from anyres.backbone import Backbone, pair
+from anyres.errors import UserError
+from anyres.layers.init import init_linear_and_convolution
+from anyres.plain import Plain
+from anyres.tasks.base import TaskModel
+from anyres.tasks.segmentation_heads import HEADS, classifier, resize
+
+AUXILIARY_CHANNELS = 256
+IGNORE = 255
+"""The label of pixels that count neither in training nor in tests."""
+
+
+class Segmenter(TaskModel):
+    """A dense backbone with a segmentation head: (B, in_chans, H, W) → logits (B, num_classes, H, W).
+
+    Args:
+        backbone: a model in its dense form. Plain models whose other maps are raw give the last one without the final
+            norm, too (the published DeiT and ResFormer baselines); the norm is taken off.
+        head: "upernet", "semantic_fpn" or "segformer".
+        channels: width of the head; by default the published one (512, 256, 256).
+        auxiliary: a second head for training: 3x3 convolution, norm, ReLU, dropout, 1x1, on the third map of a pyramid,
+            on the last map where all have one stride. By default with UPerNet only.
+
+    Errors: UserError for a backbone that gives no maps of images, and for an unknown head.
+    """
+
+    task = "segmentation"
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        num_classes: int,
+        head: str = "upernet",
+        channels: int | None = None,
+        auxiliary: bool | None = None,
+    ) -> None:
+        if head not in HEADS:
+            near = difflib.get_close_matches(head, HEADS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(HEADS)}."
+            raise UserError(f"There is no segmentation head {head!r}: {hint}")
+        kind, width = HEADS[head]
+        channels = width if channels is None else channels
+        if channels < 2:
+            raise UserError(
+                f"channels is {channels}; a segmentation head needs a width of at least 2, such as {width}."
+            )
+        auxiliary = head == "upernet" if auxiliary is None else auxiliary
+        super().__init__(backbone, num_classes, head=head, channels=channels, auxiliary=auxiliary)
+        info = levels_of(backbone)
+        if isinstance(backbone, Plain) and any(isinstance(norm, nn.Identity) for norm in backbone.out_norms):
+            backbone.norm = nn.Identity()
+        self.head = kind(info, num_classes, channels)
+        self.auxiliary: nn.Module | None = None
+        if auxiliary:
+            self.auxiliary_level = 2 if info[0]["reduction"] < info[-1]["reduction"] else -1
+            dim = min(AUXILIARY_CHANNELS, channels)
+            conv = Conv2dNormActivation(info[self.auxiliary_level]["num_chs"], dim)
+            self.auxiliary = nn.Sequential(conv.apply(init_linear_and_convolution), classifier(dim, num_classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) → logits (B, num_classes, H, W)."""
+        return resize(self.head(self.backbone(x)), x.shape[-2:])
+
+    def forward_train(self, view: Tensor, targets: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Images (B, in_chans, H, W) → "logits" (B, num_classes, h, w) at the first map's size; "aux", those of the
+        auxiliary head at its map's, if there is one; with "gap" in `targets` the mean of the last map (B, C)."""
+        maps = self.backbone(view)
+        out = {"logits": self.head(maps)}
+        if self.auxiliary is not None:
+            out["aux"] = self.auxiliary(maps[self.auxiliary_level])
+        if "gap" in targets:
+            out["gap"] = maps[-1].mean((2, 3))
+        return out
+
+
+def levels_of(backbone: Backbone) -> list[dict[str, Any]]:
+    """The entries of `feature_info` that a dense image backbone's maps belong to. Error: UserError if it is none."""
+    if not getattr(backbone, "dense", False) or backbone.num_frames is not None:
+        name = (backbone.architecture or type(backbone).__name__).removeprefix("anyres_")
+        raise UserError(f"{name} gives no maps of images: build an image model with dense=True.")
+    if isinstance(backbone, Plain) and getattr(backbone, "adapter", None) is None:
+        return [backbone.feature_info[i] for i in backbone.dense_levels]
+    return backbone.feature_info
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+def segmentation_loss(
+    outputs: dict[str, Tensor], labels: Tensor, auxiliary_weight: float = 0.4, ignore_index: int = IGNORE
+) -> Tensor:
+    """Cross-entropy of "logits" plus `auxiliary_weight` times that of "aux", if there is one: a scalar in float32.
+
+    Logits (B, K, h, w) are resized to the labels (B, H, W). The mean is over the pixels whose label is not
+    `ignore_index`; where there is none it is 0. Whether published runs divide by these pixels or by all of the crop is
+    not written in the papers.
+    """
+    loss = _pixel_loss(outputs["logits"], labels, ignore_index)
+    if "aux" in outputs:
+        loss = loss + auxiliary_weight * _pixel_loss(outputs["aux"], labels, ignore_index)
+    return loss
+
+
+def _pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    logits = resize(logits.float(), labels.shape[-2:])
+    total = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+# Inference ----------------------------------------------------------------------------------------------------------
+
+Model = Callable[[Tensor], Tensor]
+"""Images (B, C, H, W) → logits (B, K, H, W)."""
+
+
+def segment(model: Model, image: Tensor, size_out: Sequence[int] | None = None, **options: Any) -> Tensor:
+    """Normalised images (B, C, H, W) → the likeliest class of every pixel, (B, *size_out); `options` as of
+    `predict_probabilities`."""
+    return predict_probabilities(model, image, size_out, **options).argmax(1)
+
+
+@torch.inference_mode()
+def predict_probabilities(
+    model: Model,
+    image: Tensor,
+    size_out: Sequence[int] | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    window: int | Sequence[int] | None = None,
+    stride: int | Sequence[int] | None = None,
+) -> Tensor:
+    """Normalised images (B, C, H, W) → class probabilities (B, K, *size_out) in float32.
+
+    Args:
+        size_out: (height, width) of the result, such as the original image's; by default the image's own.
+        scales: the image is also seen enlarged or reduced by each of these, sides rounded but never below the model's
+            minimum. Published "ms+flip": 0.5, 0.75, 1, 1.25, 1.5, 1.75 with `flip`.
+        flip: each scale is also seen mirrored.
+        window: side or (height, width) of a sliding window; without it images go through the model whole.
+        stride: step of the window; two thirds of it by default.
+
+    The logits of each view are resized to `size_out`, where their softmax is averaged over the views: for one view
+    this ranks classes as the published single-scale test does. The model is used in the mode it is in.
+
+    Errors: UserError for scales or windows that make no sense.
+    """
+    if not scales or min(scales) <= 0:
+        raise UserError(f"scales={tuple(scales)} is not possible: give one or several numbers above 0, such as 1.0.")
+    if window is None and stride is not None:
+        raise UserError(f"stride={stride} is given without a window: give window as well, or neither.")
+    size_out = size_out or image.shape[-2:]
+
+    def probabilities(scale: float, mirrored: bool) -> Tensor:
+        x = _scaled(image, scale, getattr(model, "minimum_size", 1))
+        x = x.flip(-1) if mirrored else x
+        logits = model(x) if window is None else slide(model, x, window, stride)
+        logits = logits.flip(-1) if mirrored else logits
+        return resize(logits.float(), size_out).softmax(1)
+
+    views = list(product(scales, (False, True) if flip else (False,)))
+    return reduce(Tensor.add_, (probabilities(*view) for view in views)).div_(len(views))
+
+
+def _scaled(image: Tensor, scale: float, minimum: int) -> Tensor:
+    """Images (B, C, H, W) enlarged or reduced, smoothed where they shrink, with sides of at least `minimum`."""
+    size = [max(round(side * scale), minimum) for side in image.shape[-2:]]
+    if size == [*image.shape[-2:]]:
+        return image
+    return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def slide(
+    model: Model, image: Tensor, window: int | Sequence[int], stride: int | Sequence[int] | None = None
+) -> Tensor:
+    """Logits (B, K, H, W) in float32 from windows over the images (B, C, H, W), averaged where windows overlap.
+
+    The last window of a row or a column ends at the border; an image smaller than the window is one window. Window and
+    stride are as of `predict_probabilities`.
+
+    Error: UserError for a window or a stride below 1, and for a stride that would leave pixels out.
+    """
+    height, width = pair(window)
+    down, right = (max(height * 2 // 3, 1), max(width * 2 // 3, 1)) if stride is None else pair(stride)
+    if not (1 <= down <= height and 1 <= right <= width):
+        raise UserError(
+            f"stride={stride} does not go with window={window}: give steps of at least 1 and at most the window's side."
+        )
+    H, W = image.shape[-2:]
+    total: Tensor | None = None
+    count = image.new_zeros(H, W, dtype=torch.float32)
+    for top, left in product(_starts(H, height, down), _starts(W, width, right)):
+        part = (..., slice(top, top + height), slice(left, left + width))
+        logits = model(image[part]).float()
+        if total is None:
+            total = logits.new_zeros(*logits.shape[:2], H, W)
+        total[part] += logits
+        count[part] += 1
+    assert total is not None
+    return total.div_(count)
+
+
+def _starts(side: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along a side."""
+    last = max(side - window, 0)
+    return [*range(0, last, stride), last]

@@ -1,0 +1,68 @@
+"""What training a head on a dense backbone has in common, whatever the head predicts."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from anyres.checkpoints import LoadReport, load_checkpoint
+from anyres.errors import UserError
+from anyres.layers.maps import sync_batch_norms
+from anyres.tasks import task_of
+from anyres.tasks.base import TaskModel
+from anyres.training.config import DenseConfig
+from anyres.training.task import Task
+
+
+class DenseTask(Task):
+    """A head of `network` on a backbone."""
+
+    config: DenseConfig
+    network: ClassVar[type[TaskModel]]
+
+    def build_model(self, source: Any) -> TaskModel:
+        config = self.config
+        backbone = {"in_chans": source.in_chans, "drop_path_rate": config.drop_path, **self.backbone_args()}
+        head = {"head": config.head, **self.head_args(source), **config.head_args}
+        try:
+            model = self.network.build(config.model, len(source.label_names), {**backbone, **config.model_args}, **head)
+        except TypeError as error:  # an option that the head does not have
+            raise UserError(f"head_args {config.head_args} do not fit {config.head}: {error}") from error
+        if config.batch_norm != "sync":
+            return model
+        if not torch.cuda.is_available():
+            raise UserError("batch_norm sync needs GPUs; choose train or frozen")
+        return sync_batch_norms(model)
+
+    def backbone_args(self) -> dict[str, Any]:
+        """Arguments of the backbone that follow from the options."""
+        return {}
+
+    def head_args(self, source: Any) -> dict[str, Any]:
+        """Arguments of the head that follow from the data."""
+        return {}
+
+    @abstractmethod
+    def open_source(self, split: str, like: Any = None) -> Any: ...
+
+    def set_training_mode(self, model: nn.Module) -> None:
+        model.train()
+        if self.config.batch_norm == "frozen":
+            for module in model.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+
+    def facts(self, source: Any) -> dict[str, Any]:
+        return {"longest": self.config.longest}
+
+    def load(self, model: TaskModel, path: Path) -> LoadReport:
+        """Weights of the same task fill the whole model; those of a classifier or a published file the backbone."""
+        if (path.parent / "config.json").is_file() and f'"task": "{task_of(model)}"' in (
+            path.parent / "config.json"
+        ).read_text(encoding="utf-8"):
+            return load_checkpoint(model, path, strict=False)
+        return load_checkpoint(model.backbone, path, strict=False)
