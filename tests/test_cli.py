@@ -22,6 +22,12 @@ def run(*arguments: str) -> int:
     return cli.main([str(argument) for argument in arguments])
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch) -> None:
+    """Tables fold long paths to the width of the terminal."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+
 @pytest.fixture
 def no_trace(capfd):
     """Runs a command that must fail: exit code, and one sentence on the error stream."""

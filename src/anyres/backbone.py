@@ -215,6 +215,14 @@ class Backbone(nn.Module, ABC):
                 f"the nearest size that works is {nearest[0]}x{nearest[1]}."
             )
 
+    def check_clip(self, x: Tensor) -> None:
+        """Refuse a clip that is not (B, in_chans, T, H, W) with T at least 1."""
+        if x.ndim != 5 or x.shape[1] != self.in_chans or x.shape[2] == 0:
+            raise ValueError(
+                f"The input has shape {tuple(x.shape)}, but this model takes clips (batch, {self.in_chans}, frames, "
+                "height, width): add the missing axis or build the model with other in_chans."
+            )
+
     def run(self, module: Callable[..., Tensor], *args: Any) -> Tensor:
         """Call a block, recomputing it in the backward pass if gradient checkpointing is on."""
         if self.grad_checkpointing and torch.is_grad_enabled():

@@ -19,7 +19,7 @@ from anyres.files import atomic_write
 
 _NESTS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
 _EMA_NESTS = ("model_ema", "state_dict_ema", "ema")
-_CLASSIFIER = ("head.", "head_dist.", "aux_head.", "hidden.", "norm.")
+_CLASSIFIER = ("head.", "head_dist.", "aux_head.", "hidden.", "norm.", "cls_token", "dist_token")
 """Where our models keep what the dense form has not."""
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "bottom_up.", "model.", "encoder.")
 
@@ -88,31 +88,37 @@ def _foreign_classes(path: Path) -> list[str]:
 
 
 def pick_state(
-    content: Mapping[str, Any], model: type[Backbone], names: set[str], ema: bool = False
+    content: Mapping[str, Any], model: type[Backbone], names: set[str], ema: bool = False, part: bool = False
 ) -> dict[str, Tensor]:
     """Find the weights in a checkpoint's content and rename them to ours.
 
     Looks under "model", "state_dict", … (with `ema`, under "model_ema", …), takes off prefixes such as "module." or
     "backbone.", and applies the model's key map. `names`: our parameter names, which decide which prefix is right.
+    `part`: the file may be that of a larger network, whose other parts have not the prefix: they are left out.
     """
     for nest in (*(_EMA_NESTS if ema else ()), *_NESTS):
         inner = content.get(nest)
         if isinstance(inner, Mapping) and any(torch.is_tensor(value) for value in inner.values()):
-            return pick_state(inner, model, names)
+            return pick_state(inner, model, names, part=part)
     state = {name: value for name, value in content.items() if torch.is_tensor(value)}
     return max(
-        (model.from_published(stripped) for stripped in _without_prefixes(state)),
-        key=lambda candidate: len(names & candidate.keys()),
+        (model.from_published(stripped) for stripped in _without_prefixes(state, part)),
+        key=lambda candidate: (len(names & candidate.keys()), -len(candidate) if part else 0),
     )
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The state itself, then with each known prefix taken off, and off that again (at most three deep)."""
+def _without_prefixes(state: dict[str, Tensor], part: bool) -> list[dict[str, Tensor]]:
+    """The state itself, then with each known prefix taken off, and off that again (at most three deep); of a `part`
+    only what has the prefix."""
     found = [state]
     frontier = [state]
     for _ in range(3):
         frontier = [
-            {name.removeprefix(prefix): tensor for name, tensor in candidate.items()}
+            {
+                name.removeprefix(prefix): tensor
+                for name, tensor in candidate.items()
+                if not part or name.startswith(prefix)
+            }
             for candidate in frontier
             for prefix in _PREFIXES
             if any(name.startswith(prefix) for name in candidate)
@@ -135,11 +141,12 @@ def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema
             f"load_checkpoint fills models of anyres, not a {type(model).__name__}: build it with create_model."
         )
     own = model.state_dict()
-    state = pick_state(read_state(path), type(model), set(own), ema)
+    dense = getattr(model, "dense", False)
+    state = pick_state(read_state(path), type(model), set(own), ema, part=dense)
     resized = model.fit_tables(state)
     state |= resized
     report = LoadReport(resized=list(resized))
-    if getattr(model, "dense", False):  # a file of the whole network serves as well; its classifier is not wanted
+    if dense:  # a file of the whole network serves as well; its classifier is not wanted
         state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(_CLASSIFIER)}
     for name, tensor in state.items():
         if name not in own:

@@ -123,7 +123,7 @@ def sweep(
     sizes: str = "96:640:32",
     aspect: str = "1:1",
     output: str = "runs/sweep",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "auto",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     workers: int = 0,
@@ -131,26 +131,30 @@ def sweep(
 ) -> None:
     """Evaluate one or several models at many sizes and aspect ratios; write a table, pictures and a report.
 
-    Images are resized (bicubic) so that the short side is int(size/crop_pct), then the centre is cropped; for a size
-    that is not square the resized image covers the box (height/crop_pct, width/crop_pct).
+    Models of any task, but of one: top-1 of classifiers and of clips, mIoU of segmentation, AP of detection. A size is
+    the short side of the image in segmentation and detection. For classification images are resized (bicubic) so that
+    the short side is int(size/crop_pct), then the centre is cropped; for a size that is not square the resized image
+    covers the box (height/crop_pct, width/crop_pct).
 
     Args:
         models: runs, saved models, published weights files, names, timm:NAME; LABEL:=MODEL gives a label of your own
-        data: digits, an image folder, hf:NAME, hf-stream:NAME or wds:PATTERN
+        data: digits, an image folder, hf:NAME, hf-stream:NAME or wds:PATTERN, or what the task's training takes
         split: part of the data
         sizes: sides and HEIGHTxWIDTH, with ranges FIRST:LAST:STEP, such as 96:640:32,224x320
         aspect: ratios WIDTH:HEIGHT at which every square size is evaluated, at the same area
         output: folder of sweep.csv, sweep.png, pareto.png and report.html
-        batch_size: images per pass
+        batch_size: images per pass; otherwise 64, of clips 8, in segmentation and detection 1
         device: auto, cpu, cuda, …
         precision: of the arithmetic, under autocast
         workers: processes that decode images
         cost: also measure images/s, GFLOPs and peak memory
     """
-    from anyres.data import open_source, parse_sizes
+    from anyres.data import parse_sizes
     from anyres.evaluation import parse_aspects, sizes_at_aspects
     from anyres.evaluation import sweep as run
+    from anyres.evaluation.measure import open_test_source
     from anyres.modelspec import open_model
+    from anyres.tasks import task_of
 
     place = _device(device)
     wanted = parse_sizes(sizes)
@@ -163,7 +167,13 @@ def sweep(
         while name in opened:
             name += "'"
         opened[name] = model
-    source = open_source(data, split)
+    tasks = {task_of(model): name for name, model in opened.items()}
+    if len(tasks) > 1:
+        pairs = ", ".join(f"{name} ({task})" for task, name in tasks.items())
+        raise UserError(f"{pairs} are for different tasks; sweep the models of one task at a time.")
+    task = next(iter(tasks))
+    batch_size = batch_size or {"classification": 64, "video": 8}.get(task, 1)
+    source = open_test_source(next(iter(opened.values())), data, split)
     result = run(
         opened,
         source,
@@ -183,31 +193,38 @@ def sweep(
 
 def predict(
     model: str,
-    images: list[str],
+    files: list[str],
     *,
     size: str | None = None,
     topk: int = 5,
+    threshold: float = 0.5,
     batch_size: int = 32,
     device: str = "auto",
     layout: Literal["table", "csv"] = "table",
     output: str | None = None,
+    pictures: str = "runs/predict",
 ) -> None:
-    """Print the most probable classes of images, at any size.
+    """Print what a model sees in images or clips, at any size: classes, segments, or objects.
+
+    Models for segmentation, detection and video also write a picture for every file.
 
     Args:
         model: a run, a saved model, a published weights file, a name, or timm:NAME
-        images: image files or folders of images
+        files: image files (for video models clips), or folders of them
         size: side or HEIGHTxWIDTH that images are prepared for; otherwise the largest training size
         topk: classes per image
-        batch_size: images per pass
+        threshold: smallest score of objects
+        batch_size: images per pass of a classifier
         device: auto, cpu, cuda, …
         layout: a table for people or CSV for programs
         output: a CSV file to write instead of printing
+        pictures: folder of the pictures
     """
     from anyres.data import parse_sizes
     from anyres.modelspec import open_model
-    from anyres.predict import find_images
+    from anyres.predict import default_size, find_files
     from anyres.predict import predict as run
+    from anyres.tasks import task_of
 
     place = _device(device)
     shape = None
@@ -218,25 +235,41 @@ def predict(
         shape = shapes[0]
     if topk < 1:
         raise UserError(f"topk is {topk}; it must be at least 1.")
-    files = find_images(images)
+    if not 0 <= threshold <= 1:
+        raise UserError(f"threshold is {threshold}; it must be between 0 and 1.")
     network = open_model(model)[1]
-    predictions = list(run(network, files, shape, topk, batch_size, place))
-    header = ["image", "rank", "label", "probability", "problem"]
+    task = task_of(network)
+    paths = find_files(files, "video" if task == "video" else "image")
     rows: list[list[str]] = []
-    for item in predictions:
-        if item.problem:
-            rows.append([str(item.file), "", "", "", item.problem])
-        for rank, (label, probability) in enumerate(zip(item.labels, item.probabilities, strict=True), 1):
-            rows.append([str(item.file), str(rank), label, f"{probability:.4f}", ""])
-    bad = sum(bool(item.problem) for item in predictions)
+    problems: list[str] = []
+    if task == "classification":
+        columns = ["rank", "label", "probability"]
+        for item in run(network, paths, shape, topk, batch_size, place):
+            problems += [item.problem] if item.problem else []
+            cells = [
+                [str(i), *pair]
+                for i, pair in enumerate(zip(item.labels, map("{:.4f}".format, item.probabilities), strict=True), 1)
+            ]
+            rows += [[str(item.file), *line, item.problem] for line in cells or ([[""] * 3] if item.problem else [])]
+    else:
+        from anyres.overlay import COLUMNS, overlays
+
+        columns = [*COLUMNS[task], "picture"]
+        shape = shape or default_size(network)
+        for found in overlays(network, paths, Path(pictures), shape, topk=topk, threshold=threshold, device=place):
+            problems += [found.problem] if found.problem else []
+            lines = found.cells or [[""] * len(COLUMNS[task])]
+            rows += [[str(found.file), *line, str(found.picture or ""), found.problem] for line in lines]
+    header = ["image", *columns, "problem"]
     if layout == "csv" or output is not None:
         _write_csv(header, rows, output)
     else:
-        _table(header if bad else header[:4], rows if bad else [row[:4] for row in rows])
-    if bad:
-        if bad == len(predictions):
-            raise UserError(f"None of the {bad} files could be read, the first because: {predictions[0].problem}.")
-        print(f"{bad} of {len(predictions)} files could not be read.", file=sys.stderr)
+        shown = len(header) if problems else len(header) - 1
+        _table(header[:shown], [row[:shown] for row in rows])
+    if problems:
+        if len(problems) == len(paths):
+            raise UserError(f"None of the {len(paths)} files could be read, the first because: {problems[0]}.")
+        print(f"{len(problems)} of {len(paths)} files could not be read.", file=sys.stderr)
 
 
 def models(pattern: str = "*", *, layout: Literal["table", "csv"] = "table") -> None:
@@ -428,7 +461,7 @@ def _progress(row: Row, done: int, total: int) -> None:
 
 
 def _print_sweep(rows: list[Row]) -> None:
-    """Accuracy by size, one column per model; training sizes carry a star."""
+    """The main score by size, one column per model; training sizes carry a star."""
     names = list(dict.fromkeys(row.model for row in rows))
     by_size: dict[tuple[int, int], dict[str, Row]] = {}
     for row in rows:
@@ -441,7 +474,9 @@ def _print_sweep(rows: list[Row]) -> None:
         ]
         table.append([str(height) if height == width else f"{height}x{width}", *cells])
     _table(["size", *names], table)
-    print("top-1 in percent; * a size that the model was trained at")
+    from anyres.evaluation.results import SHORT_TITLES, main_score
+
+    print(f"{SHORT_TITLES[main_score(rows)]} in percent; * a size that the model was trained at")
 
 
 def _print_files(files: dict[str, Path]) -> None:

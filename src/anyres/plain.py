@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -93,6 +93,8 @@ class Plain(Backbone):
         position: a name in `POSITIONS`.
         windows: "global"; "constant": windows of half the grid's sides; "progressive": quarters, halves, global
             (UViT+); or one division per block. Prefix tokens see all and are seen by all.
+        window_size: side, in tokens, of the windows of all blocks but the last of each quarter, which are global
+            (ViTDet). There are no prefix tokens then. 0 or None for none.
         prefix_tokens: names of the learned tokens put before the patches, in order.
         dense: the form that detectors and segmenters take: no head; `model(x)` returns the list of maps (B, C, h, w) of
             the levels in `default_out_indices`, the last one normed.
@@ -118,6 +120,7 @@ class Plain(Backbone):
         qkv_bias: bool = True,
         position: str = "ape",
         windows: str | Sequence[int] = "global",
+        window_size: int | None = None,
         prefix_tokens: Sequence[str] = ("cls_token",),
         stride: int | None = None,
         remainder: Remainder = "pad",
@@ -158,6 +161,7 @@ class Plain(Backbone):
             if choice.rotary
             else None
         )
+        quarters = Plain.default_out_indices({"depth": depth})
         if blocks is None:
             blocks = (
                 Block(
@@ -170,6 +174,7 @@ class Plain(Backbone):
                         proj_drop_rate,
                         bias=self._logit_position(choice, num_heads, native_grid),
                         local=LocalPositionEmbedding(head_dim) if choice.local else None,
+                        window=None if i in quarters else window_size or None,
                     ),
                     Mlp(embed_dim, int(embed_dim * mlp_ratio), drop=proj_drop_rate),
                     drop_path_rate * i / max(depth - 1, 1),
@@ -181,6 +186,11 @@ class Plain(Backbone):
         self.windows = window_divisions(windows, depth)
         if self.windows != (1,) * depth and (choice.logits or choice.rotary):
             raise ValueError(f"windows={windows!r} does not go with position={position!r}: choose 'ape' or 'glpe'.")
+        if window_size and (prefix_tokens or choice.logits or choice.rotary or self.windows != (1,) * depth):
+            raise ValueError(
+                f"window_size={window_size} needs prefix_tokens=(), windows='global' and a position that is not "
+                "between tokens, such as 'ape' or 'glpe'."
+            )
         self.feature_info = [
             {"num_chs": embed_dim, "reduction": stride or patch_size, "module": f"blocks.{i}"} for i in range(depth)
         ]
@@ -236,13 +246,16 @@ class Plain(Backbone):
         levels: Sequence[int] = (),
         count: int | None = None,
         queries: int | None = None,
+        run: Callable[..., Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Tokens through the first `count` blocks (default: all) → (the result, what the blocks `levels` gave). With
-        `queries` the last block computes only that many first rows.
+        `queries` the last block computes only that many first rows. `run(block, tokens, *context)` calls a block in
+        place of the model's own `run`.
 
         Where blocks have windows, tokens lie in the windows' order until a block has others: a permutation when the
         division changes, instead of two in every block.
         """
+        run = run or self.run
         kept = []
         division = 1
         windows: Windows | None = None
@@ -254,7 +267,7 @@ class Plain(Backbone):
                 division, old = self.windows[i], windows
                 windows = divide(grid, division, self.num_prefix_tokens, tokens.device) if division > 1 else None
                 tokens = reorder(tokens, old, windows)
-            tokens = self.run(block, tokens, grid, rotation, queries if i == last else None, windows)
+            tokens = run(block, tokens, grid, rotation, queries if i == last else None, windows)
             if i in levels:
                 kept.append(reorder(tokens, windows, None))
         return tokens if queries else reorder(tokens, windows, None), kept

@@ -11,6 +11,8 @@ from torch import nn
 
 from anyres.backbone import IMAGENET_MEAN, IMAGENET_STD, pair
 from anyres.data import BadImage, Item, evaluation_views, list_images, normalize, to_batch
+from anyres.data.decode import EXTENSIONS
+from anyres.data.video_sources import EXTENSIONS as VIDEO_EXTENSIONS
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import Preparation
 from anyres.evaluation.cost import input_channels
@@ -25,15 +27,16 @@ class Prediction(NamedTuple):
     problem: str = ""
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[Path]:
-    """Image files: those given, and those below the folders given. Errors: FileNotFoundError, UserError for an empty
-    folder."""
+def find_files(inputs: Sequence[str | Path], kind: str = "image") -> list[Path]:
+    """Image (or video) files: those given, and those below the folders given. Errors: FileNotFoundError, UserError for
+    an empty folder."""
+    extensions = EXTENSIONS if kind == "image" else VIDEO_EXTENSIONS
     files: list[Path] = []
     for path in map(Path, inputs):
         if path.is_dir():
-            inside = [path / name for name in list_images(path)]
+            inside = [path / name for name in list_images(path, extensions)]
             if not inside:
-                raise UserError(f"{path} holds no images: give image files or a folder with some.")
+                raise UserError(f"{path} holds no {kind}s: give {kind} files or a folder with some.")
             files += inside
         elif path.exists():
             files.append(path)
@@ -49,6 +52,18 @@ def default_size(model: nn.Module) -> tuple[int, int]:
     return max(sizes, key=lambda size: size[0] * size[1]) if sizes else pair(tuple(cfg["input_size"])[1:])
 
 
+def preparation_of(model: nn.Module) -> Preparation:
+    """How the model's `pretrained_cfg` says that images are prepared; ImageNet's way where it does not."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return Preparation(
+        mean=tuple(cfg.get("mean") or IMAGENET_MEAN),
+        std=tuple(cfg.get("std") or IMAGENET_STD),
+        crop_pct=cfg.get("crop_pct") or 0.875,
+        interpolation=cfg.get("interpolation") or "bicubic",
+        in_chans=input_channels(model),
+    )
+
+
 def predict(
     model: nn.Module,
     files: Sequence[Path],
@@ -62,14 +77,7 @@ def predict(
     A file that cannot be read gives a `Prediction` with its `problem` and no labels.
     """
     size = size or default_size(model)
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    way = Preparation(
-        mean=tuple(cfg.get("mean") or IMAGENET_MEAN),
-        std=tuple(cfg.get("std") or IMAGENET_STD),
-        crop_pct=cfg.get("crop_pct") or 0.875,
-        interpolation=cfg.get("interpolation") or "bicubic",
-        in_chans=input_channels(model),
-    )
+    way = preparation_of(model)
     names = label_names(model)
     model = model.to(device).eval()
     for start in range(0, len(files), batch_size):

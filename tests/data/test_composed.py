@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from anyres.data.composed import HEIGHTS, NARROWEST, VISIBLE, Scenes, draw_digit
+from anyres.data.composed import HEIGHTS, MARGIN, NARROWEST, VISIBLE, Scenes, cut_out, draw_digit
 from anyres.data.sources import Digits
 from anyres.errors import UserError
 
@@ -35,7 +35,7 @@ def test_shapes_and_kinds():
     assert {len(scene.labels) for scene in SCENES} == {1, 2, 3, 4, 5}
 
 
-def test_boxes_are_tight_around_the_visible_ink():
+def test_boxes_are_tight_around_what_shows():
     for scene in SCENES:
         for box, mask in zip(scene.boxes, scene.masks, strict=True):
             x1, y1, x2, y2 = box.astype(int)
@@ -51,32 +51,54 @@ def test_masks_are_disjoint_and_make_the_classes():
         assert np.array_equal(painted, scene.classes)
 
 
-def test_keypoints_are_the_ends_of_the_ink_and_say_whether_they_are_seen():
+def test_keypoints_are_the_ends_of_the_paper_and_say_whether_they_are_seen():
     hidden = 0
     for scene in SCENES:
         for (x1, y1, x2, y2), mask, points in zip(scene.boxes, scene.masks, scene.keypoints, strict=True):
             for x, y, seen in points:
                 assert mask[int(y), int(x)] == (seen == 2)
                 hidden += seen == 1
-            if (points[:, 2] == 2).all():  # a box around the visible ink then reaches as far
+            if (points[:, 2] == 2).all():  # the box then reaches as far
                 (_, top), (right, _), (_, bottom), (left, _) = points[:, :2]
                 assert (left, top, right, bottom) == (x1 + 0.5, y1 + 0.5, x2 - 0.5, y2 - 0.5)
     assert 0 < hidden < 60
 
 
-def test_digits_are_of_many_sizes_stand_out_and_stay_mostly_visible():
+def test_digits_are_of_many_sizes_and_dark_on_light_paper():
     tall = []
     for scene in SCENES:
         light = scene.image.astype(float) @ [0.299, 0.587, 0.114]
-        for (x1, y1, x2, y2), mask in zip(scene.boxes.astype(int), scene.masks, strict=True):
+        for (_, y1, _, y2), mask in zip(scene.boxes, scene.masks, strict=True):
             tall.append((y2 - y1) / 128)
-            window = np.s_[y1:y2, x1:x2]
-            ground = light[window][(scene.classes == 0)[window]]
-            assert not len(ground) or abs(light[mask].mean() - ground.mean()) > 20
-    assert min(tall) < HEIGHTS[0] + 0.03
-    assert max(tall) > HEIGHTS[1] - 0.06
-    assert max(tall) < HEIGHTS[1] + 0.03
-    assert VISIBLE > 0.5
+            ink, paper = np.percentile(light[mask], (10, 90))
+            assert ink < 110
+            assert paper > 150
+            assert 0.1 < (light[mask] < 110).mean() < 0.8
+    margins = 1 + 2.2 * MARGIN
+    assert HEIGHTS[0] * margins * VISIBLE - 0.02 < min(tall) < HEIGHTS[0] * margins + 0.03
+    assert HEIGHTS[1] * margins - 0.06 < max(tall) < HEIGHTS[1] * margins + 0.02
+
+
+def test_at_least_the_promised_share_of_every_sticker_is_visible():
+    whole = 0
+    for scene in SCENES:
+        for mask, points in zip(scene.masks, scene.keypoints, strict=True):
+            (_, top), (right, _), (_, bottom), (left, _) = points[:, :2]
+            # The paper of a digit fills less than its rectangle: a lower bound for what shows of it.
+            assert mask.sum() > 0.4 * VISIBLE * (bottom - top + 1) * (right - left + 1)
+            whole += (points[:, 2] == 2).all()
+    assert whole > 100
+
+
+def test_paper_surrounds_the_ink():
+    drawn = draw_digit(Digits("val").images[0], 40)
+    ink, paper = cut_out(drawn, 40)
+    assert ink.shape == paper.shape
+    assert (paper[ink >= 0.5] == 1).all()
+    assert ink.sum() == pytest.approx(drawn.sum(), rel=1e-5)
+    rows, inked = (np.flatnonzero((picture >= 0.5).any(1)) for picture in (paper, ink))
+    assert inked[0] - rows[0] == pytest.approx(MARGIN * 40, abs=1.5)
+    assert rows[-1] - inked[-1] == pytest.approx(MARGIN * 40, abs=1.5)
 
 
 def test_train_and_val_scenes_hold_different_digits():
@@ -109,6 +131,13 @@ def test_a_drawn_digit_has_its_height_and_keeps_its_holes():
 def test_refusals(arguments, words):
     with pytest.raises(UserError, match=words):
         Scenes(**arguments)
+
+
+def test_stickers_fit_the_smallest_scene():
+    tall = 48 * HEIGHTS[1]
+    shapes = [cut_out(draw_digit(digit, tall, stretch=1.15), tall)[1].shape for digit in Digits("all").images[::5]]
+    assert max(map(max, shapes)) <= round(48 * NARROWEST)
+    assert Scenes("train", side=48).scene(0).labels.size
 
 
 def test_an_index_beyond_the_end():

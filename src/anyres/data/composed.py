@@ -1,7 +1,8 @@
 """Scenes composed of scikit-learn's digits: pixels, instances and keypoints to learn from without a download.
 
-A scene is a picture of one to five coloured digits on a blotchy, grainy ground. What it holds is known to the pixel,
-so that one scene serves segmentation, detection, instance masks and keypoints.
+A scene is a picture of one to five stickers on a blotchy, grainy ground: a dark digit on paper of a light colour, cut
+out along the digit. What it holds is known to the pixel, so that one scene serves segmentation, detection, instance
+masks and keypoints. The paper gives objects an area, which the thin strokes of digits this small have not.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from anyres.data.sources import Digits
 from anyres.errors import UserError
@@ -17,20 +18,20 @@ from anyres.errors import UserError
 COUNTS = {"train": 1500, "val": 200}
 KEYPOINT_NAMES = ("top", "right", "bottom", "left")
 NARROWEST = 0.7
-HEIGHTS = (0.14, 0.44)  # of a digit, as shares of the longer side
+HEIGHTS = (0.22, 0.5)  # of a digit without its paper, as shares of the longer side
+MARGIN = 0.11  # of the paper around the ink, as a share of the digit's height
 VISIBLE = 0.7  # the least share of its ink that the other digits leave of one
 CROWDED = 0.15  # the largest share of a digit's rectangle where there is ink of others already
 INK = 0.45  # the level of the enlarged digit, of 1, at which its ink ends
-LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 
 class Scene(NamedTuple):
     """A picture and what is in it; n digits, the later over the earlier, K = 4 keypoints each.
 
-    `image` uint8 (H, W, 3); `boxes` float32 (n, 4), x1, y1, x2, y2 in pixels, tight around the visible ink; `labels`
-    int64 (n,), the digit; `masks` bool (n, H, W), the visible ink; `keypoints` float32 (n, K, 3), x, y and 2 where
-    visible, 1 where a later digit covers it, for the outermost points of the whole ink (see KEYPOINT_NAMES) at the
-    centres of their pixels; `classes` uint8 (H, W), 0 for the ground and 1 + digit for visible ink.
+    `image` uint8 (H, W, 3); `boxes` float32 (n, 4), x1, y1, x2, y2 in pixels, tight around the visible paper; `labels`
+    int64 (n,), the digit; `masks` bool (n, H, W), the visible paper; `keypoints` float32 (n, K, 3), x, y and 2 where
+    visible, 1 where a later digit covers it, for the outermost points of the whole paper (see KEYPOINT_NAMES) at the
+    centres of their pixels; `classes` uint8 (H, W), 0 for the ground and 1 + digit for visible paper.
     """
 
     image: np.ndarray
@@ -51,8 +52,8 @@ class Scenes:
     def __init__(self, split: str, side: int = 128, count: int | None = None, seed: int = 0) -> None:
         if split not in COUNTS:
             raise UserError(f"split {split!r} of the composed digits must be 'train' or 'val'")
-        if side < 32:
-            raise UserError(f"side {side} of the composed digits must be at least 32 pixels, or nobody can read them")
+        if side < 48:  # then every sticker fits, and a person can read most of them
+            raise UserError(f"side {side} of the composed digits must be at least 48 pixels")
         if count is not None and count < 1:
             raise UserError(f"count {count} of the composed digits must be at least 1")
         self.split, self.side, self.seed = split, side, seed
@@ -74,21 +75,23 @@ class Scenes:
         owner = np.full((height, width), -1, dtype=np.int64)  # the place in the scene of the digit that shows
         labels: list[int] = []
         points: list[np.ndarray] = []
-        inks: list[int] = []  # pixels of each digit, covered or not
+        areas: list[int] = []  # pixels of each sticker, covered or not
         for _ in range(rng.integers(1, 6)):
             digit = int(rng.integers(len(self.digits)))
             tall = self.side * HEIGHTS[0] * (HEIGHTS[1] / HEIGHTS[0]) ** rng.random()
-            alpha = draw_digit(self.digits.images[digit], tall, stretch=rng.uniform(0.85, 1.15))
-            ink = alpha >= 0.5
-            corner = _place(rng, owner, ink, inks)
+            ink, paper = cut_out(draw_digit(self.digits.images[digit], tall, stretch=rng.uniform(0.85, 1.15)), tall)
+            shape = paper >= 0.5
+            corner = _place(rng, owner, shape, areas)
             if corner is None:
                 continue
-            window = np.s_[corner[0] : corner[0] + ink.shape[0], corner[1] : corner[1] + ink.shape[1]]
-            image[window] += alpha[..., None] * (_colour(rng, image[window].mean((0, 1))) - image[window])
-            owner[window][ink] = len(labels)
+            window = np.s_[corner[0] : corner[0] + shape.shape[0], corner[1] : corner[1] + shape.shape[1]]
+            for coverage, darkest, lightest in ((paper, 225, 255), (ink, 0, 50)):
+                colour = rng.uniform(darkest, lightest, 3).astype(np.float32)
+                image[window] += coverage[..., None] * (colour - image[window])
+            owner[window][shape] = len(labels)
             labels.append(int(self.digits.labels[digit]))
-            points.append(_outermost(ink) + corner)
-            inks.append(int(ink.sum()))
+            points.append(_outermost(shape) + corner)
+            areas.append(int(shape.sum()))
         masks = owner == np.arange(len(labels))[:, None, None]
         return Scene(
             image=np.clip(np.rint(image), 0, 255).astype(np.uint8),
@@ -114,44 +117,49 @@ def draw_digit(digit: np.ndarray, height: float, stretch: float = 1.0) -> np.nda
     return coverage[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
+def cut_out(ink: np.ndarray, height: float) -> tuple[np.ndarray, np.ndarray]:
+    """The coverage of a digit `height` pixels tall → (the same with room around it, that of its paper), both (h, w)."""
+    margin = MARGIN * height
+    ink = np.pad(ink, round(2 * margin) + 1)
+    spread = Image.fromarray(np.rint(255 * ink).astype(np.uint8)).filter(ImageFilter.GaussianBlur(margin))
+    # A straight edge, blurred, has 16 % of its level left one standard deviation outside.
+    paper: np.ndarray = np.clip((np.asarray(spread, dtype=np.float32) / 255 - 0.16) * 2 * margin + 0.5, 0, 1)
+    rows, columns = (np.flatnonzero((paper > 0).any(axis)) for axis in (1, 0))
+    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return ink[window], paper[window]
+
+
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Blotches around one colour, under grain: float32 (height, width, 3) in 0 to 255."""
     cells = rng.integers(2, 9)
-    blotches = rng.uniform(30, 225, 3) + rng.uniform(-60, 60, (cells, cells, 3))
+    blotches = rng.uniform(0, 150, 3) + rng.uniform(-60, 60, (cells, cells, 3))
     small = Image.fromarray(np.clip(blotches, 0, 255).astype(np.uint8))
     ground = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
     grain = np.frombuffer(rng.bytes(height * width * 3), dtype=np.int8).reshape(height, width, 3)
     return ground + grain * np.float32(rng.uniform(0, 0.25))
 
 
-def _colour(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
-    """Of sixteen random colours the one whose luminance is farthest from that of the ground."""
-    colours = rng.integers(0, 256, (16, 3)).astype(np.float32)
-    farthest: np.ndarray = colours[np.argmax(np.abs((colours - ground) @ LUMINANCE))]
-    return farthest
-
-
-def _place(rng: np.random.Generator, owner: np.ndarray, ink: np.ndarray, inks: list[int]) -> tuple[int, int] | None:
-    """The top and left of a place for `ink` that leaves enough of every earlier digit; None after ten attempts."""
-    visible = np.bincount(owner.ravel() + 1, minlength=len(inks) + 1)[1:]
+def _place(rng: np.random.Generator, owner: np.ndarray, shape: np.ndarray, areas: list[int]) -> tuple[int, int] | None:
+    """The top and left of a place for `shape` that leaves enough of every earlier one; None after ten attempts."""
+    visible = np.bincount(owner.ravel() + 1, minlength=len(areas) + 1)[1:]
     for _ in range(10):
-        top, left = (int(rng.integers(whole - part + 1)) for whole, part in zip(owner.shape, ink.shape, strict=True))
-        under = owner[top : top + ink.shape[0], left : left + ink.shape[1]]
-        covered = np.bincount(under[ink] + 1, minlength=len(inks) + 1)[1:]
-        if (under >= 0).mean() <= CROWDED and np.all(visible - covered >= VISIBLE * np.array(inks)):
+        top, left = (int(rng.integers(whole - part + 1)) for whole, part in zip(owner.shape, shape.shape, strict=True))
+        under = owner[top : top + shape.shape[0], left : left + shape.shape[1]]
+        covered = np.bincount(under[shape] + 1, minlength=len(areas) + 1)[1:]
+        if (under >= 0).mean() <= CROWDED and np.all(visible - covered >= VISIBLE * np.array(areas)):
             return top, left
     return None
 
 
-def _outermost(ink: np.ndarray) -> np.ndarray:
-    """The middle ink pixel of the top row, right column, bottom row and left column: (4, 2) rows and columns."""
-    (top, bottom), (left, right) = (np.flatnonzero(ink.any(axis))[[0, -1]] for axis in (1, 0))
+def _outermost(shape: np.ndarray) -> np.ndarray:
+    """The middle pixel of the top row, right column, bottom row and left column: (4, 2) rows and columns."""
+    (top, bottom), (left, right) = (np.flatnonzero(shape.any(axis))[[0, -1]] for axis in (1, 0))
     return np.array(
         [
-            (top, _middle(ink[top])),
-            (_middle(ink[:, right]), right),
-            (bottom, _middle(ink[bottom])),
-            (_middle(ink[:, left]), left),
+            (top, _middle(shape[top])),
+            (_middle(shape[:, right]), right),
+            (bottom, _middle(shape[bottom])),
+            (_middle(shape[:, left]), left),
         ]
     )
 

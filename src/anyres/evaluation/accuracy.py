@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,19 +79,33 @@ def evaluate(
     or the classes do not fit the model's.
     """
     device = torch.device(device)
-    rank, world = process()
+    loader = _open_loader(model, source, size, batch_size, workers, *process())
+    return tally(
+        model, source, loader, lambda batch: model(batch.views.to(device, non_blocking=True)), device, precision
+    )
+
+
+def tally(
+    model: nn.Module,
+    source: Source,
+    loader: EvalLoader,
+    logits_of: Callable[[Any], Tensor],
+    device: torch.device,
+    precision: str,
+) -> Measured:
+    """The scores of `evaluate` over a loader whose batches have `labels`; `logits_of(batch)` has the model classify
+    one, on `device`."""
     places = label_places(model, source)
-    loader = _open_loader(model, source, size, batch_size, workers, rank, world)
     was_training = model.training
     model = model.to(device).eval()
     sums: list[Tensor] = []
     count, classes = 0, 0
     try:
         with torch.inference_mode():
-            for images, labels, _ in loader:
-                targets = labels if places is None else places[labels]
+            for batch in loader:
+                targets = batch.labels if places is None else places[batch.labels]
                 with precision_context(precision, device):
-                    logits = model(images.to(device, non_blocking=True))
+                    logits = logits_of(batch)
                 count, classes = count + len(targets), logits.shape[-1]
                 if int(targets.max()) >= classes:
                     raise UserError(

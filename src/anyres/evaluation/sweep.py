@@ -26,8 +26,9 @@ from torch import nn
 from anyres.data import Source
 from anyres.errors import UserError
 from anyres.evaluation import plots
-from anyres.evaluation.accuracy import evaluate, first_images, preparation_for, process
-from anyres.evaluation.cost import input_channels, measure_cost
+from anyres.evaluation.accuracy import process
+from anyres.evaluation.cost import measure_cost, random_input
+from anyres.evaluation.measure import measure, preparation_text, sample_images
 from anyres.evaluation.report import Page, Samples, render
 from anyres.evaluation.results import Finding, Row, Size, areas, find, write_csv
 from anyres.files import atomic_write
@@ -97,7 +98,7 @@ def sweep(
     rows: list[Row] = []
     bad: dict[str, None] = {}
     for name, model in models.items():
-        identity = [name, _fingerprint(model), str(preparation_for(model, source)), *settings]
+        identity = [name, _fingerprint(model), preparation_text(model, source), *settings]
         for size in sizes:
             key = json.dumps([identity, size])
             row = journal.rows.get(key)
@@ -126,8 +127,8 @@ def sweep(
         train_sizes=result.train_sizes,
         source=source.name,
         facts=facts,
-        preparation={name: str(preparation_for(model, source)) for name, model in models.items()},
-        samples=[Samples(size, first_images(next(iter(models.values())), source, size, 6)) for size in shown],
+        preparation={name: preparation_text(model, source) for name, model in models.items()},
+        samples=[Samples(size, sample_images(next(iter(models.values())), source, size, 6)) for size in shown],
         bad=list(bad),
     )
     files = write_outputs(page, out)
@@ -205,7 +206,7 @@ def _measure(
     row = Row(name, *size, size in train_sizes(model), {}, 0, 0, None, params, None, None, None)
     try:
         _try_size(model.to(device).eval(), size, device)
-        measured = evaluate(model, source, size, batch_size, device, precision, workers=workers)
+        measured = measure(model, source, size, batch_size, device, precision, workers=workers)
     except _RefusedSizeError as error:
         return dataclasses.replace(row, note=str(error)), ()
     except torch.OutOfMemoryError:
@@ -235,7 +236,7 @@ class _RefusedSizeError(Exception):
 
 def _try_size(model: nn.Module, size: Size, device: torch.device) -> None:
     """Run one blank image, so that only a refusal of the size is taken for one, not any error during the evaluation."""
-    blank = torch.zeros(1, input_channels(model), *size, device=device)
+    blank = random_input(model, 1, size, device).zero_()
     try:
         with torch.inference_mode():
             model(blank)

@@ -87,20 +87,23 @@ class Interaction(nn.Module):
 
 class Adapter(nn.Module):
     """A spatial prior beside the trunk, four exchanges with it, and four maps of strides 4, 8, 16, 32 (ViT-Adapter,
-    figure 4, at stride 8). The last exchange has two further extractors."""
+    figure 4, at stride 8). The last exchange has two further extractors. With `finest` 8 the first map is left out, and
+    what only it needs."""
 
-    def __init__(self, in_chans: int, dim: int, drop_path: float, interactions: int) -> None:
+    def __init__(self, in_chans: int, dim: int, drop_path: float, interactions: int, finest: int = 4) -> None:
         super().__init__()
         self.prior = SpatialPrior(in_chans, dim)
         self.level_embed = nn.Parameter(torch.randn(3, dim))
         self.interactions = nn.ModuleList(
             Interaction(dim, drop_path, 3 if i == interactions - 1 else 1) for i in range(interactions)
         )
-        self.up = nn.ConvTranspose2d(dim, dim, 2, 2)
+        self.up: nn.Module = nn.ConvTranspose2d(dim, dim, 2, 2)
         self.norms = nn.ModuleList(MapBatchNorm(dim) for _ in range(4))
         self.apply(init_linear_and_convolution)
-        fan_out = self.up.kernel_size[0] * self.up.kernel_size[1] * dim
-        nn.init.normal_(self.up.weight, std=math.sqrt(2 / fan_out))
+        nn.init.normal_(self.up.weight, std=math.sqrt(2 / (4 * dim)))
+        self.finest = finest
+        if finest == 8:
+            self.prior.fc[0] = self.up = self.norms[0] = nn.Identity()
         for module in self.modules():
             if isinstance(module, DeformableAttention):
                 module.reset_parameters()
@@ -109,7 +112,7 @@ class Adapter(nn.Module):
         self, x_BHWC: Tensor, tokens: Tensor, grid: Grid, trunk: Sequence[Callable[[Tensor], Tensor]]
     ) -> tuple[Tensor, list[Tensor]]:
         """Image as a map with sides that are multiples of 32, embedded tokens, and the trunk's parts (tokens → tokens)
-        → the trunk's tokens and four maps (B, h, w, C)."""
+        → the trunk's tokens and the maps (B, h, w, C)."""
         c1, *maps = self.prior(x_BHWC)
         grids = tuple((c.shape[1], c.shape[2]) for c in maps)
         c = torch.cat([c.flatten(1, 2) + level for c, level in zip(maps, self.level_embed, strict=True)], dim=1)
@@ -120,9 +123,11 @@ class Adapter(nn.Module):
                 c = extractor(tokens, grid, c, grids)
         levels = c.split([h * w for h, w in grids], dim=1)
         maps = [level.unflatten(1, size) for level, size in zip(levels, grids, strict=True)]
-        maps = [to_map(self.up(to_nchw(maps[0]))) + c1, *maps]
+        if self.finest == 4:
+            maps = [to_map(self.up(to_nchw(maps[0]))) + c1, *maps]
         last = to_nchw(tokens.unflatten(1, grid))
-        for i, scale in enumerate((2.0, 1.0, 0.5, 0.25)):
+        out = []
+        for map_, norm, scale in zip(maps[::-1], self.norms[::-1], (0.25, 0.5, 1.0, 2.0), strict=False):
             resized = last if scale == 1 else F.interpolate(last, scale_factor=scale, mode="bilinear")
-            maps[i] = self.norms[i](maps[i] + resized.permute(0, 2, 3, 1))
-        return tokens, maps
+            out.append(norm(map_ + resized.permute(0, 2, 3, 1)))
+        return tokens, out[::-1]

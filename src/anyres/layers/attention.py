@@ -17,12 +17,14 @@ from anyres.layers.positions import (
     RelativeBiasTable,
     Rotation,
 )
+from anyres.layers.windows import merge, partition, window_attention
 
 
 class Attention(nn.Module):
     """Softmax attention over all tokens of one grid, prefix tokens first; positions are whatever is passed in.
 
-    `qkv` is one linear layer whose output channels are ordered [q | k | v], each head-major.
+    With `window` patches see those of their own window of that side only, and there are no prefix tokens. `qkv` is one
+    linear layer whose output channels are ordered [q | k | v], each head-major.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Attention(nn.Module):
         proj_drop: float = 0.0,
         bias: RelativeBiasTable | ContinuousBias | None = None,
         local: LocalPositionEmbedding | None = None,
+        window: int | None = None,
     ) -> None:
         super().__init__()
         if dim % num_heads:
@@ -45,6 +48,7 @@ class Attention(nn.Module):
         self.attn_drop = attn_drop
         self.bias = bias
         self.local = local
+        self.window = window
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
@@ -58,6 +62,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, N, C) → (B, N, C), or (B, queries, C): the first `queries` rows (prefix tokens) only, when no other row
         is wanted. With `windows` the tokens lie in their order, and patches see their own window only."""
+        if self.window is not None:
+            return self.attend_in_windows(x_BNC, grid, (self.window, self.window))
         B, N, C = x_BNC.shape
         num_prefix = N - grid[0] * grid[1]
         if queries is None:
@@ -94,6 +100,17 @@ class Attention(nn.Module):
                 out = out + F.pad(local, (0, 0, num_prefix, 0))
             else:  # in place: saves a pass over the map; with gradients the kernel still needs its output unchanged
                 out[:, num_prefix:] += local
+        return self.proj_drop(self.proj(out))
+
+    def attend_in_windows(self, x_BNC: Tensor, grid: Grid, window: Grid) -> Tensor:
+        """(B, h·w, C) → the same. The zeros that fill up the last windows of a row or a column are keys like all others
+        (ViTDet); the local term sees the whole map, without them."""
+        qkv_BnNC = self.qkv(partition(x_BNC.unflatten(1, grid), window))
+        dropout = self.attn_drop if self.training else 0.0
+        out = merge(window_attention(qkv_BnNC, self.num_heads, dropout=dropout), grid, window).flatten(1, 2)
+        if self.local is not None:
+            v_BNC = merge(qkv_BnNC.chunk(3, dim=-1)[2], grid, window).flatten(1, 2)
+            out = out + self.local(v_BNC, grid, self.num_heads)
         return self.proj_drop(self.proj(out))
 
 

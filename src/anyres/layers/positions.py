@@ -53,11 +53,14 @@ class AbsoluteTable(nn.Module):
 
     def fit(self, table: Tensor) -> Tensor:
         """A stored table of another (square) native grid, resized to this one's; a table that fits is returned as it
-        is."""
-        side = math.isqrt(table.shape[1] - self.num_prefix)
-        if table.shape == self.table.shape or side * side != table.shape[1] - self.num_prefix:
+        is. One with rows for prefix tokens fits a model without any: they are left out."""
+        if table.shape == self.table.shape:
             return table
-        return self._resize(table, (side, side), self.native_grid)
+        side = math.isqrt(table.shape[1] - self.num_prefix)
+        rest = table.shape[1] - self.num_prefix - side * side
+        if self.num_prefix == 0 and rest in (1, 2):
+            table, rest = table[:, rest:], 0
+        return table if rest else self._resize(table, (side, side), self.native_grid)
 
     def _resize(self, table: Tensor, source: Grid, target: Grid) -> Tensor:
         if source == target:

@@ -144,7 +144,7 @@ def shifted_bias(table: Tensor, window: Grid, padded: Grid, shift: Grid, grid: G
     return bias if allowed is None else bias.masked_fill(~allowed[:, None], float("-inf"))
 
 
-def window_attention(qkv_BnNC: Tensor, num_heads: int, mask: Tensor | None = None) -> Tensor:
+def window_attention(qkv_BnNC: Tensor, num_heads: int, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
     """Softmax attention inside each window: (B, n, N, 3·C), ordered [q | k | v] and head-major, → (B, n, N, C).
 
     `mask`: added to the logits (or bool, true where allowed), broadcastable to (n, heads, N, N).
@@ -156,7 +156,7 @@ def window_attention(qkv_BnNC: Tensor, num_heads: int, mask: Tensor | None = Non
             mask = mask.expand(B, *mask.shape).flatten(0, 1)
         if mask.dtype != torch.bool:
             mask = mask.to(q.dtype)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
     return out.transpose(1, 2).reshape(B, n, N, -1)
 
 

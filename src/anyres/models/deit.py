@@ -29,10 +29,13 @@ class DeiT(Plain):
 
     published_keys = (KeyRule("pos_embed", "position.table"),)
 
-    def __init__(self, distilled: bool = False, position: str = "ape", **kwargs: Any) -> None:
-        self.distilled = distilled
-        tokens = ("cls_token", "dist_token") if distilled else ("cls_token",)
-        super().__init__(position=position, prefix_tokens=tokens, **kwargs)
+    def __init__(
+        self, distilled: bool = False, position: str = "ape", prefix_tokens: Sequence[str] | None = None, **kwargs: Any
+    ) -> None:
+        if prefix_tokens is None:
+            prefix_tokens = ("cls_token", "dist_token") if distilled else ("cls_token",)
+        self.distilled = distilled and "dist_token" in prefix_tokens
+        super().__init__(position=position, prefix_tokens=prefix_tokens, **kwargs)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         super().reset_classifier(num_classes, global_pool)

@@ -174,6 +174,7 @@ class GPViT(Plain):
         stem_convs: extra convolutions of the stem.
         global_pool: "group" (one learned token gathers), "avg", or "".
         adapter: the dense form for detection instead of that for segmentation.
+        finest: stride of the adapter's first map, 4 or 8 (RetinaNet).
     """
 
     pools = ("group", "avg", "")
@@ -235,12 +236,15 @@ class GPViT(Plain):
         drop_path_rate: float = 0.0,
         dense: bool = False,
         adapter: bool = False,
+        finest: int = 4,
     ) -> None:
         if len(group_tokens) != len(range(1, depth, 3)):
             raise ValueError(
                 f"group_tokens={tuple(group_tokens)} does not fit depth={depth}: give one number for each of the "
                 f"{len(range(1, depth, 3))} layers 1, 4, 7, …"
             )
+        if finest not in (4, 8):
+            raise ValueError(f"finest={finest} is no stride that the adapter can begin with: choose 4 or 8.")
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         super().__init__(
             ConvStem(in_chans, embed_dim, stem_convs),
@@ -262,10 +266,11 @@ class GPViT(Plain):
         )
         self.adapter: Adapter | None = None
         if adapter:
-            self.adapter = Adapter(in_chans, embed_dim, drop_path_rate, len(self.dense_levels))
+            self.adapter = Adapter(in_chans, embed_dim, drop_path_rate, len(self.dense_levels), finest)
             self.norm = nn.Identity()
             self.feature_info = [
-                {"num_chs": embed_dim, "reduction": 4 * 2**i, "module": f"adapter.norms.{i}"} for i in range(4)
+                {"num_chs": embed_dim, "reduction": 4 * 2**i, "module": f"adapter.norms.{i}"}
+                for i in range(finest // 8, 4)
             ]
         elif dense:
             self.out_norms = nn.ModuleList(nn.LayerNorm(embed_dim, eps=1e-6) for _ in self.dense_levels[:-1])

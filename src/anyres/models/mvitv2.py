@@ -419,11 +419,7 @@ class MViTv2(Pyramid):
         if self.num_frames is None:
             super().check_size(x)
             return
-        if x.ndim != 5 or x.shape[1] != self.in_chans or x.shape[2] == 0:
-            raise ValueError(
-                f"The input has shape {tuple(x.shape)}, but this model takes clips (batch, {self.in_chans}, frames, "
-                "height, width): add the missing axis or build the model with other in_chans."
-            )
+        self.check_clip(x)
         super().check_size(x[:, :, 0])
 
     def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:

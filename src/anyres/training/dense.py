@@ -12,10 +12,9 @@ from torch import nn
 from anyres.checkpoints import LoadReport, load_checkpoint
 from anyres.errors import UserError
 from anyres.layers.maps import sync_batch_norms
-from anyres.tasks import task_of
 from anyres.tasks.base import TaskModel
 from anyres.training.config import DenseConfig
-from anyres.training.task import Task
+from anyres.training.task import Task, holds_task
 
 
 class DenseTask(Task):
@@ -61,8 +60,4 @@ class DenseTask(Task):
 
     def load(self, model: TaskModel, path: Path) -> LoadReport:
         """Weights of the same task fill the whole model; those of a classifier or a published file the backbone."""
-        if (path.parent / "config.json").is_file() and f'"task": "{task_of(model)}"' in (
-            path.parent / "config.json"
-        ).read_text(encoding="utf-8"):
-            return load_checkpoint(model, path, strict=False)
-        return load_checkpoint(model.backbone, path, strict=False)
+        return load_checkpoint(model if holds_task(path, model.task) else model.backbone, path, strict=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from torch import nn
 from anyres.checkpoints import LoadReport, load_checkpoint
 from anyres.data.loading import Views
 from anyres.data.schedule import Size
+from anyres.hub import CONFIG, WEIGHTS
 from anyres.training.config import RunConfig
 from anyres.training.losses import BaseLoss
 
@@ -79,3 +81,9 @@ def weights_file(path: str) -> Path:
     """The best weights of a run folder; the path itself if it is none."""
     inside = [Path(path) / "best" / "model.safetensors", Path(path) / "model.safetensors"]
     return next((candidate for candidate in inside if candidate.is_file()), Path(path))
+
+
+def holds_task(path: Path, task: str) -> bool:
+    """Whether a weights file lies in a saved model's folder for this task."""
+    file = path.parent / CONFIG
+    return path.name == WEIGHTS and file.is_file() and json.loads(file.read_text()).get("task") == task

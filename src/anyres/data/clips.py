@@ -1,0 +1,190 @@
+"""Which frames of a video make a clip, and those frames' pixels."""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyres.data.decode import MAX_PIXELS, BadImage, Data, _reading
+from anyres.errors import UserError
+
+RATE = 30.0
+"""Frames per second that a clip's stride counts in, and that arrays are taken to have."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames make a clip "T×τ": T = `num_frames`, one in τ = `stride` at 30 frames per second.
+
+    A clip spans T·τ/30·fps frames of its video; its frames are linspace(start, start + span - 1, T), truncated to
+    integers. A video shorter than that repeats its last frame. With `segments` a clip is one frame of each of T equal
+    parts of the video (Something-Something v2) and `stride` means nothing. Source: MViTv2's published configurations,
+    section 5 of the project's notes on video. Raises UserError for less than one frame or a stride that is not above 0.
+    """
+
+    num_frames: int = 8
+    stride: float = 4
+    segments: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1:
+            raise UserError(f"num_frames {self.num_frames} must be at least 1")
+        if not self.stride > 0:
+            raise UserError(f"stride {self.stride} must be above 0")
+
+    def span(self, fps: float) -> float:
+        """Frames of the video from a clip's first to its last, both included; those it needs at least for `segments`."""
+        return self.num_frames if self.segments else self.num_frames * self.stride / RATE * fps
+
+    def train(self, frames: int, fps: float, rng: random.Random) -> list[int]:
+        """Indices of a random clip: a uniform start, or a uniform frame of each part."""
+        if self.segments:
+            return self._parts(frames, [rng.random() for _ in range(self.num_frames)])
+        return self._clip(rng.uniform(0, max(frames - self.span(fps), 0)), frames, fps)
+
+    def test(self, frames: int, fps: float, clip: int, clips: int) -> list[int]:
+        """Indices of clip number `clip` of `clips`, spread evenly from the first frame to the last; of one, the middle.
+        With `segments` the middle frame of each part."""
+        if self.segments:
+            return self._parts(frames, [0.5] * self.num_frames)
+        rest = max(frames - self.span(fps), 0)
+        return self._clip(clip * (rest // (clips - 1)) if clips > 1 else rest // 2, frames, fps)
+
+    def _clip(self, start: float, frames: int, fps: float) -> list[int]:
+        indices = np.linspace(start, start + self.span(fps) - 1, self.num_frames).astype(int)
+        return np.clip(indices, 0, frames - 1).tolist()
+
+    def _parts(self, frames: int, places: Sequence[float]) -> list[int]:
+        return [int((part + place) * frames / len(places)) for part, place in enumerate(places)]
+
+
+class Video:
+    """The frames of a video by index, in the order of display: a file, its bytes, or an array (T, H, W[, 3]) uint8.
+
+    `frames` is their number, `fps` their mean rate. A file is read through once, without decoding, for the times of its
+    frames, since what headers say of their number and rate may be wrong; `read` then decodes from the key frames before
+    the wanted ones. Where a file has no usable times, its frames are counted by decoding them.
+
+    Raises BadImage for whatever is wrong with the file, also for frames of more than `max_pixels` pixels.
+    """
+
+    def __init__(self, data: Data, name: str, max_pixels: int = MAX_PIXELS) -> None:
+        if isinstance(data, BadImage):
+            raise data
+        self.data, self.name, self.max_pixels = data, name, max_pixels
+        self.fps = RATE
+        self.times: list[int] = []
+        self.keys: list[tuple[int, int]] = []  # of each key frame its time and where to seek for it
+        if isinstance(data, np.ndarray):
+            self.frames = len(data)
+        else:
+            self._index()
+        if not self.frames:
+            raise BadImage(name, "the video holds no frames")
+
+    def read(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """The frames of these indices, in their order, upright: (H, W, 3) uint8 each, (H, W) of a grey array."""
+        assert all(0 <= index < self.frames for index in indices)
+        if isinstance(self.data, np.ndarray):
+            return [self.data[index] for index in indices]
+        wanted = sorted(set(indices))
+        found = self._seek(wanted) if self.times else {}
+        if len(found) < len(wanted):  # no times, or times that the decoder does not keep to
+            found = self._scan(wanted)
+        missing = [index for index in wanted if index not in found]
+        if missing:
+            raise BadImage(self.name, f"frame {missing[0]} of {self.frames} cannot be decoded")
+        if len({frame.shape for frame in found.values()}) > 1:
+            raise BadImage(self.name, "its frames change their size")
+        return [found[index] for index in indices]
+
+    def _index(self) -> None:
+        """Find the frames' times and the key frames."""
+        times: list[int] = []
+        with self._open() as (container, stream):
+            pixels = stream.codec_context.width * stream.codec_context.height
+            if pixels > self.max_pixels:
+                limit = f"{self.max_pixels / 1e6:g} (max_pixels)"
+                raise BadImage(self.name, f"its frames have {pixels / 1e6:.1f} megapixels, over the limit of {limit}")
+            packets = 0
+            for packet in container.demux(stream):
+                if not packet.size:  # the last one, which tells decoders to finish
+                    continue
+                packets += 1
+                if packet.pts is None or packet.is_discard or packet.is_corrupt:
+                    continue
+                if packet.is_keyframe:
+                    self.keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
+                if self.keys:  # what comes before the first key frame cannot be decoded
+                    times.append(packet.pts)
+            time_base, rate = stream.time_base, stream.average_rate or stream.guessed_rate
+        self.times = sorted(times) if len(set(times)) == len(times) else []
+        self.keys.sort()
+        if len(self.times) > 1:
+            rate = (len(times) - 1) / ((self.times[-1] - self.times[0]) * time_base)
+        self.fps = float(rate or RATE)
+        self.frames = len(self.times)
+        if packets and not self.times:
+            with self._open() as (container, stream):
+                self.frames = sum(1 for _ in container.decode(stream))
+
+    def _seek(self, wanted: Sequence[int]) -> dict[int, np.ndarray]:
+        """Decode from the key frame before each wanted frame; incomplete if the file does not lead there."""
+        found: dict[int, np.ndarray] = {}
+        starts = [start for start, _ in self.keys]
+        with self._open() as (container, stream):
+            for key, group in groupby(wanted, lambda index: bisect_right(starts, self.times[index]) - 1):
+                due = {self.times[index]: index for index in group}
+                last = max(due)
+                container.seek(self.keys[max(key, 0)][1], stream=stream)
+                for frame in container.decode(stream):
+                    if frame.pts is None or frame.pts > last:
+                        break
+                    if frame.pts in due:
+                        found[due.pop(frame.pts)] = _pixels(frame)
+                        if not due:
+                            break
+        return found
+
+    def _scan(self, wanted: Sequence[int]) -> dict[int, np.ndarray]:
+        """Decode from the beginning and count."""
+        chosen = set(wanted)
+        found: dict[int, np.ndarray] = {}
+        with self._open() as (container, stream):
+            for index, frame in enumerate(container.decode(stream)):
+                if index in chosen:
+                    found[index] = _pixels(frame)
+                if index == wanted[-1]:
+                    break
+        return found
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[Any, Any]]:
+        import av
+
+        with _reading(self.name):
+            file = BytesIO(self.data) if isinstance(self.data, bytes) else self.data
+            if isinstance(file, Path) and not file.stat().st_size:
+                raise BadImage(self.name, "the file is empty")
+            with av.open(str(file) if isinstance(file, Path) else file) as container:
+                stream = next((stream for stream in container.streams.video if stream.codec_context), None)
+                if stream is None:
+                    raise BadImage(self.name, "the file holds no video that can be decoded")
+                stream.codec_context.thread_count = 1  # loaders have processes for that
+                yield container, stream
+
+
+def _pixels(frame: Any) -> np.ndarray:
+    """A decoded frame as (H, W, 3), turned as the file asks."""
+    pixels: np.ndarray = frame.to_ndarray(format="rgb24")
+    turns = round(frame.rotation / 90) % 4  # anticlockwise
+    return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels

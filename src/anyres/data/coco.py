@@ -1,0 +1,259 @@
+"""Pictures with marked objects in COCO's layout: a folder of images and one JSON file for all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anyres.data import rle
+from anyres.data.detection import REPORT, DetectionSource, Objects, Segment, pixel_wide
+from anyres.data.sources import Item
+from anyres.errors import UserError
+
+Entry = dict[str, Any]
+
+
+class Coco(DetectionSource):
+    """FOLDER/annotations/instances_train2017.json with FOLDER/train2017/*.jpg, and the same for val.
+
+    The file may also be called instances_SPLIT.json, SPLIT.json or *_SPLIT.json, and the images may lie in
+    FOLDER/SPLIT, FOLDER/images/SPLIT2017, FOLDER/images/SPLIT or FOLDER/images. With `keypoints` the file is
+    person_keypoints_SPLIT2017.json before all others. Classes are numbered in the order of their ids, which may have
+    gaps.
+
+    Broken marks are left out and counted in `report`. Raises FileNotFoundError for missing files, and UserError for a
+    damaged file and for annotations of images or categories that it does not list.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        split: str,
+        in_chans: int = 3,
+        *,
+        masks: bool = False,
+        keypoints: bool = False,
+        keep_empty: bool = False,
+    ) -> None:
+        if masks:
+            rle.coco_masks()  # it complains now, not in a worker
+        path = _annotation_file(Path(folder), split, keypoints)
+        images, categories, annotations = _read(path)
+        super().__init__(f"{folder}/{split}", [category["name"] for category in categories], in_chans)
+        self.category_ids = [category["id"] for category in categories]
+        self.keypoint_names = _keypoint_names(path, categories) if keypoints else ()
+        self.folder = _image_folder(Path(folder), split, images[0]["file_name"])
+        self.report = dict.fromkeys(REPORT, 0)
+
+        # A few arrays hold everything: a million small objects would be copied into every worker as it is touched.
+        self.ids = np.array([image["id"] for image in images], dtype=np.int64)
+        self.sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64)
+        self.files = np.array([os.fsencode(image["file_name"]) for image in images])
+        if (self.sizes < 1).any():
+            raise UserError(f"{path} has an image of height or width below 1: correct or remove it")
+
+        owners = _places(path, "images", "image_id", self.ids.tolist(), annotations)
+        labels = _places(path, "categories", "category_id", self.category_ids, annotations)
+        boxes = np.array([_box(annotation) for annotation in annotations], dtype=np.float64).reshape(-1, 4)
+        good = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= 0).all(axis=1)
+        chosen = np.flatnonzero(good)[np.argsort(owners[good], kind="stable")]
+        annotations = [annotations[place] for place in chosen]
+        owners, boxes, self.labels = owners[chosen], boxes[chosen], labels[chosen]
+        self.first = np.searchsorted(owners, np.arange(len(images) + 1))  # of each image's objects
+        self.crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations], dtype=bool)
+        areas = np.array([_number(annotation.get("area")) for annotation in annotations], dtype=np.float64)
+        self.areas = np.where(np.isfinite(areas), areas, boxes[:, 2] * boxes[:, 3])
+        self.boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        sizes = self.sizes[owners]
+        self.segments = _Segments(annotations, sizes.tolist(), self.report) if masks else None
+        self.keypoints = self._keypoints(annotations) if keypoints else None
+
+        wide = pixel_wide(self.boxes, sizes)
+        usable = ~self.crowd & wide if self.segments is None else ~self.crowd & wide & self.segments.usable
+        full = np.bincount(owners[usable], minlength=len(images)) > 0
+        self.order = np.flatnonzero(full) if split == "train" and not keep_empty else np.arange(len(images))
+        if len(self.order) == 0:
+            raise UserError(f"{path} marks no object that can be trained: give other annotations, or keep_empty")
+        self.report |= {
+            "images": len(self.order),
+            "objects": len(owners),
+            "crowds": int(self.crowd.sum()),
+            "empty_images": int((~full).sum()),
+            "bad_boxes": int((~good).sum()),
+            "thin_boxes": int((~wide & ~self.crowd).sum()),
+            "maskless": 0 if self.segments is None else int((~self.segments.usable).sum()),
+        }
+
+    def _keypoints(self, annotations: Sequence[Entry]) -> np.ndarray:
+        """(m, K, 3) of all objects; zeros, which means not marked, where they have none."""
+        points = np.zeros((len(annotations), 3 * len(self.keypoint_names)))
+        for place, annotation in enumerate(annotations):
+            numbers = _numbers(annotation.get("keypoints") or [])
+            if numbers is not None and len(numbers) == points.shape[1]:
+                points[place] = numbers
+            elif annotation.get("keypoints"):
+                self.report["bad_keypoints"] += 1
+        return points.reshape(len(annotations), -1, 3)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def _item(self, index: int) -> Item:
+        image = self.order[index]
+        inside = slice(self.first[image], self.first[image + 1])
+        places = range(inside.start, inside.stop)
+        objects = Objects(
+            boxes=self.boxes[inside],
+            labels=self.labels[inside],
+            crowd=self.crowd[inside],
+            areas=self.areas[inside],
+            segments=None if self.segments is None else [self.segments[place] for place in places],
+            keypoints=None if self.keypoints is None else self.keypoints[inside],
+            image_id=int(self.ids[image]),
+            size=(int(self.sizes[image, 0]), int(self.sizes[image, 1])),
+        )
+        file = os.fsdecode(self.files[image])
+        return Item(file, self.folder / file, objects)
+
+
+class _Segments:
+    """The masks of m objects: their polygons in one block of numbers, run lengths where an object has those."""
+
+    def __init__(self, annotations: Sequence[Entry], sizes: Sequence[Sequence[int]], report: dict[str, int]) -> None:
+        polygons: list[np.ndarray] = []
+        owned = [0]  # polygons of all objects so far
+        self.runs: dict[int, np.ndarray] = {}
+        for place, (annotation, (height, width)) in enumerate(zip(annotations, sizes, strict=True)):
+            segmentation = annotation.get("segmentation")
+            if isinstance(segmentation, dict):
+                try:
+                    self.runs[place] = rle.read(segmentation, (height, width))
+                except (TypeError, ValueError, OverflowError):
+                    report["bad_runs"] += 1
+            for polygon in segmentation if isinstance(segmentation, list) else ():
+                numbers = _numbers(polygon)
+                if numbers is not None and len(numbers) >= 6 and len(numbers) % 2 == 0:
+                    polygons.append(numbers)
+                else:
+                    report["bad_polygons"] += 1
+            owned.append(len(polygons))
+        self.owned = np.array(owned)
+        self.ends = np.cumsum([0, *map(len, polygons)])
+        self.numbers = np.concatenate([np.zeros(0), *polygons])
+        self.usable = np.diff(self.owned) > 0
+        self.usable[list(self.runs)] = True
+
+    def __getitem__(self, place: int) -> Segment:
+        if not self.usable[place]:
+            return None
+        if place in self.runs:
+            return self.runs[place]
+        ends = self.ends[self.owned[place] : self.owned[place + 1] + 1]
+        return np.split(self.numbers[ends[0] : ends[-1]], ends[1:-1] - ends[0])
+
+
+def _annotation_file(folder: Path, split: str, keypoints: bool) -> Path:
+    kind = "person_keypoints" if keypoints else "instances"
+    place = folder / "annotations"
+    names = [f"{kind}_{split}2017.json", f"{kind}_{split}.json", f"{split}.json"]
+    files = [place / name for name in names if (place / name).is_file()] or sorted(place.glob(f"*_{split}.json"))[:2]
+    if not files:
+        raise FileNotFoundError(
+            f"there is no {place / names[0]}: give digits, or a folder with annotations/{names[0]} (or {names[1]},"
+            f" {names[2]}, *_{split}.json) and its images in {split}2017, {split} or images"
+        )
+    if len(files) > 1 and files[0].name not in names:
+        raise UserError(
+            f"{place} has both {files[0].name} and {files[1].name}: rename the one to be used to {names[1]}"
+        )
+    return files[0]
+
+
+def _image_folder(folder: Path, split: str, first_file: str) -> Path:
+    names = [f"{split}2017", split, f"images/{split}2017", f"images/{split}", "images"]
+    for name in [*names, "."]:  # the names in the annotations may begin with the folder
+        if (folder / name / first_file).is_file():
+            return folder / name
+    for name in names:
+        if (folder / name).is_dir():
+            return folder / name
+    raise FileNotFoundError(f"{folder} has none of the folders {', '.join(names)}: put the images of {split} in one")
+
+
+def _read(path: Path) -> tuple[list[Entry], list[Entry], list[Entry]]:
+    """The images, the categories by their ids, and the annotations of a file."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON ({error}): copy or download it again") from error
+    images = _entries(path, data, "images", {"id": int, "file_name": str, "height": int, "width": int})
+    categories = _entries(path, data, "categories", {"id": int, "name": str})
+    for part, key, entries in (
+        ("images", "id", images),
+        ("categories", "id", categories),
+        ("categories", "name", categories),
+    ):
+        if not entries:
+            raise UserError(f"{path} lists no {part}: give annotations in COCO's layout")
+        if len({entry[key] for entry in entries}) < len(entries):
+            raise UserError(f"{path} has two {part} of the same {key}: each needs its own")
+    annotations = _entries(path, data, "annotations", {"image_id": int, "category_id": int})
+    return images, sorted(categories, key=lambda category: category["id"]), annotations
+
+
+def _entries(path: Path, data: Any, part: str, kinds: dict[str, type]) -> list[Entry]:
+    entries = data.get(part) if isinstance(data, dict) else None
+    if not isinstance(entries, list):
+        raise UserError(f"{path} has no list of {part}: give annotations in COCO's layout")
+    for place, entry in enumerate(entries):
+        for key, kind in kinds.items():
+            value = entry.get(key) if isinstance(entry, dict) else None
+            if not isinstance(value, kind):
+                what = "a text" if kind is str else "a whole number"
+                raise UserError(
+                    f"entry {place} of {part} in {path} has {key} {value!r}, which must be {what}: correct or remove it"
+                )
+    return entries
+
+
+def _places(path: Path, part: str, key: str, ids: list[int], annotations: list[Entry]) -> np.ndarray:
+    """For each annotation the place of its image or category in the list of `ids`."""
+    places = {number: place for place, number in enumerate(ids)}
+    found = np.array([places.get(annotation[key], -1) for annotation in annotations], dtype=np.int64)
+    if (found < 0).any():
+        stray = annotations[int(np.argmin(found))]
+        raise UserError(
+            f"annotation {stray.get('id')} of {path} has {key} {stray[key]}, which is not among its {part}: remove it,"
+            " or restore the file"
+        )
+    return found
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e9 else np.nan
+
+
+def _box(annotation: Entry) -> list[float]:
+    box = annotation.get("bbox")
+    return [_number(value) for value in box] if isinstance(box, list) and len(box) == 4 else [np.nan] * 4
+
+
+def _numbers(values: Any) -> np.ndarray | None:
+    """A list of finite numbers as an array; None for anything else."""
+    try:
+        numbers = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return numbers if numbers.ndim == 1 and np.isfinite(numbers).all() else None
+
+
+def _keypoint_names(path: Path, categories: list[Entry]) -> tuple[str, ...]:
+    names = next((category["keypoints"] for category in categories if category.get("keypoints")), None)
+    if names is None:
+        raise UserError(f"no category of {path} names its keypoints: give a person_keypoints file, or no keypoints")
+    return tuple(map(str, names))

@@ -1,0 +1,84 @@
+"""Masks as COCO writes them: polygons, and run lengths, column by column, the first run being of zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from anyres.data.schedule import Size
+from anyres.errors import UserError
+
+
+def coco_masks() -> Any:
+    """The module `mask` of faster-coco-eval, COCO's own arithmetic. Raises UserError if it is not installed."""
+    try:
+        from faster_coco_eval.core import mask
+    except ImportError as error:
+        raise UserError(
+            "masks and COCO's average precision need the package faster-coco-eval: pip install 'anyres[detection]'"
+        ) from error
+    return mask
+
+
+def draw(polygons: Sequence[np.ndarray], size: Size) -> np.ndarray:
+    """Polygons (x1, y1, x2, y2, … each) → the mask of them all, uint8 (h, w), exactly as COCO draws them."""
+    library = coco_masks()
+    merged = library.merge(library.frPyObjects([polygon.tolist() for polygon in polygons], *size))
+    return decode(_decompress(merged["counts"]), size)
+
+
+def encode(mask: np.ndarray) -> np.ndarray:
+    """Mask (h, w) of zeros and ones → its run lengths, int32 (r,)."""
+    pixels = mask.astype(bool).ravel(order="F")
+    borders = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    start = [0, 0] if len(pixels) and pixels[0] else [0]
+    return np.diff(np.concatenate([start, borders, [len(pixels)]])).astype(np.int32)
+
+
+def decode(runs: np.ndarray, size: Size) -> np.ndarray:
+    """Run lengths → mask uint8 (h, w) of zeros and ones."""
+    values = (np.arange(len(runs)) % 2).astype(np.uint8)
+    return np.repeat(values, runs).reshape(size, order="F")
+
+
+def read(segmentation: dict[str, Any], size: Size) -> np.ndarray:
+    """The run lengths of a JSON object {"size": [h, w], "counts": list of numbers or COCO's compressed text}.
+
+    Raises ValueError unless they are the mask of an image of `size`.
+    """
+    counts = segmentation.get("counts")
+    if list(segmentation.get("size") or ()) != list(size):
+        raise ValueError(f"the mask is for an image of size {segmentation.get('size')}, not {list(size)}")
+    if isinstance(counts, str):
+        runs = _decompress(counts.encode("ascii"))
+    elif isinstance(counts, list):
+        runs = np.array(counts, dtype=np.int64)
+    else:
+        raise ValueError("a mask has its run lengths under 'counts', as a list or compressed")
+    if runs.ndim != 1 or (runs < 0).any() or runs.sum() != size[0] * size[1]:
+        raise ValueError(f"the run lengths do not add up to {size[0]}x{size[1]} pixels")
+    return runs.astype(np.int32)
+
+
+def _decompress(text: bytes) -> np.ndarray:
+    """COCO's compressed run lengths: numbers in groups of five bits, low first, each in a printable byte from "0" on.
+
+    Bit 5 says that another group follows; bit 4 of the last group is the sign. From the fourth number on, a number is
+    the difference to the one before the last.
+    """
+    groups = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - ord("0")
+    last = (groups & 32) == 0
+    if len(groups) == 0 or groups.min() < 0 or groups.max() > 63 or not last[-1]:
+        raise ValueError("the compressed run lengths are damaged")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    place = np.arange(len(groups)) - np.repeat(starts, ends - starts + 1)
+    if place.max() > 6:
+        raise ValueError("the compressed run lengths are damaged")
+    numbers = np.add.reduceat((groups & 31) << (5 * place), starts)
+    runs = numbers - np.where(groups[ends] & 16, np.int64(1) << (5 * (place[ends] + 1)), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs

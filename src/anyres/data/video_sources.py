@@ -1,0 +1,211 @@
+"""Where labelled clips come from: folders and lists of video files, and digits that move."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from anyres.data.decode import list_images
+from anyres.data.sources import VALIDATION_NAMES, Digits, ImageFolder, Item, MapSource, check_split
+from anyres.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv"})
+MEAN, STD = (0.45,) * 3, (0.225,) * 3
+"""What the published video networks subtract and divide by (section 5 of the project's notes on video)."""
+
+
+def open_video_source(
+    spec: str | os.PathLike[str], split: str = "train", *, label_names: Sequence[str] | None = None
+) -> MapSource:
+    """Open a set of labelled clips for `split` "train", "val" or "all".
+
+    `spec` is one of
+
+    - "digits": moving digits, see `MovingDigits`;
+    - a folder FOLDER/train/CLASS/*.mp4 with FOLDER/val/CLASS/*.mp4, or FOLDER/CLASS/*.mp4, of which a fixed tenth of
+      each class is the validation split;
+    - a folder with FOLDER/train.csv and FOLDER/val.csv, or one such list FILE.csv for every split, see `VideoList`.
+
+    `label_names` numbers the classes by a given list, such as a checkpoint's. Raises UserError or FileNotFoundError
+    with a sentence on what is missing.
+    """
+    text = os.fspath(spec)
+    source: MapSource
+    if text != "digits" and not Path(text).exists():
+        raise FileNotFoundError(f"there is no data set {text!r}: give digits, a folder of videos, or a list FILE.csv")
+    if text == "digits":
+        source = MovingDigits(split)
+    elif Path(text, "train.csv").is_file() or text.endswith(".csv"):
+        source = VideoList(text, split)
+    else:
+        source = VideoFolder(text, split)
+    if label_names is not None and list(label_names) != source.label_names:
+        source.use_labels(label_names)
+    return source
+
+
+class VideoFolder(ImageFolder):
+    """Video files in one folder per class, laid out and split as the images of `ImageFolder`."""
+
+    extensions = EXTENSIONS
+    kind = "video"
+
+    def __init__(self, folder: str, split: str) -> None:
+        super().__init__(folder, split)
+        self.mean, self.std = MEAN, STD
+
+
+class VideoList(MapSource):
+    """Video files by a list: lines "PATH LABEL" or "PATH,LABEL", paths relative to the list's folder.
+
+    Labels are class numbers, or names, which are numbered in the sorted order of those in train.csv. Kinetics' own
+    annotations (a header with label, youtube_id, time_start and time_end) are read, too: their videos, which may lie
+    anywhere below the folder, are named ID_START_END with six digits each, or ID. As many of these are no longer to be
+    had, those that are not there are left out and counted in the log.
+
+    `spec` is a folder with train.csv and a list of one of the names val, validate, validation, valid and test, or one
+    list, which then is every split. Raises UserError for lines of another kind, and classes that train does not have.
+    """
+
+    def __init__(self, spec: str, split: str) -> None:
+        check_split(split)
+        super().__init__(f"{spec}/{split}", [])
+        self.mean, self.std = MEAN, STD
+        train = val = Path(spec)
+        if train.suffix != ".csv":
+            train = Path(spec, "train.csv")
+            names = (Path(spec, f"{name}.csv") for name in ("val", "validate", *VALIDATION_NAMES[1:]))
+            val = next((path for path in names if path.is_file()), Path(spec, "val.csv"))
+        chosen = {"train": [train], "val": [val], "all": [train, val]}[split]
+        lists = {path: _read_list(path) for path in dict.fromkeys([train, *chosen])}
+        labels = {label for _, label in lists[train]}
+        numbers = all(label.isdecimal() for label in labels)
+        self.label_names = [str(i) for i in range(max(map(int, labels)) + 1)] if numbers else sorted(labels)
+        place = {name: number for number, name in enumerate(self.label_names)}
+        pairs = [pair for path in dict.fromkeys(chosen) for pair in lists[path]]
+        unknown = next((pair for pair in pairs if pair[1] not in place), None)
+        if unknown is not None:
+            raise UserError(f"{unknown[0]} in {val} is of the class {unknown[1]!r}, which {train} has not: mend a list")
+        self.root = train.parent
+        # One block of bytes: a list of strings would be copied into every worker as it is touched.
+        self.files = np.array([os.fsencode(path) for path, _ in pairs])
+        self.labels = np.array([place[label] for _, label in pairs])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def _item(self, index: int) -> Item:
+        file = os.fsdecode(self.files[index])
+        return Item(file, self.root / file, int(self.labels[index]))
+
+
+def _read_list(path: Path) -> list[tuple[str, str]]:
+    """(path relative to the list, label) of every video."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no list {path}: give FOLDER/train.csv and FOLDER/val.csv, or class folders")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if lines and "youtube_id" in lines[0].split(","):
+        pairs = _read_annotations(path, lines)
+    else:
+        comma = bool(lines) and "," in lines[0] and not lines[0].split()[-1].isdecimal()
+        split = [line.rsplit("," if comma else None, 1) for line in lines]
+        bad = next((line for line, parts in zip(lines, split, strict=True) if len(parts) != 2), None)
+        if bad is not None:
+            raise UserError(f"the line {bad[:80]!r} of {path} must be a path and a label, such as clips/a.mp4,3")
+        pairs = [(file.strip(), label.strip()) for file, label in split]
+        if pairs and Path(pairs[0][0]).suffix.lower() not in EXTENSIONS and pairs[0][1] == "label":
+            pairs = pairs[1:]  # a header
+    if not pairs:
+        raise UserError(f"{path} lists no video that is there: check the list and the folder {path.parent}")
+    return pairs
+
+
+def _read_annotations(path: Path, lines: Sequence[str]) -> list[tuple[str, str]]:
+    present = {Path(file).stem: file for file in list_images(path.parent, EXTENSIONS)}
+    pairs, missing = [], 0
+    for row in csv.DictReader(lines):
+        name = row["youtube_id"]
+        clip = f"{name}_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
+        file = present.get(clip, present.get(name))
+        if file is None:
+            missing += 1
+        else:
+            pairs.append((file, row["label"]))
+    if missing:
+        logger.warning("%d of the %d videos of %s are not there and left out", missing, missing + len(pairs), path)
+    return pairs
+
+
+MOTIONS = ("moves left", "moves right", "moves up", "moves down", "grows", "shrinks", "turns clockwise",
+           "turns anticlockwise")  # fmt: skip
+
+
+class MovingDigits(MapSource):
+    """Clips of a coloured digit that moves on a grainy ground; the class is its motion, one of `MOTIONS`.
+
+    No frame by itself tells the class: at every moment the digit's place, size and angle are spread evenly over all
+    there are, whatever the motion, as each of them comes back to where it began: what leaves at one side enters at the
+    other, the largest size is followed by the smallest. Identity, colours, speed and starting point are random.
+
+    Clip i of a split is always the same, drawn from (split, i), 16 frames of 64 x 64 pixels; clips of "train" (1600
+    by default) hold only the training digits of `Digits`, those of "val" (240) only the others. A flip would change the
+    class.
+    """
+
+    frames, side = 16, 64
+    sides = 18.0, 40.0  # of the 8x8 image that the digit is in, in pixels
+    counts = {"train": 1600, "val": 240}  # noqa: RUF012
+
+    def __init__(self, split: str, count: int | None = None) -> None:
+        check_split(split)
+        super().__init__(f"moving digits/{split}", MOTIONS)
+        splits = ("train", "val") if split == "all" else (split,)
+        self.mean, self.std = MEAN, STD
+        self.crop_pct = 1.0
+        self.digits = {part: Digits(part).images for part in splits}
+        self.clips = [(part, index) for part in splits for index in range(count or self.counts[part])]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def _item(self, index: int) -> Item:
+        part, number = self.clips[index]
+        label = number % len(MOTIONS)
+        return Item(f"moving digits/{part}/{number:05d}", self._draw(part, number, label), label)
+
+    def _draw(self, part: str, number: int, label: int) -> np.ndarray:
+        """The clip (T, H, W, 3)."""
+        rng = np.random.default_rng([list(self.counts).index(part), number])
+        glyph = np.pad(self.digits[part][rng.integers(len(self.digits[part]))], 1)
+        # Horizontal place, vertical place, size and angle: each in turns of its own circle.
+        axis, forwards = label // 2, label in (1, 3, 4, 6)
+        turns = np.tile(rng.random(4), (self.frames, 1))
+        turns[:, axis] += np.arange(self.frames) / self.frames * rng.uniform(0.4, 0.8) * (1 if forwards else -1)
+        alpha = np.stack([self._coverage(Image.fromarray(glyph), *turn) for turn in turns % 1])
+        # A bright digit on a dark ground; the levels leave room for the grain.
+        ground = rng.uniform(16, 80, 3).astype(np.float32)
+        colour = rng.uniform(140, 235, 3).astype(np.float32)
+        clip = (ground - 16 + alpha[..., None] * (colour - ground)).astype(np.uint8)
+        clip += np.frombuffer(rng.bytes(clip.size), dtype=np.uint8).reshape(clip.shape) & 31
+        return clip
+
+    def _coverage(self, glyph: Image.Image, x: float, y: float, size: float, angle: float) -> np.ndarray:
+        """The digit on a canvas that is round in both directions: 0 to 1, (side, side) float32."""
+        zoom = 8 / (self.sides[0] * (self.sides[1] / self.sides[0]) ** size)
+        cos, sin = zoom * math.cos(2 * math.pi * angle), zoom * math.sin(2 * math.pi * angle)
+        # Drawn at the middle, but for the parts of a pixel, and rolled from there.
+        column, row = (self.side / 2 + (self.side * place) % 1 for place in (x, y))
+        middle = glyph.width / 2
+        affine = (cos, sin, middle - cos * column - sin * row, -sin, cos, middle + sin * column - cos * row)
+        drawn = glyph.transform((self.side, self.side), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+        pixels = np.asarray(drawn, dtype=np.float32) / 255
+        return np.roll(pixels, (int(self.side * y), int(self.side * x)), (0, 1))

@@ -1,0 +1,156 @@
+"""Videos to clips for training and for evaluation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from anyres.data.clips import Sampling, Video
+from anyres.data.decode import MAX_PIXELS, load_image
+from anyres.data.schedule import Size
+from anyres.data.sources import Item
+from anyres.data.views import (
+    Augmentation,
+    Box,
+    Sample,
+    _resize,
+    augment,
+    centre_box,
+    check_interpolation,
+    finish,
+    normalize,
+    to_batch,
+)
+from anyres.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClipViews:
+    """Training clips of videos, for the loader.
+
+    One clip is drawn from a video and shown at every size. Its frames are augmented as images are, all by the same
+    draws: one crop, flip, RandAugment, and box of random erasing for the clip (for each size its own, unless
+    `augmentation.separate` is off).
+    """
+
+    augmentation: Augmentation
+    sampling: Sampling
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    max_pixels: int = MAX_PIXELS
+
+    def augment(self, item: Item, sizes: Sequence[Size], rng: random.Random) -> list[Sample]:
+        """The views of every frame."""
+        video = Video(item.data, item.name, self.max_pixels)
+        frames = video.read(self.sampling.train(video.frames, video.fps, rng))
+        draws = rng.getstate()
+        samples = []
+        for frame in frames:
+            rng.setstate(draws)
+            still = item._replace(data=frame)
+            samples.append(augment(still, sizes, self.augmentation, rng, self.mean, self.max_pixels))
+        return samples
+
+    def collate(
+        self, items: Sequence[Item], samples: Sequence[list[Sample]], sizes: Sequence[Size]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Views (B, C, T, H_i, W_i) float32, and for each the labels (B,)."""
+        stills = finish([frame for clip in samples for frame in clip], sizes, self.augmentation, self.mean, self.std)
+        labels = torch.tensor([item.label for item in items])
+        return [as_clips(view, len(items)) for view in stills], [labels] * len(sizes)
+
+
+def as_clips(frames: Tensor, count: int) -> Tensor:
+    """Frames (B·T, C, H, W) of `count` = B clips → (B, C, T, H, W), a view: models that take frames by themselves get
+    them back without a copy."""
+    return frames.unflatten(0, (count, -1)).transpose(1, 2)
+
+
+class TestClips(NamedTuple):
+    """The views of a video, (views, T, H, W[, 3]) uint8, and whether it was shorter than a clip."""
+
+    pixels: np.ndarray
+    short: bool
+
+
+class ClipBatch(NamedTuple):
+    """`pixels` (B, views, T, H, W[, 3]) uint8, `labels` (B,), `names`, and how many videos were shorter than a clip."""
+
+    pixels: Tensor
+    labels: Tensor
+    names: list[str]
+    short: int
+
+
+@dataclass(frozen=True)
+class ClipTest:
+    """The published evaluation of videos, for the loader: `clips` times `crops` views at `size` (height, width).
+
+    Clips are spread evenly over the video (see `Sampling.test`). The frames are resized to just cover the box (int(H /
+    `crop_pct`), int(W / `crop_pct`)), for a square size the short side to int(size / crop_pct). `crops` 1 cuts the
+    centre out, 3 the two ends and the middle of what the long side leaves over. Raises UserError for other numbers.
+    """
+
+    size: Size
+    sampling: Sampling
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    clips: int = 1
+    crops: int = 1
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise UserError(f"size {self.size} must be a pair (height, width) of positive integers")
+        if self.crops not in (1, 3):
+            raise UserError(f"crops {self.crops} must be 1 (centre) or 3 (along the long side)")
+        if self.clips < 1 or (self.clips > 1 and self.sampling.segments):
+            raise UserError(f"clips {self.clips} must be at least 1, and 1 where a clip is one frame of each segment")
+        if not 0 < self.crop_pct <= 1:
+            raise UserError(f"crop_pct {self.crop_pct} must be above 0 and at most 1")
+        check_interpolation(self.interpolation)
+
+    def prepare(self, item: Item) -> TestClips:
+        video = Video(item.data, item.name, self.max_pixels)
+        clips = [self.sampling.test(video.frames, video.fps, clip, self.clips) for clip in range(self.clips)]
+        wanted = sorted({index for clip in clips for index in clip})
+        stills = {
+            index: load_image(frame, item.name, len(self.mean), max_pixels=self.max_pixels)
+            for index, frame in zip(wanted, video.read(wanted), strict=True)
+        }
+        width, height = next(iter(stills.values())).size
+        boxes = crop_boxes(width, height, self.size, self.crop_pct, self.crops)
+        made = {
+            index: [np.asarray(_resize(still, self.size, box, (height, width), self.interpolation)) for box in boxes]
+            for index, still in stills.items()
+        }
+        views = [np.stack([made[index][crop] for index in clip]) for clip in clips for crop in range(self.crops)]
+        return TestClips(np.stack(views), video.frames < int(self.sampling.span(video.fps)))
+
+    def collate(self, items: Sequence[Item], samples: Sequence[TestClips]) -> ClipBatch:
+        pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
+        labels = torch.tensor([item.label for item in items])
+        return ClipBatch(pixels, labels, [item.name for item in items], sum(sample.short for sample in samples))
+
+    def view(self, pixels: Tensor) -> Tensor:
+        """One view of a batch, (B, T, H, W[, 3]) uint8, as models take it: (B, C, T, H, W) float32."""
+        frames = normalize(to_batch(pixels.flatten(0, 1).numpy()), self.mean, self.std)  # type: ignore[arg-type]
+        return as_clips(frames, len(pixels))
+
+
+def crop_boxes(width: int, height: int, size: Size, crop_pct: float, crops: int) -> list[Box]:
+    """What `crops` views keep of a frame, in its pixels: the centre, or the two ends of the longer rest around it."""
+    left, top, right, bottom = centre = centre_box(width, height, size, crop_pct)
+    if crops == 1:
+        return [centre]
+    if width - (right - left) >= height - (bottom - top):
+        return [(0, top, right - left, bottom), centre, (width - (right - left), top, width, bottom)]
+    return [(left, 0, right, bottom - top), centre, (left, height - (bottom - top), right, height)]

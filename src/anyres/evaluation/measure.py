@@ -1,0 +1,120 @@
+"""The evaluation that belongs to a model: which data, which score, which pictures, whatever its task."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from anyres.data import BadImage, open_source
+from anyres.evaluation.accuracy import evaluate, first_images, preparation_for
+from anyres.evaluation.results import Measured, Size
+from anyres.tasks import task_of
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def open_test_source(model: Any, data: str, split: str = "val") -> Any:
+    """The data of a model's task, numbered by the model's classes where it names them."""
+    task = task_of(model)
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    if task == "segmentation":
+        from anyres.data.segmentation import open_segmentation
+
+        return open_segmentation(data, split, num_classes=model.num_classes, label_names=names)
+    if task == "detection":
+        from anyres.data.detection import open_detection
+
+        head = model.options["head"]
+        return open_detection(data, split, masks="mask" in head, keypoints="keypoint" in head, label_names=names)
+    if task == "video":
+        from anyres.data.video_sources import open_video_source
+
+        return open_video_source(data, split, label_names=names)
+    return open_source(data, split)
+
+
+def measure(
+    model: nn.Module,
+    source: Any,
+    size: Size,
+    batch_size: int = 1,
+    device: str | torch.device = "cpu",
+    precision: str = "float32",
+    *,
+    workers: int = 0,
+) -> Measured:
+    """Scores of a model on its task's data at `size`; see the evaluation of each task."""
+    task = task_of(model)
+    run: Callable[..., Measured] = evaluate
+    options: dict[str, Any] = {}
+    if task != "classification":
+        # Imported here: they may need packages that are not installed.
+        module = importlib.import_module(f"anyres.evaluation.{task}")
+        run = getattr(module, f"evaluate_{task}")
+    if task in ("segmentation", "detection"):
+        options = longest_of(model)
+    return run(model, source, size, batch_size, device, precision, workers=workers, **options)
+
+
+def longest_of(model: Any) -> dict[str, Any]:
+    """The largest ratio of an image's sides that the model was trained with, as an argument; none if not known."""
+    longest = model.pretrained_cfg.get("longest")
+    return {} if longest is None else {"longest": float(longest)}
+
+
+def preparation_text(model: nn.Module, source: Any) -> str:
+    """How the evaluation prepares images, in a sentence."""
+    way = preparation_for(model, source)
+    if task_of(model) in ("segmentation", "detection"):
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (way.mean, way.std))
+        return f"resized with their ratio kept, the short side to the size; mean {mean}, std {std}."
+    return str(way)
+
+
+def sample_images(model: nn.Module, source: Any, size: Size, count: int) -> list[Image.Image]:
+    """The first `count` readable images as the model sees them at `size`, in their own colours; the middle frames of
+    clips."""
+    task = task_of(model)
+    if task == "classification":
+        return first_images(model, source, size, count)
+    from PIL import Image
+
+    way = preparation_for(model, source)
+    test: Any
+    if task == "segmentation":
+        from anyres.data.segmentation_views import SegmentationTest
+
+        test = SegmentationTest(size, way.mean, way.std, **longest_of(model))
+    elif task == "detection":
+        from anyres.data.detection_views import DetectionTest
+
+        test = DetectionTest(size, way.mean, way.std, **longest_of(model))
+    else:
+        from anyres.data.video_views import ClipTest
+        from anyres.evaluation.video import sampling_of
+
+        test = ClipTest(size, sampling_of(model), way.mean, way.std, interpolation=way.interpolation)
+    images: list[Image.Image] = []
+    for index in range(len(source)):
+        if len(images) == count:
+            break
+        try:
+            images.append(Image.fromarray(_picture(test.prepare(source.item(index)))))
+        except BadImage:
+            continue
+    return images
+
+
+def _picture(sample: Any) -> np.ndarray:
+    """The pixels (h, w[, 3]) in what a task's `prepare` returns."""
+    if hasattr(sample, "pixels"):  # clips (views, T, h, w[, 3])
+        frames: np.ndarray = sample.pixels[0]
+        return frames[len(frames) // 2]
+    picture: np.ndarray = sample[0] if isinstance(sample, tuple) else sample
+    return picture

@@ -1,0 +1,144 @@
+"""Predictions of segmentation, detection and video models, drawn on the images and frames they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from anyres.data import BadImage, Item, load_image, normalize, to_batch
+from anyres.data.fitting import fit
+from anyres.data.schedule import Size
+from anyres.draw import draw_clip, draw_detections, draw_segmentation
+from anyres.evaluation.accuracy import Preparation
+from anyres.evaluation.measure import longest_of
+from anyres.files import atomic_write
+from anyres.predict import label_names, preparation_of
+from anyres.tasks import task_of
+
+
+class Overlay(NamedTuple):
+    """What was found in a file, as cells of text, and the picture of it; or why nothing was."""
+
+    file: Path
+    cells: list[list[str]]
+    picture: Path | None = None
+    problem: str = ""
+
+
+COLUMNS = {
+    "segmentation": ["class", "share of pixels"],
+    "detection": ["class", "score", "left", "top", "right", "bottom"],
+    "video": ["class", "probability"],
+}
+"""What `Overlay.cells` hold, by task."""
+
+
+def overlays(
+    model: nn.Module,
+    files: Sequence[Path],
+    folder: Path,
+    size: Size,
+    *,
+    topk: int = 5,
+    threshold: float = 0.5,
+    device: str | torch.device = "cpu",
+) -> Iterator[Overlay]:
+    """Predict file after file at `size` and write a PNG of each into `folder`.
+
+    `topk` classes of clips are named, and detections with a score of at least `threshold`. A file that cannot be read
+    gives an `Overlay` with its `problem`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model = model.to(device).eval()
+    draw = {"segmentation": _segment, "detection": _detect, "video": _recognise}[task_of(model)]
+    taken: set[str] = set()
+    for file in files:
+        try:
+            cells, picture = draw(model, file, size, topk, threshold, torch.device(device))
+        except BadImage as bad:
+            yield Overlay(file, [], problem=bad.reason)
+            continue
+        name, number = file.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{file.stem}-{number}"
+        taken.add(name)
+        target = folder / f"{name}.png"
+        with atomic_write(target) as temporary:
+            picture.save(temporary, format="PNG")
+        yield Overlay(file, cells, target)
+
+
+def _open(model: Any, file: Path, size: Size) -> tuple[Image.Image, Tensor, Preparation]:
+    """The image, and as the model sees it: (1, C, h, w)."""
+    way = preparation_of(model)
+    image = load_image(file, str(file), way.in_chans)
+    height, width = fit(image.height, image.width, size, **longest_of(model))
+    view = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return image, normalize(to_batch([np.asarray(view)]), way.mean, way.std), way
+
+
+@torch.inference_mode()
+def _segment(
+    model: Any, file: Path, size: Size, topk: int, threshold: float, device: torch.device
+) -> tuple[list[list[str]], Image.Image]:
+    from anyres.tasks.segmentation import segment
+
+    image, x, _ = _open(model, file, size)
+    classes = segment(model, x.to(device), (image.height, image.width))[0].cpu().numpy()
+    names = label_names(model)
+    present, counts = np.unique(classes, return_counts=True)
+    order = np.argsort(-counts)
+    cells = [[names[present[i]], f"{100 * counts[i] / classes.size:.1f} %"] for i in order]
+    return cells, draw_segmentation(image, classes, names)
+
+
+@torch.inference_mode()
+def _detect(
+    model: Any, file: Path, size: Size, topk: int, threshold: float, device: torch.device
+) -> tuple[list[list[str]], Image.Image]:
+    from anyres.tasks.detection import paste_masks
+
+    image, x, _ = _open(model, file, size)
+    found = model(x.to(device))[0]
+    kept = found["scores"] >= threshold
+    found = {name: values[kept].cpu() for name, values in found.items()}
+    across, down = image.width / x.shape[-1], image.height / x.shape[-2]
+    boxes = found["boxes"] * torch.tensor([across, down, across, down])
+    masks = keypoints = None
+    if "masks" in found:
+        masks = paste_masks(found["masks"], boxes, (image.height, image.width)).numpy()
+    if "keypoints" in found:
+        keypoints = (found["keypoints"] * torch.tensor([across, down, 1.0])).numpy()
+    names, labels, scores = label_names(model), found["labels"].tolist(), found["scores"].tolist()
+    cells = [
+        [names[label], f"{score:.2f}", *(f"{value:.0f}" for value in box)]
+        for label, score, box in zip(labels, scores, boxes.tolist(), strict=True)
+    ]
+    return cells, draw_detections(image, boxes.numpy(), labels, scores, names, masks, keypoints)
+
+
+@torch.inference_mode()
+def _recognise(
+    model: Any, file: Path, size: Size, topk: int, threshold: float, device: torch.device
+) -> tuple[list[list[str]], Image.Image]:
+    from anyres.data.video_views import ClipTest
+    from anyres.evaluation.video import sampling_of
+
+    way = preparation_of(model)
+    test = ClipTest(size, sampling_of(model), way.mean, way.std, interpolation=way.interpolation)
+    item = Item(str(file), file, 0)
+    sample = test.prepare(item)
+    batch = test.collate([item], [sample])
+    top = model(test.view(batch.pixels[:, 0]).to(device)).float().softmax(-1)[0].cpu()
+    values, indices = top.topk(min(topk, len(top)))
+    names = label_names(model)
+    cells = [[names[i], f"{value:.4f}"] for value, i in zip(values.tolist(), indices.tolist(), strict=True)]
+    frames = sample.pixels[0] if sample.pixels.ndim == 5 else np.repeat(sample.pixels[0][..., None], 3, axis=-1)
+    return cells, draw_clip(frames, [f"{name}  {value}" for name, value in cells])

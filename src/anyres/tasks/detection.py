@@ -1,0 +1,312 @@
+"""Detectors: a backbone in its dense form, a neck that makes it a pyramid of one width, and a head.
+
+Heads: RetinaNet (Lin et al., ICCV 2017), Faster R-CNN (Ren et al., NeurIPS 2015), Mask and Keypoint R-CNN (He et al.,
+ICCV 2017) on a feature pyramid (Lin et al., CVPR 2017), and Cascade R-CNN (Cai and Vasconcelos, CVPR 2018), built of
+torchvision's parts.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from anyres.backbone import Backbone
+from anyres.data.detection_views import DetectionView
+from anyres.errors import UserError
+from anyres.models.deit import DeiT
+from anyres.models.gpvit import GPViT
+from anyres.models.mpvit import MPViT
+from anyres.models.mvitv2 import MViTv2
+from anyres.models.regionvit import RegionViT
+from anyres.models.resformer import ResFormer
+from anyres.models.uvit import UViT
+from anyres.plain import Plain
+from anyres.pyramid import Pyramid
+from anyres.registry import create_model, entries, resolve_name
+from anyres.tasks.base import TaskModel
+from anyres.tasks.cascade import IOUS, BoxPredictor, Cascade, Stage
+from anyres.tasks.detection_heads import (
+    Anchors,
+    FocalHead,
+    Objects,
+    OneStage,
+    ProposalHead,
+    Proposals,
+    RegionPool,
+    TwoStage,
+)
+from anyres.tasks.detection_necks import LEVELS, NORMS, CoarseLevels, FeaturePyramid, SimplePyramid
+
+__all__ = ["HEADS", "STYLES", "DetectionView", "Detector", "Settings", "Style", "paste_masks"]
+
+HEADS = ("retinanet", "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
+
+
+class BoxHead(NamedTuple):
+    """With 3x3 convolutions one linear layer follows them, without there are two."""
+
+    convs: int = 0
+    norm: str = "none"
+
+
+class Style(NamedTuple):
+    """What papers decide differently around the same heads. Norms are "none", "batch" or "layer"."""
+
+    neck_norm: str = "none"
+    rpn_convs: int = 1
+    box: BoxHead = BoxHead()
+    mask_norm: str = "none"
+    cascade: Literal["swin", "detectron2"] = "swin"
+    """"swin": a box for each class, the generalised overlap as its loss, a mask head in every stage, averaged logits.
+    "detectron2": one box for all classes, L1, one mask head, averaged probabilities."""
+    cascade_box: BoxHead = BoxHead(4, "batch")
+
+
+STYLES = {
+    "standard": Style(),
+    "detectron2": Style(cascade="detectron2", cascade_box=BoxHead()),
+    "mvitv2": Style(rpn_convs=2, mask_norm="batch", cascade="detectron2"),
+    "gpvit": Style("batch", box=BoxHead(4, "batch")),
+    "vitdet": Style("layer", 2, BoxHead(4, "layer"), "layer", "detectron2", BoxHead(4, "layer")),
+}
+"""By name: PVT, Swin and most others; MPViT and RegionViT; MViTv2; GPViT; ResFormer and the other plain models."""
+
+
+def default_style(backbone: Backbone) -> str:
+    """The style of the paper's own detectors."""
+    own = ((GPViT, "gpvit"), (MViTv2, "mvitv2"), (MPViT | RegionViT, "detectron2"))
+    plain = isinstance(backbone, Plain) and not isinstance(backbone, UViT)
+    return next((style for kind, style in own if isinstance(backbone, kind)), "vitdet" if plain else "standard")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Numbers of a head; by default the papers', for images of 800 pixels. Smaller ones make small problems quick."""
+
+    channels: int = 256
+    """Width of the neck and of the convolutions in the heads."""
+    hidden: int = 1024
+    """Width of the box head's linear layers."""
+    anchor_scale: float | None = None
+    """Side of a level's (smallest) square anchor in strides: 8, RetinaNet 4."""
+    rpn_pre_nms: Sequence[int] = (2000, 1000)
+    """Proposals of each level before suppression, in training and in evaluation."""
+    rpn_post_nms: int = 1000
+    """Proposals of each image."""
+    rpn_batch: int = 256
+    """Anchors of each image that the proposals learn from."""
+    box_batch: int = 512
+    """Proposals of each image that the heads learn from."""
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    detections: int = 100
+    """Detections of each image at most."""
+    num_keypoints: int = 17
+
+
+class Detector(TaskModel):
+    """Boxes, and masks or keypoints, of the objects in an image.
+
+    Args:
+        backbone: in its dense form; `build` makes it: with an adapter (GPViT), without class token and with windows of
+            14x14 tokens in all but four blocks (ResFormer, DeiT).
+        num_classes: kinds of objects, without background.
+        head: one of `HEADS`.
+        style: a name in `STYLES`; None for the paper's.
+        options: the fields of `Settings`.
+
+    Images come normalised and padded; nothing is resized here. Sides need not be multiples of 32.
+
+    Padding changes what is found, because no backbone masks it. Proposals and boxes end at an image's true size, and
+    none start in its padding, but the maps differ: with random weights, those of an image of 224x288 alone and in a
+    batch of 384x384 differ by 1 to 9 % in the mean over the finest level (DynamicViT on ConvNeXt, RegionViT,
+    MSG-Transformer, CvT, MPViT, CMT), by 12 to 19 % (the PVTs, Swin, CSWin, P2T, Shunted, Twins, ScalableViT, DeiT,
+    ResFormer), by 25 % (DAT), and by 36 to 51 % (DynamicViT on Swin, GPViT, UViT, MViTv2, HAT-Net). An image by itself
+    has no padding but that of its last 32 pixels.
+
+    Errors: UserError for an unknown head, style or option.
+    """
+
+    task = "detection"
+
+    def __init__(
+        self, backbone: Backbone, num_classes: int, head: str = "mask_rcnn", style: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(backbone, num_classes, head=head, style=style, **options)
+        style = style or default_style(backbone)
+        for what, name, known in (("head", head, HEADS), ("style", style, STYLES)):
+            if name not in known:
+                raise UserError(f"{what}={name!r} is not known: choose one of {', '.join(known)}.")
+        names = [item.name for item in fields(Settings)]
+        for name in options:
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names)}."
+                raise UserError(f"A detector has no option {name!r}: {hint}")
+        settings = Settings(**options)
+        retina = head == "retinanet"
+        if retina and isinstance(backbone, Pyramid):
+            backbone.out_norms[0] = nn.Identity()  # of the map of stride 4, from which no loss would reach it
+        self.neck = build_neck(backbone, settings.channels, STYLES[style].neck_norm, retina)
+        self.head = (
+            one_stage(self.neck.strides, num_classes, settings)
+            if retina
+            else two_stage(self.neck.strides, num_classes, head, STYLES[style], settings)
+        )
+
+    @classmethod
+    def dense_backbone(cls, name: str, args: dict[str, Any], options: dict[str, Any]) -> Backbone:
+        family = entries()[resolve_name(name)].family.model
+        own: dict[str, Any] = {"dense": True}
+        if issubclass(family, GPViT):
+            own = {"adapter": True, "finest": 8 if options.get("head") == "retinanet" else 4}
+        elif issubclass(family, ResFormer | DeiT):
+            own |= {"prefix_tokens": (), "global_pool": "avg", "window_size": 14}
+        model: Any = create_model(resolve_name(name), **{**own, **args})
+        return model
+
+    def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Objects]:
+        """Images (B, C, H, W), and their true (height, width) if they are padded → what is found in each.
+
+        Boxes (n, 4) as x1, y1, x2, y2 in pixels, labels (n) from 0, scores (n) falling; with masks their probabilities
+        (n, 1, 28, 28) inside the boxes (see `paste_masks`), with keypoints (n, K, 3) x, y, 1 and keypoint_scores (n,
+        K). Error: UserError in training mode.
+        """
+        if self.training:
+            raise UserError("A detector in training mode has losses and no detections: call eval() first.")
+        found, _ = self.head(self._listed(images, sizes), self.neck(self.backbone(images)))
+        return found
+
+    def forward_train(self, view: DetectionView, targets: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Losses by name, to be added up; "gap" if asked for. Images without objects are welcome; boxes have a positive
+        width and height. Error: UserError for objects without the masks or keypoints that the head learns from."""
+        images, sizes, objects = view
+        for part in ("mask", "keypoint"):
+            if part in self.options["head"] and not all(f"{part}s" in found for found in objects):
+                raise UserError(
+                    f"{self.options['head']} learns from {part}s, which the data has not: choose another head."
+                )
+        assert all((found["boxes"][:, 2:] > found["boxes"][:, :2]).all() for found in objects)
+        maps = self.backbone(images)
+        _, losses = self.head(self._listed(images, sizes), self.neck(maps), objects)
+        if "gap" in targets:
+            losses["gap"] = maps[-1].mean((2, 3))
+        return losses
+
+    @staticmethod
+    def _listed(images: Tensor, sizes: Sequence[tuple[int, int]] | None) -> ImageList:
+        height, width = images.shape[-2:]
+        return ImageList(images, [(height, width)] * len(images) if sizes is None else list(sizes))
+
+
+def build_neck(backbone: Backbone, channels: int, norm: str, retina: bool) -> FeaturePyramid | SimplePyramid:
+    """Five levels: from stride 4 on, or 8 for RetinaNet and where the backbone has nothing finer (UViT).
+
+    What a backbone has not is made by convolutions, from its last map or, of plain models, from the pyramid's; but the
+    last level of two-stage detectors is a subsample if it is all that is missing.
+    """
+    if isinstance(backbone, Plain) and not isinstance(backbone, GPViT | UViT):
+        extra = CoarseLevels(channels, channels, 2, from_pyramid=True) if retina else LastLevelMaxPool()
+        stride = backbone.feature_info[-1]["reduction"]
+        return SimplePyramid(backbone.embed_dim, stride, 1 if retina else 2, channels, extra)
+    maps = backbone.feature_info[-1:] if isinstance(backbone, UViT) else backbone.feature_info
+    maps = [info for info in maps if info["reduction"] >= 8 or not retina]
+    widths = [info["num_chs"] for info in maps]
+    more, plain = LEVELS - len(maps), isinstance(backbone, Plain)
+    extra = LastLevelMaxPool()
+    if retina or more > 1:
+        extra = CoarseLevels(channels if plain else widths[-1], channels, more, plain)
+    return FeaturePyramid(widths, maps[0]["reduction"], channels, norm, extra)
+
+
+def one_stage(strides: Sequence[float], num_classes: int, settings: Settings) -> OneStage:
+    """RetinaNet's head: nine anchors at every place."""
+    scale = settings.anchor_scale or 4.0
+    anchors = Anchors(strides, [scale * 2 ** (third / 3) for third in range(3)])
+    head = FocalHead(settings.channels, 9, num_classes)
+    return OneStage(anchors, head, settings.score_threshold, settings.nms_threshold, settings.detections)
+
+
+def two_stage(strides: Sequence[float], num_classes: int, head: str, style: Style, settings: Settings) -> TwoStage:
+    """Proposals with three anchors at every place, then one stage or three."""
+    channels = settings.channels
+    rpn = Proposals(
+        Anchors(strides, (settings.anchor_scale or 8.0,)),
+        ProposalHead(channels, 3, style.rpn_convs),
+        fg_iou_thresh=0.7,
+        bg_iou_thresh=0.3,
+        batch_size_per_image=settings.rpn_batch,
+        positive_fraction=0.5,
+        pre_nms_top_n=dict(zip(("training", "testing"), settings.rpn_pre_nms, strict=True)),
+        post_nms_top_n={"training": settings.rpn_post_nms, "testing": settings.rpn_post_nms},
+        nms_thresh=0.7,
+        score_thresh=torch.finfo(torch.float32).tiny,
+    )
+    cascade = head.startswith("cascade")
+    swin = cascade and style.cascade == "swin"
+    box = style.cascade_box if cascade else style.box
+    stages = []
+    for i, iou in enumerate(IOUS if cascade else IOUS[:1]):
+        last = not cascade or i == len(IOUS) - 1
+        parts: dict[str, Any] = {
+            "box_roi_pool": RegionPool(strides[:-1], 7),
+            "box_head": FastRCNNConvFCHead(
+                (channels, 7, 7),
+                [channels] * box.convs,
+                [settings.hidden] * (1 if box.convs else 2),
+                NORMS[box.norm],
+            ),
+            "box_predictor": BoxPredictor(settings.hidden, num_classes, not cascade or swin),
+        }
+        if "mask" in head and (swin or last):
+            parts["mask_roi_pool"] = RegionPool(strides[:-1], 14)
+            parts["mask_head"] = MaskRCNNHeads(channels, [channels] * 4, 1, NORMS[style.mask_norm])
+            parts["mask_predictor"] = MaskRCNNPredictor(channels, channels, num_classes)
+        if "keypoint" in head:
+            parts["keypoint_roi_pool"] = RegionPool(strides[:-1], 14)
+            parts["keypoint_head"] = KeypointRCNNHeads(channels, [2 * channels] * 8)
+            parts["keypoint_predictor"] = KeypointRCNNPredictor(2 * channels, settings.num_keypoints)
+        stages.append(
+            Stage(
+                iou,
+                sharpness=i + 1.0,
+                giou=swin,
+                batch=settings.box_batch,
+                score_thresh=settings.score_threshold,
+                nms_thresh=settings.nms_threshold,
+                detections_per_img=settings.detections,
+                **parts,
+            )
+        )
+    return TwoStage(rpn, Cascade(stages, "logits" if swin else "probabilities"))
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+    """Mask probabilities (n, 1, m, m) inside `boxes` (n, 4) → bool masks (n, height, width) of the whole image.
+
+    `boxes` are in pixels of `size`: to have the masks of the original image, scale the boxes to it. Bilinear between
+    the centres of the mask's cells, zero outside.
+    """
+    out = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
+    for pasted, mask, (x1, y1, x2, y2) in zip(out, masks, boxes.tolist(), strict=True):
+        left, top = max(int(x1), 0), max(int(y1), 0)
+        right, bottom = min(int(x2) + 1, size[1]), min(int(y2) + 1, size[0])
+        if left >= right or top >= bottom or x2 <= x1 or y2 <= y1:
+            continue
+        x = (torch.arange(left, right, device=masks.device) + 0.5 - x1) / (x2 - x1) * 2 - 1
+        y = (torch.arange(top, bottom, device=masks.device) + 0.5 - y1) / (y2 - y1) * 2 - 1
+        grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
+        part = F.grid_sample(mask[None].float(), grid[None], align_corners=False)[0, 0]
+        pasted[top:bottom, left:right] = part >= threshold
+    return out
