@@ -17,41 +17,59 @@ from anyres.arguments import parse
 from anyres.errors import UserError
 
 if TYPE_CHECKING:
-    from anyres.evaluation.results import Row
+    from anyres.evaluation.results import Measured, Row
 
 ABOUT = """Vision transformers that work at any input size.
 
   anyres demo                                  train, compare and show the main result on built-in images
   anyres train resformer_small data=IMAGENET   train at several resolutions at once
   anyres sweep runs/a runs/b data=IMAGENET     accuracy and cost at many sizes, with pictures
+  anyres segment demo | detect demo | video demo
+  anyres segment train resformer_small data=ADE20K head=upernet
 """
 
 
-def demo(
-    *,
-    output: str = "runs/demo",
-    epochs: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    rotary: bool = True,
-) -> None:
-    """Train a multi-resolution ResFormer and an ordinary DeiT on built-in digits, and compare them at many sizes.
+_DEMO = """
 
     Takes minutes on two CPU cores, downloads nothing, and continues where it was if interrupted.
 
     Args:
-        output: folder for the runs, the pictures and the report
+        output: folder for the runs, the pictures and the report; otherwise runs/demo and the task
         epochs: epochs of the multi-resolution runs instead of the demo's own number
         seed: seed of everything random
         device: auto, cpu, cuda, …
-        rotary: also train the variant with rotary and local positions (rlpe)
-    """
-    from anyres.demo import run_demo
+"""
 
-    result = run_demo(Path(output), epochs, seed, device, rotary)
-    _print_sweep(result.rows)
-    print(f"\n{result.finding.headline}\n")
-    _print_files(result.files)
+
+def _demo_command(task: str, about: str) -> Callable[..., None]:
+    def demo(*, output: str | None = None, epochs: int | None = None, seed: int = 0, device: str = "auto") -> None:
+        from anyres.demo import run_demo
+
+        folder = output or ("runs/demo" if task == "classification" else f"runs/demo_{task}")
+        result = run_demo(task, Path(folder), epochs, seed, device)
+        _print_sweep(result.rows)
+        print(f"\n{result.finding.headline}\n")
+        _print_files(result.files)
+
+    demo.__doc__ = about + _DEMO
+    return demo
+
+
+demo = _demo_command(
+    "classification",
+    "Train a multi-resolution ResFormer and an ordinary DeiT on built-in digits, and compare them at many sizes.",
+)
+segment_demo = _demo_command(
+    "segmentation",
+    "Segment scenes composed of digits: a network trained at several resolutions against one trained at one.",
+)
+detect_demo = _demo_command(
+    "detection",
+    "Detect digits in composed scenes: a detector trained at several resolutions against one trained at one.",
+)
+video_demo = _demo_command(
+    "video", "Tell how digits move: a video network trained at several resolutions against one trained at one."
+)
 
 
 _TRAIN = """
@@ -112,6 +130,17 @@ def _train_options(task: str) -> dict[str, tuple[Any, Any, str]]:
 
 train = _training_command(
     "classification", "Train a classifier at several resolutions at once, or continue a run.", "accuracy"
+)
+
+
+segment_train = _training_command(
+    "segmentation", "Train a segmentation network on any backbone, at one or several resolutions, or continue.", "mIoU"
+)
+detect_train = _training_command(
+    "detection", "Train a detector on any backbone, at one or several resolutions, or continue.", "box AP"
+)
+video_train = _training_command(
+    "video", "Train a network on clips, at one or several resolutions, or continue.", "accuracy"
 )
 
 
@@ -220,7 +249,7 @@ def predict(
         output: a CSV file to write instead of printing
         pictures: folder of the pictures
     """
-    from anyres.data import parse_sizes
+    from anyres.data import Item, parse_sizes
     from anyres.modelspec import open_model
     from anyres.predict import default_size, find_files
     from anyres.predict import predict as run
@@ -256,10 +285,11 @@ def predict(
 
         columns = [*COLUMNS[task], "picture"]
         shape = shape or default_size(network)
-        for found in overlays(network, paths, Path(pictures), shape, topk=topk, threshold=threshold, device=place):
+        items = [Item(str(path), path, None) for path in paths]
+        for found in overlays(network, items, Path(pictures), shape, topk=topk, threshold=threshold, device=place):
             problems += [found.problem] if found.problem else []
             lines = found.cells or [[""] * len(COLUMNS[task])]
-            rows += [[str(found.file), *line, str(found.picture or ""), found.problem] for line in lines]
+            rows += [[found.name, *line, str(found.picture or ""), found.problem] for line in lines]
     header = ["image", *columns, "problem"]
     if layout == "csv" or output is not None:
         _write_csv(header, rows, output)
@@ -270,6 +300,166 @@ def predict(
         if len(problems) == len(paths):
             raise UserError(f"None of the {len(paths)} files could be read, the first because: {problems[0]}.")
         print(f"{len(problems)} of {len(paths)} files could not be read.", file=sys.stderr)
+
+
+def segment_test(
+    model: str,
+    *,
+    data: str = "digits",
+    split: Literal["val", "train"] = "val",
+    size: int = 512,
+    scales: str = "1.0",
+    flip: bool = False,
+    window: int | None = None,
+    batch_size: int = 1,
+    device: str = "auto",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    workers: int = 0,
+    classes: bool = True,
+) -> None:
+    """Measure the mIoU of a segmentation network: whole images or a sliding window, one scale or several.
+
+    Args:
+        model: a run or a saved model
+        data: digits, a folder in ADE20K's layout, or hf:NAME
+        split: part of the data
+        size: short side of the images; the long side is at most four times as long
+        scales: factors at which every image is seen, such as 0.5,0.75,1,1.25,1.5,1.75
+        flip: see every image mirrored, too
+        window: side of a sliding window, instead of whole images
+        batch_size: images of one size per pass
+        device: auto, cpu, cuda, …
+        precision: of the arithmetic, under autocast
+        workers: processes that decode images
+        classes: print the IoU of every class, too
+    """
+    from anyres.evaluation.measure import longest_of
+    from anyres.evaluation.segmentation import evaluate_segmentation
+
+    place, network, source = _open_for_test("segmentation", model, data, split, device)
+    measured = evaluate_segmentation(
+        network,
+        source,
+        (size, size),
+        batch_size,
+        place,
+        precision,
+        workers=workers,
+        scales=_numbers("scales", scales),
+        flip=flip,
+        window=window,
+        **longest_of(network),
+    )
+    if classes:
+        rows = [[name, "–" if value is None else f"{value:.1f}"] for name, value in measured.iou.items()]
+        _table(["class", "IoU (%)"], rows)
+    _print_scores(measured)
+
+
+def detect_test(
+    model: str,
+    *,
+    data: str = "digits",
+    split: Literal["val", "train"] = "val",
+    size: int = 800,
+    results: str | None = None,
+    batch_size: int = 1,
+    device: str = "auto",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    workers: int = 0,
+) -> None:
+    """Measure the AP of a detector as COCO does: boxes, and masks or keypoints where it gives them.
+
+    Args:
+        model: a run or a saved model
+        data: digits, or a folder in COCO's layout
+        split: part of the data
+        size: short side of the images; the long side is at most 1333/800 of that
+        results: a file for all detections, in COCO's layout
+        batch_size: images per pass; they are padded to one size
+        device: auto, cpu, cuda, …
+        precision: of the arithmetic, under autocast
+        workers: processes that decode images
+    """
+    from anyres.evaluation.detection import evaluate_detection
+    from anyres.evaluation.measure import longest_of
+
+    place, network, source = _open_for_test("detection", model, data, split, device)
+    measured = evaluate_detection(
+        network,
+        source,
+        (size, size),
+        batch_size,
+        place,
+        precision,
+        workers=workers,
+        results=results,
+        **longest_of(network),
+    )
+    _print_scores(measured)
+
+
+def video_test(
+    model: str,
+    *,
+    data: str = "digits",
+    split: Literal["val", "train"] = "val",
+    size: int = 224,
+    clips: int = 1,
+    crops: int = 1,
+    batch_size: int = 8,
+    device: str = "auto",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
+    workers: int = 0,
+) -> None:
+    """Measure the accuracy of a video network over one or several views of each clip.
+
+    Args:
+        model: a run or a saved model
+        data: digits, or a folder in Kinetics' layout
+        split: part of the data
+        size: side of the views
+        clips: clips of each video, evenly spread
+        crops: 1 (centre) or 3 (along the long side) of each clip
+        batch_size: videos per pass
+        device: auto, cpu, cuda, …
+        precision: of the arithmetic, under autocast
+        workers: processes that decode videos
+    """
+    from anyres.evaluation.video import evaluate_video
+
+    place, network, source = _open_for_test("video", model, data, split, device)
+    measured = evaluate_video(
+        network, source, (size, size), batch_size, place, precision, workers=workers, clips=clips, crops=crops
+    )
+    _print_scores(measured)
+
+
+def _open_for_test(task: str, model: str, data: str, split: str, device: str) -> tuple[str, Any, Any]:
+    """(device, network, data), after making sure that the network is for the task."""
+    from anyres.evaluation.measure import open_test_source
+    from anyres.modelspec import open_model
+    from anyres.tasks import task_of
+
+    place = _device(device)
+    network: Any = open_model(model)[1]
+    if task_of(network) != task:
+        raise UserError(f"{model} is a model for {task_of(network)}, not for {task}; use the command of its task.")
+    return place, network, open_test_source(network, data, split)
+
+
+def _print_scores(measured: Measured) -> None:
+    scores = "  ".join(f"{name} {value:.2f}" for name, value in measured.scores.items())
+    print(f"{scores}  over {measured.count} items")
+    if measured.bad_images:
+        print(f"{len(measured.bad_images)} could not be read, the first: {measured.bad_images[0]}.", file=sys.stderr)
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{name} is {text!r}; write numbers with commas between them, such as 0.5,1,1.5.") from None
 
 
 def models(pattern: str = "*", *, layout: Literal["table", "csv"] = "table") -> None:
@@ -374,6 +564,15 @@ def convert(file: str, output: str, *, model: str | None = None, to: Literal["an
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "train": train,
+    "segment train": segment_train,
+    "segment test": segment_test,
+    "segment demo": segment_demo,
+    "detect train": detect_train,
+    "detect test": detect_test,
+    "detect demo": detect_demo,
+    "video train": video_train,
+    "video test": video_test,
+    "video demo": video_demo,
     "sweep": sweep,
     "predict": predict,
     "models": models,

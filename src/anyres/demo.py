@@ -1,4 +1,5 @@
-"""The main result on built-in data: one checkpoint that holds its accuracy at every size, beside one that does not."""
+"""The main result of every task on built-in data: one checkpoint that holds its score at every size, beside one that
+does not."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import multiprocessing
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,57 +17,103 @@ from anyres.training import load_config
 if TYPE_CHECKING:
     from anyres.evaluation import SweepResult
 
-RUNS = {
-    "ResFormer": "digits",
-    "ResFormer, rlpe": "digits_rlpe",
-    "DeiT": "digits_deit",
+
+@dataclass(frozen=True)
+class Demo:
+    """What is compared, and where."""
+
+    runs: dict[str, str]
+    """Name in the pictures → recipe; the first is the multi-resolution one."""
+    sizes: tuple[tuple[int, int], ...]
+    """From well below the smallest training size to well above the largest."""
+    command: str
+    batch_size: int = 1
+
+
+def _squares(*sides: int) -> tuple[tuple[int, int], ...]:
+    return tuple((side, side) for side in sides)
+
+
+DEMOS = {
+    "classification": Demo(
+        {"ResFormer": "digits", "ResFormer, rlpe": "digits_rlpe", "DeiT": "digits_deit"},
+        (*_squares(10, 12, 15, 20, 24, 28, 32, 40, 48, 64, 96), (24, 30), (40, 32)),
+        "anyres demo",
+        batch_size=120,
+    ),
+    "segmentation": Demo(
+        {"several sizes": "digits", "one size": "digits_single"},
+        _squares(32, 40, 48, 56, 64, 80, 96),
+        "anyres segment demo",
+    ),
+    "detection": Demo(
+        {"several sizes": "digits", "one size": "digits_single"},
+        _squares(48, 56, 64, 80, 96, 112, 128),
+        "anyres detect demo",
+    ),
+    "video": Demo(
+        {"several sizes": "digits", "one size": "digits_single"},
+        _squares(24, 28, 32, 40, 48, 56, 64),
+        "anyres video demo",
+        batch_size=40,
+    ),
 }
-"""Name in the pictures → recipe."""
+"""By task."""
 
-SIZES = [(side, side) for side in (10, 12, 15, 20, 24, 28, 32, 40, 48, 64, 96)] + [(24, 30), (40, 32)]
-"""Half the smallest to three times the largest training size, and two shapes that are not square."""
+PICTURES = 6
+"""Items whose predictions are drawn, of tasks other than classification."""
 
 
-def run_demo(
-    output: Path, epochs: int | None = None, seed: int = 0, device: str = "auto", rotary: bool = True
-) -> SweepResult:
-    """Train the networks of `RUNS` under `output`, evaluate all at `SIZES`, write the report into `output / "report"`.
+def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, device: str = "auto") -> SweepResult:
+    """Train the networks of `DEMOS[task]` under `output`, evaluate all at its sizes, write the report into `output /
+    "report"`.
 
-    `epochs` replaces the recipes' number; the comparison keeps as many image views as the multi-resolution runs have.
-    Runs that are finished already are not trained again.
+    `epochs` replaces the first recipe's number; the comparison keeps as many views as that one has. Runs that are
+    finished already are not trained again.
     """
-    runs = {name: recipe for name, recipe in RUNS.items() if rotary or recipe != "digits_rlpe"}
+    demo = DEMOS[task]
+    runs = demo.runs
     jobs = []
+    first = load_config(next(iter(runs.values())), task)
     for recipe in runs.values():
         options: dict[str, Any] = {"output": str(output / recipe), "seed": seed, "device": device, "progress": False}
         if epochs is not None:
-            views = len(load_config("digits").sizes) // len(load_config(recipe).sizes)
-            options["epochs"] = epochs * views
-        jobs.append((recipe, options))
+            options["epochs"] = epochs * (len(first.sizes) // len(load_config(recipe, task).sizes))
+        jobs.append((task, recipe, options))
     print(f"[1/2] training {len(jobs)} networks side by side: {', '.join(runs)}", file=sys.stderr, flush=True)
     # Networks this small gain nothing from a second core, so each gets a process of its own: a third less time.
     threads = max(1, (os.cpu_count() or 1) // len(jobs))
     with ProcessPoolExecutor(len(jobs), _processes()) as pool:
         scores = pool.map(_train, jobs, [threads] * len(jobs))
         # Loaded while the networks train: it takes seconds.
-        from anyres.data import open_source
         from anyres.evaluation import sweep
+        from anyres.evaluation.measure import open_test_source
         from anyres.tasks import load_pretrained
 
         for name, score in zip(runs, scores, strict=True):
             print(f"      {name}: {score:.1f} % at its training sizes", file=sys.stderr, flush=True)
     # The last weights, averaged over the run: choosing the best epoch would be choosing on the test images.
     models = {name: load_pretrained(output / recipe / "last_ema") for name, recipe in runs.items()}
-    print(f"[2/2] evaluating at {len(SIZES)} sizes", file=sys.stderr, flush=True)
-    return sweep(
+    model = next(iter(models.values()))
+    print(f"[2/2] evaluating at {len(demo.sizes)} sizes", file=sys.stderr, flush=True)
+    source = open_test_source(model, "digits")
+    result = sweep(
         models,
-        open_source("digits", "val"),
-        SIZES,
+        source,
+        demo.sizes,
         output / "report",
-        batch_size=120,
+        batch_size=demo.batch_size,
         cost_seconds=0.05,
-        command="anyres demo",
+        command=demo.command,
     )
+    if task != "classification":
+        from anyres.overlay import overlays
+
+        folder = output / "pictures"
+        items = (source.item(index) for index in range(len(source)))
+        list(islice(overlays(model, items, folder, first.shapes[0]), PICTURES))
+        result.files["pictures"] = folder
+    return result
 
 
 def _processes() -> multiprocessing.context.BaseContext:
@@ -80,13 +129,15 @@ def _processes() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _train(job: tuple[str, dict[str, Any]], threads: int) -> float:
-    """Train a recipe in a process of its own; the final accuracy of the averaged weights."""
+def _train(job: tuple[str, str, dict[str, Any]], threads: int) -> float:
+    """Train a recipe in a process of its own; the final score of the averaged weights."""
     import torch
 
     from anyres.training import train
+    from anyres.training.task import open_task
 
     torch.set_num_threads(threads)
-    recipe, options = job
-    result = train(load_config(recipe, **options))
-    return float(result.rows[-1]["ema_acc1"])
+    task, recipe, options = job
+    config = load_config(recipe, task, **options)
+    result = train(config)
+    return float(result.rows[-1][f"ema_{open_task(config).score}"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +23,9 @@ from anyres.tasks import task_of
 
 
 class Overlay(NamedTuple):
-    """What was found in a file, as cells of text, and the picture of it; or why nothing was."""
+    """What was found in an image or clip, as cells of text, and the picture of it; or why nothing was."""
 
-    file: Path
+    name: str
     cells: list[list[str]]
     picture: Path | None = None
     problem: str = ""
@@ -41,7 +41,7 @@ COLUMNS = {
 
 def overlays(
     model: nn.Module,
-    files: Sequence[Path],
+    items: Iterable[Item],
     folder: Path,
     size: Size,
     *,
@@ -49,36 +49,37 @@ def overlays(
     threshold: float = 0.5,
     device: str | torch.device = "cpu",
 ) -> Iterator[Overlay]:
-    """Predict file after file at `size` and write a PNG of each into `folder`.
+    """Predict item after item at `size` (their labels are not looked at) and write a PNG of each into `folder`.
 
-    `topk` classes of clips are named, and detections with a score of at least `threshold`. A file that cannot be read
+    `topk` classes of clips are named, and detections with a score of at least `threshold`. An item that cannot be read
     gives an `Overlay` with its `problem`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(device).eval()
     draw = {"segmentation": _segment, "detection": _detect, "video": _recognise}[task_of(model)]
     taken: set[str] = set()
-    for file in files:
+    for item in items:
         try:
-            cells, picture = draw(model, file, size, topk, threshold, torch.device(device))
+            cells, picture = draw(model, item, size, topk, threshold, torch.device(device))
         except BadImage as bad:
-            yield Overlay(file, [], problem=bad.reason)
+            yield Overlay(item.name, [], problem=bad.reason)
             continue
-        name, number = file.stem, 1
+        stem = name = Path(item.name).stem
+        number = 1
         while name in taken:
             number += 1
-            name = f"{file.stem}-{number}"
+            name = f"{stem}-{number}"
         taken.add(name)
         target = folder / f"{name}.png"
         with atomic_write(target) as temporary:
             picture.save(temporary, format="PNG")
-        yield Overlay(file, cells, target)
+        yield Overlay(item.name, cells, target)
 
 
-def _open(model: Any, file: Path, size: Size) -> tuple[Image.Image, Tensor, Preparation]:
+def _open(model: Any, item: Item, size: Size) -> tuple[Image.Image, Tensor, Preparation]:
     """The image, and as the model sees it: (1, C, h, w)."""
     way = preparation_of(model)
-    image = load_image(file, str(file), way.in_chans)
+    image = load_image(item.data, item.name, way.in_chans)
     height, width = fit(image.height, image.width, size, **longest_of(model))
     view = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return image, normalize(to_batch([np.asarray(view)]), way.mean, way.std), way
@@ -86,11 +87,11 @@ def _open(model: Any, file: Path, size: Size) -> tuple[Image.Image, Tensor, Prep
 
 @torch.inference_mode()
 def _segment(
-    model: Any, file: Path, size: Size, topk: int, threshold: float, device: torch.device
+    model: Any, item: Item, size: Size, topk: int, threshold: float, device: torch.device
 ) -> tuple[list[list[str]], Image.Image]:
     from anyres.tasks.segmentation import segment
 
-    image, x, _ = _open(model, file, size)
+    image, x, _ = _open(model, item, size)
     classes = segment(model, x.to(device), (image.height, image.width))[0].cpu().numpy()
     names = label_names(model)
     present, counts = np.unique(classes, return_counts=True)
@@ -101,11 +102,11 @@ def _segment(
 
 @torch.inference_mode()
 def _detect(
-    model: Any, file: Path, size: Size, topk: int, threshold: float, device: torch.device
+    model: Any, item: Item, size: Size, topk: int, threshold: float, device: torch.device
 ) -> tuple[list[list[str]], Image.Image]:
     from anyres.tasks.detection import paste_masks
 
-    image, x, _ = _open(model, file, size)
+    image, x, _ = _open(model, item, size)
     found = model(x.to(device))[0]
     kept = found["scores"] >= threshold
     found = {name: values[kept].cpu() for name, values in found.items()}
@@ -126,14 +127,14 @@ def _detect(
 
 @torch.inference_mode()
 def _recognise(
-    model: Any, file: Path, size: Size, topk: int, threshold: float, device: torch.device
+    model: Any, item: Item, size: Size, topk: int, threshold: float, device: torch.device
 ) -> tuple[list[list[str]], Image.Image]:
     from anyres.data.video_views import ClipTest
     from anyres.evaluation.video import sampling_of
 
     way = preparation_of(model)
     test = ClipTest(size, sampling_of(model), way.mean, way.std, interpolation=way.interpolation)
-    item = Item(str(file), file, 0)
+    item = item._replace(label=0)
     sample = test.prepare(item)
     batch = test.collate([item], [sample])
     top = model(test.view(batch.pixels[:, 0]).to(device)).float().softmax(-1)[0].cpu()

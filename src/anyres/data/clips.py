@@ -42,7 +42,7 @@ class Sampling:
             raise UserError(f"stride {self.stride} must be above 0")
 
     def span(self, fps: float) -> float:
-        """Frames of the video from a clip's first to its last, both included; those it needs at least for `segments`."""
+        """Frames of the video from a clip's first to its last, both included; for `segments` the fewest it needs."""
         return self.num_frames if self.segments else self.num_frames * self.stride / RATE * fps
 
     def train(self, frames: int, fps: float, rng: random.Random) -> list[int]:

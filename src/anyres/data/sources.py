@@ -217,7 +217,9 @@ class ImageFolder(MapSource):
                 f"there is no data set {folder!r}: give digits, an image folder, hf:NAME, hf-stream:NAME or wds:PATTERN"
             )
         if not root.is_dir():
-            raise UserError(f"data set {folder!r} is a file: give the folder that holds one folder of {self.kind}s per class")
+            raise UserError(
+                f"data set {folder!r} is a file: give the folder that holds one folder of {self.kind}s per class"
+            )
         validation = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
         has_train = (root / "train").is_dir()
         self.label_names = _class_names(root / "train" if has_train else root)
@@ -241,7 +243,7 @@ class ImageFolder(MapSource):
                 labels.extend([self.label_names.index(class_name)] * len(inside))
         if not files:
             raise UserError(
-                f"no class of {folder} has a second {self.kind} for the {split} split: add {self.kind}s, or a folder val"
+                f"no class of {folder} has a second {self.kind} for the {split} split: add some, or a folder val"
             )
         self.root = root
         # One block of bytes: a list of a million strings would be copied into every worker as it is touched.
@@ -256,7 +258,9 @@ class ImageFolder(MapSource):
                 )
             inside = list_images(folder / class_name, self.extensions)
             if not inside:
-                raise UserError(f"class folder {folder / class_name} holds no {self.kind}s: add some or remove the folder")
+                raise UserError(
+                    f"class folder {folder / class_name} holds no {self.kind}s: add some or remove the folder"
+                )
             if share != "all":
                 lowest = held_out(inside)
                 inside = [file for file in inside if (file in lowest) == (share == "val")]

@@ -162,7 +162,8 @@ class MovingDigits(MapSource):
     """
 
     frames, side = 16, 64
-    sides = 18.0, 40.0  # of the 8x8 image that the digit is in, in pixels
+    sides = 16.0, 44.0  # of the 8x8 image that the digit is in, in pixels
+    travel = 0.3, 0.6  # of a circle, in a clip
     counts = {"train": 1600, "val": 240}  # noqa: RUF012
 
     def __init__(self, split: str, count: int | None = None) -> None:
@@ -189,7 +190,7 @@ class MovingDigits(MapSource):
         # Horizontal place, vertical place, size and angle: each in turns of its own circle.
         axis, forwards = label // 2, label in (1, 3, 4, 6)
         turns = np.tile(rng.random(4), (self.frames, 1))
-        turns[:, axis] += np.arange(self.frames) / self.frames * rng.uniform(0.4, 0.8) * (1 if forwards else -1)
+        turns[:, axis] += np.arange(self.frames) / self.frames * rng.uniform(*self.travel) * (1 if forwards else -1)
         alpha = np.stack([self._coverage(Image.fromarray(glyph), *turn) for turn in turns % 1])
         # A bright digit on a dark ground; the levels leave room for the grain.
         ground = rng.uniform(16, 80, 3).astype(np.float32)

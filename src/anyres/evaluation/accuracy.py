@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.data import EvalLoader, ImageTest, Source
+from anyres.data import EvalBatch, EvalLoader, ImageTest, Source
 from anyres.errors import UserError
 from anyres.evaluation.cost import input_channels, precision_context
 from anyres.evaluation.results import Measured, Size
@@ -80,9 +80,11 @@ def evaluate(
     """
     device = torch.device(device)
     loader = _open_loader(model, source, size, batch_size, workers, *process())
-    return tally(
-        model, source, loader, lambda batch: model(batch.views.to(device, non_blocking=True)), device, precision
-    )
+
+    def logits_of(batch: EvalBatch) -> Tensor:
+        return model(batch.views.to(device, non_blocking=True))
+
+    return tally(model, source, loader, logits_of, device, precision)
 
 
 def tally(

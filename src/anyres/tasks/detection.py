@@ -69,7 +69,7 @@ class Style(NamedTuple):
     mask_norm: str = "none"
     cascade: Literal["swin", "detectron2"] = "swin"
     """"swin": a box for each class, the generalised overlap as its loss, a mask head in every stage, averaged logits.
-    "detectron2": one box for all classes, L1, one mask head, averaged probabilities."""
+    "detectron2": one box for all classes, L1, one mask head on the last stage's boxes, averaged probabilities."""
     cascade_box: BoxHead = BoxHead(4, "batch")
 
 
@@ -127,6 +127,9 @@ class Detector(TaskModel):
         options: the fields of `Settings`.
 
     Images come normalised and padded; nothing is resized here. Sides need not be multiples of 32.
+
+    Two things are torchvision's and not the papers': the best anchor of an object learns it however little they overlap
+    (papers: from 0.3 on), and keypoints are read from maps enlarged bicubically.
 
     Padding changes what is found, because no backbone masks it. Proposals and boxes end at an image's true size, and
     none start in its padding, but the maps differ: with random weights, those of an image of 224x288 alone and in a
@@ -211,7 +214,8 @@ class Detector(TaskModel):
 
 
 def build_neck(backbone: Backbone, channels: int, norm: str, retina: bool) -> FeaturePyramid | SimplePyramid:
-    """Five levels: from stride 4 on, or 8 for RetinaNet and where the backbone has nothing finer (UViT).
+    """Five levels: from stride 4 on, or 8 for RetinaNet and where the backbone has nothing finer (UViT, whose paper
+    does not say how its map enters the detector).
 
     What a backbone has not is made by convolutions, from its last map or, of plain models, from the pyramid's; but the
     last level of two-stage detectors is a subsample if it is all that is missing.

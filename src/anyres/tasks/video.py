@@ -102,7 +102,7 @@ class SpaceTime(TaskModel):
 
     def new_temporal(self) -> nn.ModuleList:
         """The temporal part of every block, in their order."""
-        blocks = self.backbone.blocks if isinstance(self.backbone, Plain) else []
+        blocks: list[Any] = list(self.backbone.blocks) if isinstance(self.backbone, Plain) else []
         temporal = nn.ModuleList()
         for block in blocks:
             if type(block) is not Block or type(block.attn) is not Attention:
@@ -121,8 +121,8 @@ class SpaceTime(TaskModel):
 
     def start_from_space(self) -> None:
         """Make the temporal parts copies of the backbone's attention, and what they add zero."""
-        for temporal, block in zip(self.temporal, self.backbone.blocks, strict=True):
-            temporal.start_from(block.norm1, block.attn)
+        for temporal, block in zip(self.temporal, cast(Any, self.backbone).blocks, strict=True):
+            cast(TemporalAttention, temporal).start_from(block.norm1, block.attn)
 
     def load_image_weights(self, path: str | Path) -> LoadReport:
         """Start from an image model: its weights file, published or own, then `start_from_space`. The head stays.
@@ -141,7 +141,7 @@ class SpaceTime(TaskModel):
     def encode(self, frames: Tensor, count: int, gap: bool) -> tuple[Tensor, Tensor | None]:
         """Frames of clips (B·T, C, H, W), `count` = T → of each frame the vector that the head reads, the same or the
         mean of which is the clip's, and with `gap` the mean patch token: (B·T, C) each."""
-        backbone = cast(Plain, self.backbone)
+        backbone: Any = self.backbone
         prefix = backbone.num_prefix_tokens
         tokens, grid, rotation = backbone.embed(frames)
         time = self.time_at(count)[:, :, None].expand(-1, -1, grid[0] * grid[1], -1)
@@ -190,7 +190,8 @@ class SpaceTime(TaskModel):
         return cast(Tensor, clips[0]), clips[1]
 
     def classify(self, pooled: Tensor) -> Tensor:
-        return self.head(self.backbone.head_drop(pooled))
+        drop = cast(nn.Module, self.backbone.head_drop)
+        return self.head(drop(pooled))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, T, H, W) → (B, num_classes)."""
@@ -245,10 +246,10 @@ class RegionTime(SpaceTime):
     def start_from_space(self) -> None:
         for parts, stage in zip(self.temporal, self.stages, strict=True):
             for temporal, block in zip(cast(nn.ModuleList, parts), stage.blocks, strict=True):
-                temporal.start_from(block.norm0, block.attn)
+                cast(TemporalAttention, temporal).start_from(block.norm0, block.attn)
 
     def encode(self, frames: Tensor, count: int, gap: bool) -> tuple[Tensor, Tensor | None]:
-        backbone = cast(RegionViT, self.backbone)
+        backbone: Any = self.backbone
         backbone.check_size(frames)
         time = self.time_at(count)[:, :, None, None]
 
