@@ -24,7 +24,6 @@ ABOUT = """Vision transformers that work at any input size.
   anyres demo                                  train, compare and show the main result on built-in images
   anyres train resformer_small data=IMAGENET   train at several resolutions at once
   anyres sweep runs/a runs/b data=IMAGENET     accuracy and cost at many sizes, with pictures
-  anyres segment demo | detect demo | video demo
   anyres segment train resformer_small data=ADE20K head=upernet
 """
 
@@ -59,19 +58,6 @@ demo = _demo_command(
     "classification",
     "Train a multi-resolution ResFormer and an ordinary DeiT on built-in digits, and compare them at many sizes.",
 )
-segment_demo = _demo_command(
-    "segmentation",
-    "Segment scenes composed of digits: a network trained at several resolutions against one trained at one.",
-)
-detect_demo = _demo_command(
-    "detection",
-    "Detect digits in composed scenes: a detector trained at several resolutions against one trained at one.",
-)
-video_demo = _demo_command(
-    "video", "Tell how digits move: a video network trained at several resolutions against one trained at one."
-)
-
-
 _TRAIN = """
 
     Options come from the recipe, then from the command line. A second start with the same output folder continues the
@@ -566,13 +552,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "segment train": segment_train,
     "segment test": segment_test,
-    "segment demo": segment_demo,
     "detect train": detect_train,
     "detect test": detect_test,
-    "detect demo": detect_demo,
     "video train": video_train,
     "video test": video_test,
-    "video demo": video_demo,
     "sweep": sweep,
     "predict": predict,
     "models": models,

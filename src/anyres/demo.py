@@ -41,22 +41,6 @@ DEMOS = {
         "anyres demo",
         batch_size=120,
     ),
-    "segmentation": Demo(
-        {"several sizes": "digits", "one size": "digits_single"},
-        _squares(32, 40, 48, 56, 64, 80, 96),
-        "anyres segment demo",
-    ),
-    "detection": Demo(
-        {"several sizes": "digits", "one size": "digits_single"},
-        _squares(48, 56, 64, 80, 96, 112, 128),
-        "anyres detect demo",
-    ),
-    "video": Demo(
-        {"several sizes": "digits", "one size": "digits_single"},
-        _squares(24, 28, 32, 40, 48, 56, 64),
-        "anyres video demo",
-        batch_size=40,
-    ),
 }
 """By task."""
 
