@@ -23,7 +23,8 @@ FLOORS = [
     {"modelspec", "predict", "draw"},
     {"overlay"},
     {"training"},
-    {"demo"},
+    {"demo", "terminal"},
+    {"commands"},
     {"cli"},
     {"__init__", "__main__"},
 ]
