@@ -67,8 +67,16 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 """System → model and what makes it tiny."""
 
-SLOW = {"uvit": 3, "dynamicvit (DeiT)": 3}
-"""Networks without any convolution need more passes over so few images."""
+SLOW = {
+    "uvit": 3,
+    "dynamicvit (DeiT)": 3,
+    "dynamicvit (ConvNeXt)": 3,
+    "dynamicvit (Swin)": 3,
+    "swin": 3,
+    "swin_mlp": 3,
+    "regionvit": 3,
+}
+"""Networks that need more passes over so few images, and how many times as many."""
 
 
 def run(system: str, multi: bool, seed: int, epochs: int, output: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from anyres.data import Augmentation, BadImage, EvalLoader, Item, Mixing, SizeSchedule, TrainLoader
 from anyres.data.clips import Sampling, Video
@@ -284,74 +285,73 @@ def test_kinetics_annotations(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 
 
 def test_moving_digits_are_fixed_and_apart() -> None:
-    train, val, both = (MovingDigits(split, 16) for split in ("train", "val", "all"))
-    assert (len(MovingDigits("train")), len(MovingDigits("val")), len(both)) == (1600, 240, 32)
+    train, val, both = (MovingDigits(split, 12) for split in ("train", "val", "all"))
+    assert (len(MovingDigits("train")), len(MovingDigits("val")), len(both)) == (1600, 240, 24)
     first = train.item(5)
-    assert first.data.shape == (16, 64, 64, 3)
+    assert first.data.shape == (16, 48, 48, 3)
     assert first.data.dtype == np.uint8
     np.testing.assert_array_equal(first.data, MovingDigits("train").item(5).data)
-    np.testing.assert_array_equal(both.item(21).data, val.item(5).data)
+    np.testing.assert_array_equal(both.item(17).data, val.item(5).data)
     assert (first.data != val.item(5).data).any()
-    assert Counter(train.item(i).label for i in range(16)) == Counter(list(range(8)) * 2)
+    assert Counter(train.item(i).label for i in range(12)) == Counter(list(range(6)) * 2)
     known = {image.tobytes() for image in train.digits["train"]}
     assert not known & {image.tobytes() for image in val.digits["val"]}
     assert train.label_names == list(MOTIONS)
+    with pytest.raises(UserError, match="split"):
+        MovingDigits("test")
 
 
-@pytest.mark.parametrize("label", range(8))
+@pytest.mark.parametrize("label", range(6))
 def test_digits_move_as_their_class_says(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[float, ...]] = []
-    monkeypatch.setattr(MovingDigits, "_coverage", lambda self, glyph, *turn: drawn.append(turn) or np.zeros((64, 64)))
+    monkeypatch.setattr(MovingDigits, "_coverage", lambda self, glyph, *way: drawn.append(way) or np.zeros((48, 48)))
     MovingDigits("train")._draw("train", label, label)
-    turns = np.array(drawn)
-    steps = (np.diff(turns, axis=0) + 0.5) % 1 - 0.5
-    moving = {0: (0, -1), 1: (0, 1), 2: (1, -1), 3: (1, 1), 4: (2, 1), 5: (2, -1), 6: (3, 1), 7: (3, -1)}[label]
-    assert (np.sign(steps[:, moving[0]]) == moving[1]).all()
-    assert (np.delete(steps, moving[0], axis=1) == 0).all()
+    steps = (np.diff(drawn, axis=0) + 0.5) % 1 - 0.5
+    axis, sign = {0: (0, -1), 1: (0, 1), 2: (1, -1), 3: (1, 1), 4: (2, -1), 5: (2, 1)}[label]
+    assert (np.sign(steps[:, axis]) == sign).all()
+    assert (np.delete(steps, axis, axis=1) == 0).all()
 
 
 def test_drawing_puts_digits_where_they_belong() -> None:
-    source = MovingDigits("val", 8)
-    from PIL import Image
+    draw = MovingDigits("val", 6)._coverage
+    dot = np.zeros((10, 10), dtype=np.uint8)
+    dot[4:6, 4:6] = 255
+    rows, columns = np.mgrid[:48, :48] + 0.5
 
-    bar = np.zeros((10, 10), dtype=np.uint8)
-    bar[2:5, 5] = 255  # up from the middle
-    draw = source._coverage
-    rows, columns = np.mgrid[:64, :64] + 0.5
+    def ink(x: float, y: float, size: float) -> tuple[float, float, float]:
+        coverage = draw(Image.fromarray(dot), x, y, size)
+        total = float(coverage.sum())
+        return float((coverage * columns).sum()) / total, float((coverage * rows).sum()) / total, total
 
-    def centre(*turn: float) -> tuple[float, float]:
-        ink = draw(Image.fromarray(bar), *turn)
-        return float((ink * columns).sum() / ink.sum()), float((ink * rows).sum() / ink.sum())
-
-    def area(size: float) -> float:
-        return float(draw(Image.fromarray(bar), 0, 0, size, 0).sum())
-
-    x, y = centre(0, 0, 0.5, 0)
-    assert centre(0.25, 0, 0.5, 0) == pytest.approx((x + 16, y), abs=0.2)
-    assert centre(0, 0.25, 0.5, 0) == pytest.approx((x, y + 16), abs=0.2)
-    assert area(0.9) > 1.5 * area(0.4)
-    # A quarter clockwise: what stood above the middle lies to its right.
-    away_x, away_y = x - 32, y - 32
-    assert centre(0, 0, 0.5, 0.25) == pytest.approx((32 - away_y, 32 + away_x), abs=0.5)
+    for x, y in ((0.5, 0.5), (0.3, 0.7), (0.61, 0.25)):
+        assert ink(x, y, 0.4)[:2] == pytest.approx((48 * x, 48 * y), abs=0.1)
+    # The largest is 34/12 times as wide as the smallest; the lit square of 2 pixels has soft edges of a pixel in all.
+    assert ink(0.5, 0.5, 0.0)[2] == pytest.approx((2 * 12 / 8) ** 2, rel=0.05)
+    assert ink(0.5, 0.5, 1.0)[2] == pytest.approx((2 * 34 / 8) ** 2, rel=0.05)
+    around = draw(Image.fromarray(dot), 0.0, 0.5, 0.5)
+    assert around[:, :6].sum() == pytest.approx(around[:, -6:].sum(), rel=0.05)
+    assert around[:, 12:36].sum() == 0
 
 
 def test_no_single_frame_tells_the_class() -> None:
-    """Place, size and angle of any frame have the same distribution in every class."""
+    """Place and size in any frame have the same distribution in every class."""
     drawn: list[np.ndarray] = []
 
-    class Turns(MovingDigits):
-        def _coverage(self, glyph: Any, *turn: Any) -> np.ndarray:
-            drawn.append(np.array(turn))
+    class Ways(MovingDigits):
+        side = 1
+
+        def _coverage(self, glyph: Any, *way: Any) -> np.ndarray:
+            drawn.append(np.array(way))
             return np.zeros((1, 1))
 
-    source = Turns("train", 1600)
-    labels = [source.item(i).label for i in range(1600)]
-    turns = np.stack(drawn).reshape(1600, 16, 4)
+    source = Ways("train", 1200)
+    labels = np.array([source.item(i).label for i in range(1200)])
+    ways = np.stack(drawn).reshape(1200, 16, 3)
     for frame in (0, 7, 15):
-        for label in range(8):
-            values = np.sort(turns[np.array(labels) == label, frame], axis=0)
+        for label in range(6):
+            values = np.sort(ways[labels == label, frame], axis=0)
             uniform = (np.arange(200)[:, None] + 0.5) / 200
-            assert np.abs(values - uniform).max() < 0.138  # Kolmogorov–Smirnov, 0.1 % for each of 96
+            assert np.abs(values - uniform).max() < 0.138  # Kolmogorov–Smirnov, 0.1 % for each of 54
 
 
 # Views ----------------------------------------------------------------------------------------------------------------

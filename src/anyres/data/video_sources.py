@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,25 +144,24 @@ def _read_annotations(path: Path, lines: Sequence[str]) -> list[tuple[str, str]]
     return pairs
 
 
-MOTIONS = ("moves left", "moves right", "moves up", "moves down", "grows", "shrinks", "turns clockwise",
-           "turns anticlockwise")  # fmt: skip
+MOTIONS = ("moves left", "moves right", "moves up", "moves down", "shrinks", "grows")
 
 
 class MovingDigits(MapSource):
-    """Clips of a coloured digit that moves on a grainy ground; the class is its motion, one of `MOTIONS`.
+    """Clips of a bright digit that moves on a dark, grainy ground; the class is its motion, one of `MOTIONS`.
 
-    No frame by itself tells the class: at every moment the digit's place, size and angle are spread evenly over all
-    there are, whatever the motion, as each of them comes back to where it began: what leaves at one side enters at the
-    other, the largest size is followed by the smallest. Identity, colours, speed and starting point are random.
+    No frame by itself tells the class: at every moment the digit's place and size are spread evenly over all there are,
+    whatever the motion, because each of them comes back to where it began: what leaves at one side enters at the other,
+    and the largest size is followed by the smallest. Digit, colours, speed and starting point are random.
 
-    Clip i of a split is always the same, drawn from (split, i), 16 frames of 64 x 64 pixels; clips of "train" (1600
-    by default) hold only the training digits of `Digits`, those of "val" (240) only the others. A flip would change the
-    class.
+    Clip i of a split is always the same, drawn from (split, i): 16 frames of 48 x 48 pixels. Clips of "train" (1600
+    unless `count` says otherwise) hold only the training digits of `Digits`, those of "val" (240) only the others. A
+    flip would change the class.
     """
 
-    frames, side = 16, 64
-    sides = 16.0, 44.0  # of the 8x8 image that the digit is in, in pixels
-    travel = 0.3, 0.6  # of a circle, in a clip
+    frames, side = 16, 48
+    smallest, largest = 12.0, 34.0  # the 8x8 image that the digit is in, in pixels of the clip
+    travel = 0.3, 0.6  # of the way around, in a clip
     counts = {"train": 1600, "val": 240}  # noqa: RUF012
 
     def __init__(self, split: str, count: int | None = None) -> None:
@@ -186,27 +184,23 @@ class MovingDigits(MapSource):
     def _draw(self, part: str, number: int, label: int) -> np.ndarray:
         """The clip (T, H, W, 3)."""
         rng = np.random.default_rng([list(self.counts).index(part), number])
-        glyph = np.pad(self.digits[part][rng.integers(len(self.digits[part]))], 1)
-        # Horizontal place, vertical place, size and angle: each in turns of its own circle.
-        axis, forwards = label // 2, label in (1, 3, 4, 6)
-        turns = np.tile(rng.random(4), (self.frames, 1))
-        turns[:, axis] += np.arange(self.frames) / self.frames * rng.uniform(*self.travel) * (1 if forwards else -1)
-        alpha = np.stack([self._coverage(Image.fromarray(glyph), *turn) for turn in turns % 1])
-        # A bright digit on a dark ground; the levels leave room for the grain.
-        ground = rng.uniform(16, 80, 3).astype(np.float32)
-        colour = rng.uniform(140, 235, 3).astype(np.float32)
-        clip = (ground - 16 + alpha[..., None] * (colour - ground)).astype(np.uint8)
+        glyph = Image.fromarray(np.pad(self.digits[part][rng.integers(len(self.digits[part]))], 1))
+        # Horizontal place, vertical place and size, each as a part of its way around.
+        ways = np.tile(rng.random(3), (self.frames, 1))
+        ways[:, label // 2] += np.linspace(0, rng.uniform(*self.travel), self.frames) * (1 if label % 2 else -1)
+        coverage = np.stack([self._coverage(glyph, *way) for way in ways % 1])[..., None]
+        # Levels that leave room for the grain.
+        ground, colour = (rng.uniform(*levels, 3).astype(np.float32) for levels in ((0, 64), (128, 224)))
+        clip = (ground + coverage * (colour - ground)).astype(np.uint8)
         clip += np.frombuffer(rng.bytes(clip.size), dtype=np.uint8).reshape(clip.shape) & 31
         return clip
 
-    def _coverage(self, glyph: Image.Image, x: float, y: float, size: float, angle: float) -> np.ndarray:
+    def _coverage(self, glyph: Image.Image, x: float, y: float, size: float) -> np.ndarray:
         """The digit on a canvas that is round in both directions: 0 to 1, (side, side) float32."""
-        zoom = 8 / (self.sides[0] * (self.sides[1] / self.sides[0]) ** size)
-        cos, sin = zoom * math.cos(2 * math.pi * angle), zoom * math.sin(2 * math.pi * angle)
-        # Drawn at the middle, but for the parts of a pixel, and rolled from there.
-        column, row = (self.side / 2 + (self.side * place) % 1 for place in (x, y))
-        middle = glyph.width / 2
-        affine = (cos, sin, middle - cos * column - sin * row, -sin, cos, middle + sin * column - cos * row)
-        drawn = glyph.transform((self.side, self.side), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
-        pixels = np.asarray(drawn, dtype=np.float32) / 255
-        return np.roll(pixels, (int(self.side * y), int(self.side * x)), (0, 1))
+        scale = 8 / (self.smallest * (self.largest / self.smallest) ** size)
+        # Drawn at the middle, but for parts of a pixel, and rolled from there.
+        left, top = (glyph.width / 2 - scale * (self.side // 2 + self.side * way % 1) for way in (x, y))
+        where = (scale, 0, left, 0, scale, top)
+        drawn = glyph.transform((self.side, self.side), Image.Transform.AFFINE, where, Image.Resampling.BILINEAR)
+        shift = int(self.side * y) - self.side // 2, int(self.side * x) - self.side // 2
+        return np.roll(np.asarray(drawn), shift, (0, 1)).astype(np.float32) / 255
