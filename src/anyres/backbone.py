@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anyres import hub
 from anyres.errors import UserError
-from anyres.layers.init import init_linear
+from anyres.layers.init import init_linear, init_scaled
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -252,6 +252,10 @@ class Backbone(nn.Module, ABC):
         head = nn.Linear(self.head_hidden_size, num_classes)
         init_linear(head)
         return head.to(next(self.parameters()).device)
+
+    def init_scaled(self) -> None:
+        """Start from weights scaled by each layer's inputs instead of the paper's (see `layers.init.init_scaled`)."""
+        init_scaled(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.grad_checkpointing = enable

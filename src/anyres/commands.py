@@ -44,6 +44,20 @@ demo = _demo_command(
     "classification",
     "Train a multi-resolution ResFormer and an ordinary DeiT on built-in digits, and compare them at many sizes.",
 )
+segment_demo = _demo_command(
+    "segmentation",
+    "Train a multi-resolution ResFormer and an ordinary DeiT to segment scenes composed of digits; compare them at many "
+    "sizes.",
+)
+detect_demo = _demo_command(
+    "detection",
+    "Train one detector at three sizes and one at a single size on scenes composed of digits; compare them at many "
+    "sizes.",
+)
+video_demo = _demo_command(
+    "video",
+    "Train a multi-resolution ResFormer and an ordinary DeiT to tell how digits move; compare them at many sizes.",
+)
 _TRAIN = """
 
     Options come from the recipe, then from the command line. A second start with the same output folder continues the
@@ -561,10 +575,13 @@ def _key_values(name: str, text: str) -> dict[str, Any]:
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "train": train,
+    "segment demo": segment_demo,
     "segment train": segment_train,
     "segment test": segment_test,
+    "detect demo": detect_demo,
     "detect train": detect_train,
     "detect test": detect_test,
+    "video demo": video_demo,
     "video train": video_train,
     "video test": video_test,
     "sweep": sweep,

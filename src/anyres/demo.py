@@ -41,6 +41,22 @@ DEMOS = {
         "anyres demo",
         batch_size=120,
     ),
+    "segmentation": Demo(
+        {"ResFormer": "digits", "DeiT": "digits_deit"},
+        _squares(24, 32, 40, 48, 56, 64, 72, 80, 96, 128, 160),
+        "anyres segment demo",
+    ),
+    "detection": Demo(
+        {"CMT, three sizes": "digits", "CMT, one size": "digits_single"},
+        _squares(40, 48, 64, 80, 96, 112, 128, 160, 192),
+        "anyres detect demo",
+    ),
+    "video": Demo(
+        {"ResFormer": "digits", "DeiT": "digits_deit"},
+        _squares(16, 24, 32, 40, 48, 56, 64, 80, 96, 128),
+        "anyres video demo",
+        batch_size=24,
+    ),
 }
 """By task."""
 

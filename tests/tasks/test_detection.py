@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from anyres.checkpoints import load_checkpoint, save_weights
 from anyres.errors import UserError
 from anyres.layers.attention import Attention
 from anyres.layers.positions import LocalPositionEmbedding
-from anyres.registry import create_model
+from anyres.registry import create_model, entries
 from anyres.tasks.detection import HEADS, DetectionView, Detector, paste_masks
 from anyres.tasks.detection_heads import Anchors, ProposalHead, Proposals, RegionPool
 from tests.contract.small import small_args
@@ -384,14 +383,28 @@ def test_a_folder_brings_the_detector_back(name: str, head: str, tmp_path: Any) 
         torch.testing.assert_close(a[key], b[key])
 
 
-def test_detections_alone_and_among_others() -> None:
-    """Without padding a batch finds what its images hold one by one."""
-    model = detector("swin_tiny", "mask_rcnn", score_threshold=0.0).eval()
-    images = view().images
-    with torch.no_grad():
-        together = model(images)
-        for i, found in enumerate(together):
-            (alone,) = model(images[i : i + 1])
-            torch.testing.assert_close(found["boxes"], alone["boxes"], atol=1e-3, rtol=1e-4)
-            torch.testing.assert_close(found["masks"], alone["masks"], atol=1e-4, rtol=1e-3)
-    assert not math.isclose(together[0]["scores"].sum(), together[1]["scores"].sum())
+def one_of_each_family() -> list[str]:
+    names: dict[type, str] = {}
+    for name, (family, variant) in entries().items():
+        if "num_frames" not in variant.args:
+            names.setdefault(family.model, name)
+    return list(names.values())
+
+
+@pytest.mark.parametrize("name", one_of_each_family())
+@torch.no_grad()
+def test_detections_alone_and_among_others(name: str) -> None:
+    """A batch finds what its images hold one by one, padded as far as each needs and no further."""
+    model = detector(name, "faster_rcnn", score_threshold=0.0).eval()
+    sizes = [(64, 96), (50, 96), (64, 60), (30, 33)]
+    images = torch.zeros(4, 3, 64, 96)
+    for image, (height, width) in zip(images, sizes, strict=True):
+        image[:, :height, :width].normal_(generator=torch.Generator().manual_seed(height + width))
+    together = model(images, sizes)
+    for image, size, found in zip(images, sizes, together, strict=True):
+        height, width = (-(-side // 32) * 32 for side in size)
+        (alone,) = model(image[None, :, :height, :width], [size])
+        torch.testing.assert_close(found["boxes"], alone["boxes"], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(found["scores"], alone["scores"], atol=1e-5, rtol=1e-4)
+        assert torch.equal(found["labels"], alone["labels"])
+    assert not torch.equal(together[0]["scores"], together[1]["scores"])

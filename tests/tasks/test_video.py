@@ -162,17 +162,17 @@ def test_the_order_of_frames_counts(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["resformer", "region"])
 @torch.no_grad()
-def test_a_start_from_scratch_knows_the_order_and_adds_no_time_attention_yet(kind: str) -> None:
-    model = build(kind, from_scratch=True)
+def test_a_scaled_start_knows_the_order_and_adds_no_time_attention_yet(kind: str) -> None:
+    model = build(kind)
+    model.init_scaled()
     assert model.time.std() == pytest.approx(0.5, rel=0.2)
     for layer in model.temporal.modules():
         if hasattr(layer, "qkv"):
-            assert layer.qkv.weight.std() == pytest.approx(0.8 * layer.qkv.in_features**-0.5, rel=0.1)
+            assert layer.qkv.weight.std() == pytest.approx(layer.qkv.in_features**-0.5, rel=0.1)
     torch.nn.init.zeros_(model.time)
     x = clip(1)[:, :, 0]
     expected = image_model(kind, model)(x)
     torch.testing.assert_close(model(x[:, :, None].expand(-1, -1, 3, -1, -1)), expected, atol=2e-5, rtol=1e-4)
-    assert model.options == {"num_frames": 8, "from_scratch": True}
 
 
 @torch.no_grad()
@@ -283,8 +283,6 @@ def test_create_video_model_knows_what_has_a_video_form() -> None:
             create_video_model(name, 3)
     with pytest.raises(UserError, match="no option"):
         create_video_model("deit_tiny", 3, colour=1)
-    with pytest.raises(UserError, match="no option 'from_scratch'"):
-        create_video_model("mvitv2_s_16x4", 3, from_scratch=True)
     with pytest.raises(UserError, match="num_frames is 0"):
         create_video_model("deit_tiny", 3, num_frames=0, **PLAIN)
 

@@ -18,7 +18,7 @@ from anyres.errors import UserError
 COUNTS = {"train": 1500, "val": 200}
 KEYPOINT_NAMES = ("top", "right", "bottom", "left")
 NARROWEST = 0.7
-HEIGHTS = (0.22, 0.5)  # of a digit without its paper, as shares of the longer side
+HEIGHTS = (0.3, 0.55)  # of a digit without its paper, as shares of the longer side
 MARGIN = 0.11  # of the paper around the ink, as a share of the digit's height
 VISIBLE = 0.7  # the least share of its ink that the other digits leave of one
 CROWDED = 0.15  # the largest share of a digit's rectangle where there is ink of others already

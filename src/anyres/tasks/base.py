@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from anyres import hub
 from anyres.backbone import Backbone
 from anyres.errors import UserError
+from anyres.layers.init import init_scaled
 from anyres.registry import create_model, resolve_name
 
 
@@ -75,6 +76,10 @@ class TaskModel(nn.Module, ABC):
         blocks = groups["blocks"]
         blocks = [(inside(blocks), None)] if isinstance(blocks, str) else [(inside(p), order) for p, order in blocks]
         return {"stem": inside(groups["stem"]), "blocks": [*blocks, (r"^(?!backbone\.)", (99999,))]}
+
+    def init_scaled(self) -> None:
+        """Start the backbone from weights scaled by each layer's inputs (see `layers.init.init_scaled`)."""
+        init_scaled(self.backbone)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.backbone.set_grad_checkpointing(enable)

@@ -22,7 +22,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from anyres.backbone import Backbone
-from anyres.data.detection_views import DetectionView
+from anyres.data.detection_views import DIVISOR, DetectionView
 from anyres.errors import UserError
 from anyres.models.deit import DeiT
 from anyres.models.gpvit import GPViT
@@ -131,12 +131,13 @@ class Detector(TaskModel):
     Two things are torchvision's and not the papers': the best anchor of an object learns it however little they overlap
     (papers: from 0.3 on), and keypoints are read from maps enlarged bicubically.
 
-    Padding changes what is found, because no backbone masks it. Proposals and boxes end at an image's true size, and
-    none start in its padding, but the maps differ: with random weights, those of an image of 224x288 alone and in a
-    batch of 384x384 differ by 1 to 9 % in the mean over the finest level (DynamicViT on ConvNeXt, RegionViT,
-    MSG-Transformer, CvT, MPViT, CMT), by 12 to 19 % (the PVTs, Swin, CSWin, P2T, Shunted, Twins, ScalableViT, DeiT,
-    ResFormer), by 25 % (DAT), and by 36 to 51 % (DynamicViT on Swin, GPViT, UViT, MViTv2, HAT-Net). An image by itself
-    has no padding but that of its last 32 pixels.
+    Padding does not change what is found: in evaluation an image goes through the network at its own size, rounded up to
+    multiples of 32 as if it were alone, together with the others of that size. In training a batch goes through whole,
+    as published. There no backbone masks the padding: proposals and boxes end at an image's true size and none start in
+    its padding, but the maps differ. With random weights, those of an image of 224x288 alone and in a batch of 384x384
+    differ by 1 to 9 % in the mean over the finest level (DynamicViT on ConvNeXt, RegionViT, MSG-Transformer, CvT,
+    MPViT, CMT), by 12 to 19 % (the PVTs, Swin, CSWin, P2T, Shunted, Twins, ScalableViT, DeiT, ResFormer), by 25 %
+    (DAT), and by 36 to 51 % (DynamicViT on Swin, GPViT, UViT, MViTv2, HAT-Net).
 
     Errors: UserError for an unknown head, style or option.
     """
@@ -188,7 +189,19 @@ class Detector(TaskModel):
         """
         if self.training:
             raise UserError("A detector in training mode has losses and no detections: call eval() first.")
-        found, _ = self.head(self._listed(images, sizes), self.neck(self.backbone(images)))
+        full = (images.shape[-2], images.shape[-1])
+        sizes = [full] * len(images) if sizes is None else sizes
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, size in enumerate(sizes):
+            own = (min(-(-side // DIVISOR) * DIVISOR, most) for side, most in zip(size, full, strict=True))
+            places.setdefault(tuple(own), []).append(place)
+        found: list[Objects] = [{}] * len(images)
+        for (height, width), group in places.items():
+            part = images if len(places) == 1 else images[group]
+            part = part[..., :height, :width]
+            listed = ImageList(part, [sizes[place] for place in group])
+            for place, objects in zip(group, self.head(listed, self.neck(self.backbone(part)))[0], strict=True):
+                found[place] = objects
         return found
 
     def forward_train(self, view: DetectionView, targets: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -202,15 +215,10 @@ class Detector(TaskModel):
                 )
         assert all((found["boxes"][:, 2:] > found["boxes"][:, :2]).all() for found in objects)
         maps = self.backbone(images)
-        _, losses = self.head(self._listed(images, sizes), self.neck(maps), objects)
+        _, losses = self.head(ImageList(images, list(sizes)), self.neck(maps), objects)
         if "gap" in targets:
             losses["gap"] = maps[-1].mean((2, 3))
         return losses
-
-    @staticmethod
-    def _listed(images: Tensor, sizes: Sequence[tuple[int, int]] | None) -> ImageList:
-        height, width = images.shape[-2:]
-        return ImageList(images, [(height, width)] * len(images) if sizes is None else list(sizes))
 
 
 def build_neck(backbone: Backbone, channels: int, norm: str, retina: bool) -> FeaturePyramid | SimplePyramid:

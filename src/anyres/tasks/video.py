@@ -22,6 +22,7 @@ from anyres.backbone import Backbone
 from anyres.checkpoints import LoadReport, load_checkpoint
 from anyres.errors import UserError
 from anyres.layers.attention import Attention, Block, add
+from anyres.layers.init import init_scaled
 from anyres.layers.maps import to_map
 from anyres.models.regionvit import RegionalToLocalBlock, RegionViT
 from anyres.plain import Plain
@@ -71,28 +72,19 @@ class SpaceTime(TaskModel):
     Clips may have any number of frames: `num_frames` sizes the table of time, which other clips read at the nearest
     rows. Any height and width that the backbone takes.
 
-    `from_scratch` is a start for training without image weights, where the published one needs many more epochs: time
-    normal with σ = 0.5, since from zero the order of frames is learned last, and linear layers with σ = 0.8 / √inputs,
-    as the published 0.02 is little for narrow networks.
-
     Errors: UserError for a backbone that has no such form and for `num_frames` below 1.
     """
 
     task = "video"
 
-    def __init__(self, backbone: Backbone, num_classes: int, num_frames: int = 8, from_scratch: bool = False) -> None:
-        super().__init__(backbone, num_classes, num_frames=num_frames, from_scratch=from_scratch)
+    def __init__(self, backbone: Backbone, num_classes: int, num_frames: int = 8) -> None:
+        super().__init__(backbone, num_classes, num_frames=num_frames)
         if num_frames < 1:
             raise UserError(f"num_frames is {num_frames}; a clip has at least 1 frame.")
         self.num_frames = num_frames
         self.time = nn.Parameter(torch.zeros(1, num_frames, backbone.embed_dim))
         self.temporal = self.new_temporal()
         self.head = backbone.new_head(num_classes)
-        if from_scratch:
-            nn.init.trunc_normal_(self.time, std=0.5)
-            for layer in self.modules():
-                if isinstance(layer, nn.Linear):
-                    nn.init.trunc_normal_(layer.weight, std=0.8 * layer.in_features**-0.5)
         self.start_from_space()
 
     @classmethod
@@ -144,6 +136,11 @@ class SpaceTime(TaskModel):
             raise UserError(f"{path} does not fit the backbone ({report}): choose the model that it was made with.")
         self.start_from_space()
         return report
+
+    def init_scaled(self) -> None:
+        """As for every model; time is normal with σ = 0.5, since from zero the order of frames is learned last."""
+        init_scaled(self)
+        nn.init.trunc_normal_(self.time, std=0.5)
 
     # Forward --------------------------------------------------------------------------------------------------------
 
@@ -292,18 +289,17 @@ def video_networks() -> list[str]:
 
 
 def create_video_model(
-    name: str, num_classes: int, num_frames: int | None = None, *, from_scratch: bool | None = None, **args: Any
+    name: str, num_classes: int, num_frames: int | None = None, **args: Any
 ) -> SpaceTime | Backbone:
     """A classifier of clips by the name of a registered model: MViTv2's video networks as they are, plain models and
     RegionViT as `SpaceTime`.
 
-    `num_frames` sizes tables of time (default: as published, 8 for `SpaceTime`); `from_scratch` is an option of
-    `SpaceTime`; `args` go to the backbone. Errors: UserError for unknown names and options, and for models without a
+    `num_frames` sizes tables of time (default: as published, 8 for `SpaceTime`); `args` go to the
+    backbone. Errors: UserError for unknown names and options, and for models without a
     video form.
     """
     name = resolve_name(name)
-    options: dict[str, Any] = {"num_frames": num_frames, "from_scratch": from_scratch}
-    options = {key: value for key, value in options.items() if value is not None}
+    options = {} if num_frames is None else {"num_frames": num_frames}
     if name in video_networks():
         return cast(Backbone, create_model(name, num_classes=num_classes, **options, **args))
     return SpaceTime.build(name, num_classes, args, **options)

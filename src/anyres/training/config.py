@@ -39,7 +39,7 @@ _RULES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
         lambda value: value > 0,
         "lr base_lr layer_decay clip_grad teacher_tau time_limit head_lr stride",
     ),
-    "above 0 and at most 1": (lambda value: 0 < value <= 1, "fraction crop_pct"),
+    "above 0 and at most 1": (lambda value: 0 < value <= 1, "fraction crop_pct largest_share"),
     "two rising numbers above 0": (
         lambda value: len(value) == 2 and 0 < value[0] <= value[1],
         "crop_scale crop_ratio scale",
@@ -59,6 +59,9 @@ class RunConfig:
     data: str = option("digits", "Training data: digits, a folder, hf:NAME, hf-stream:NAME or wds:PATTERN.")
     val_data: str | None = option(None, "Validation data, if it is not the other split of `data`.")
     output: str = option("runs/train", "Run folder: weights, metrics, logs and the state to resume from.")
+    init: Literal["published", "scaled"] = option(
+        "published", "First weights: the paper's, or scaled by each layer's inputs, from which narrow networks learn."
+    )
     init_from: str | None = option(
         None, "Start from the weights of this run or checkpoint file; not the same as resume."
     )
@@ -291,6 +294,9 @@ class SegmentConfig(DenseConfig):
     min_lr: float = option(0.0, "Learning rate at the end (not scaled).")
     interpolation: str = option("bilinear", "Interpolation of resizes, in training and validation.")
     scale: list[float] = option([0.5, 2.0], "Random scale: range of the image's short side over the crop's.")
+    largest_share: float = option(
+        0.75, "Training crops in which a class covers more than this are drawn again, up to ten times; 1: never."
+    )
     photometric: bool = option(True, "Random brightness, contrast, saturation and hue.")
     longest: float = option(4.0, "Largest ratio of the long side to the short one; longer images get smaller.")
     divisor: int = option(1, "Test: sides of images are rounded up to multiples of this (PVT, P2T, GPViT: 32).")

@@ -47,6 +47,7 @@ class Segmentation(DenseTask):
             source.std,
             scale=(config.scale[0], config.scale[1]),
             longest=config.longest,
+            largest_share=config.largest_share,
             hflip=config.hflip,
             jitter=config.photometric,
             separate=config.separate_aug,

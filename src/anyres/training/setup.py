@@ -165,6 +165,8 @@ def build_model(task: Task, source: Any) -> Any:
     """The network, and what a user of its weights has to know about them."""
     config = task.config
     model = task.build_model(source)
+    if config.init == "scaled":
+        model.init_scaled()
     for height, width in config.shapes:
         if min(height, width) < model.minimum_size:
             raise UserError(f"size {height}x{width} is below the minimum of {config.model}, {model.minimum_size}")
