@@ -77,6 +77,19 @@ def test_round_trip_to_the_published_layout(model, tmp_path) -> None:
         assert same(other, model)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_saved_files_have_the_modes_of_others(model, tmp_path) -> None:
+    before = os.umask(0o027)
+    try:
+        model.save_pretrained(tmp_path / "model")
+        save_weights(model.state_dict(), tmp_path / "x.safetensors")
+    finally:
+        os.umask(before)
+    files = [tmp_path / "x.safetensors", *(tmp_path / "model").iterdir()]
+    assert {file.name: file.stat().st_mode & 0o777 for file in files} == {file.name: 0o640 for file in files}
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750
+
+
 def test_another_head_is_named_and_can_be_left_out(model, tmp_path) -> None:
     torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
     other = fresh(num_classes=3)

@@ -148,7 +148,21 @@ def test_convert_there_and_back(tmp_path, capfd) -> None:
     assert all(torch.equal(back[k], v) for k, v in model.to_published(model.state_dict()).items())
 
 
+def test_flags_and_empty_lists_as_words() -> None:
+    from anyres.arguments import parse
+    from anyres.commands import COMMANDS
+
+    def values(*arguments: str) -> dict:
+        return parse("anyres", "", COMMANDS, arguments)[1]
+
+    for word, value in (("cost=false", False), ("--cost=True", True), ("--no-cost", False), ("--cost", True)):
+        assert values("sweep", "x", word)["cost"] is value
+    given = values("detect", "train", "decay=linear", "drops=", "wandb=true")
+    assert given == {"recipe": None, "decay": "linear", "drops": "", "wandb": True}
+
+
 WRONG = {
+    "flag": (["sweep", "x", "cost=maybe"], "--cost is 'maybe'; it must be true or false"),
     "command": (["trian"], "did you mean train"),
     "option": (["train", "--batch-siz=3"], "--batch-size"),
     "bare option value": (["sweep", "x", "sizes=12,abc"], "abc"),
@@ -160,6 +174,9 @@ WRONG = {
     "missing run": (["sweep", "runs/none/best"], "runs/none/best"),
     "missing weights": (["sweep", "deit_tiny=none.pth"], "none.pth"),
     "device": (["sweep", "x", "device=gpu"], "gpu"),
+    "device that is not there": (["predict", "x", "y", "device=xla"], "device is 'xla', but this machine"),
+    "no batch": (["sweep", "x", "batch_size=0"], "batch_size is 0; it must be at least 1"),
+    "less than no batch": (["predict", "x", "y", "--batch-size=-1"], "batch_size is -1; it must be at least 1"),
     "training size": (["train", "data=digits", "sizes=8", f"model_args={TINY.replace('4', '16')}"], "minimum|multiple"),
     "model option": (["train", "data=digits", "model_args=dept=3", "sizes=32"], "depth"),
     "value": (["train", "epochs=none"], "whole number"),

@@ -32,7 +32,8 @@ def parse(
     """The chosen command and its keyword arguments.
 
     A parameter without a default is positional; a `list` one takes several values; keyword-only ones are options.
-    Options may be written `--batch-size 8`, `--batch_size=8` or `batch_size=8`. A command may have two words, such as
+    Options may be written `--batch-size 8`, `--batch_size=8` or `batch_size=8`, flags `--cost`, `--no-cost` or
+    `cost=false`. A command may have two words, such as
     `segment train`. Errors: UserError with one sentence.
     """
     arguments = _join_words(arguments, list(commands))
@@ -85,8 +86,8 @@ def _option_names(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
-    """`batch_size=8` and `--batch_size 8` → `--batch-size=8`, `--batch-size 8`; an unknown option is an error with a
-    near miss."""
+    """`batch_size=8` and `--batch_size 8` → `--batch-size=8`, `--batch-size 8`; `cost=false` → `--no-cost`; an unknown
+    option is an error with a near miss."""
     normal = []
     for word in arguments:
         bare = re.fullmatch(r"([A-Za-z][A-Za-z0-9_-]*)=(.*)", word, flags=re.S)
@@ -98,6 +99,10 @@ def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
             if options and name not in options:
                 raise UserError(f"There is no option {name}{_near(name, options)}.")
             word = name + sign + value
+            if sign and f"--no-{name.removeprefix('--')}" in options:  # argparse's flags take no value
+                if value.lower() not in ("true", "false"):
+                    raise UserError(f"{name} is {value!r}; it must be true or false.")
+                word = name if value.lower() == "true" else f"--no-{name.removeprefix('--')}"
         normal.append(word)
     return normal
 

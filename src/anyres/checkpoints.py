@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -49,8 +51,52 @@ class LoadReport:
         return "; ".join(parts)
 
 
+class _Arrays(pickle.Unpickler):
+    """Reads dictionaries of NumPy arrays, as detectron2's `.pkl` files are, and refuses everything that runs code."""
+
+    harmless = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("numpy", "dtype"),
+            ("numpy", "ndarray"),
+            *(
+                (f"numpy.{core}.{module}", name)
+                for core in ("core", "_core")
+                for module, name in (
+                    ("multiarray", "_reconstruct"),
+                    ("multiarray", "scalar"),
+                    ("numeric", "_frombuffer"),
+                )
+            ),
+            ("_codecs", "encode"),  # bytes, in old protocols
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.harmless:
+            raise _Foreign(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+class _Foreign(pickle.UnpicklingError):
+    """The name of something that a file wants to call."""
+
+
+def _read_arrays(path: Path) -> Any:
+    """The content of a pickle file of arrays, the arrays as tensors."""
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: tensors(inner) for key, inner in value.items()}
+        numeric = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+        return torch.from_numpy(value.copy()) if numeric else value
+
+    with path.open("rb") as file:
+        return tensors(_Arrays(file, encoding="latin1").load())
+
+
 def read_state(path: str | Path) -> dict[str, Any]:
-    """The content of a `.safetensors` or a torch file, without running code from it.
+    """The content of a `.safetensors`, a torch file or a `.pkl` of NumPy arrays, without running code from it.
 
     Errors: FileNotFoundError; UserError for a damaged file or one that would need to run code.
     """
@@ -60,11 +106,10 @@ def read_state(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        # The argument namespace is the one foreign class that published training scripts store beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        arrays = path.suffix == ".pkl" and not zipfile.is_zipfile(path)
+        content = _read_arrays(path) if arrays else _read_torch(path)
     except pickle.UnpicklingError as error:
-        names = _foreign_classes(path)
+        names = [str(error)] if isinstance(error, _Foreign) else _foreign_classes(path)
         detail = f"it refers to {', '.join(names)}" if names else "it is damaged, no torch file, or an old one"
         raise UserError(
             f"{path} cannot be read safely ({detail}): convert it to safetensors where you trust it."
@@ -77,6 +122,12 @@ def read_state(path: str | Path) -> dict[str, Any]:
             f"{path} holds a {type(content).__name__}, not a dictionary of weights: give a checkpoint file."
         )
     return dict(content)
+
+
+def _read_torch(path: Path) -> Any:
+    # The argument namespace is the one foreign class that published training scripts store beside the weights.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _foreign_classes(path: Path) -> list[str]:

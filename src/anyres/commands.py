@@ -46,17 +46,15 @@ demo = _demo_command(
 )
 segment_demo = _demo_command(
     "segmentation",
-    "Train a multi-resolution ResFormer and an ordinary DeiT to segment scenes composed of digits; compare them at many "
-    "sizes.",
+    "Train a multi-resolution ResFormer and an ordinary DeiT to segment composed scenes, and compare at many sizes.",
 )
 detect_demo = _demo_command(
     "detection",
-    "Train one detector at three sizes and one at a single size on scenes composed of digits; compare them at many "
-    "sizes.",
+    "Train a detector at three sizes and one at a single size on composed scenes, and compare them at many sizes.",
 )
 video_demo = _demo_command(
     "video",
-    "Train a multi-resolution ResFormer and an ordinary DeiT to tell how digits move; compare them at many sizes.",
+    "Train a multi-resolution ResFormer and an ordinary DeiT to tell how digits move, and compare them at many sizes.",
 )
 _TRAIN = """
 
@@ -172,6 +170,8 @@ def sweep(
     from anyres.tasks import task_of
 
     place = _device(device)
+    if batch_size is not None:
+        _check_batch_size(batch_size)
     wanted = parse_sizes(sizes)
     squares = [height for height, width in wanted if height == width]
     wanted += sizes_at_aspects(squares, parse_aspects(aspect))
@@ -188,7 +188,8 @@ def sweep(
         raise UserError(f"{pairs} are for different tasks; sweep the models of one task at a time.")
     task = next(iter(tasks))
     batch_size = batch_size or {"classification": 64, "video": 8}.get(task, 1)
-    source = open_test_source(next(iter(opened.values())), data, split)
+    first, *others = opened.values()
+    source = open_test_source(first, data, split, others=others)
     result = run(
         opened,
         source,
@@ -250,6 +251,7 @@ def predict(
         shape = shapes[0]
     if topk < 1:
         raise UserError(f"topk is {topk}; it must be at least 1.")
+    _check_batch_size(batch_size)
     if not 0 <= threshold <= 1:
         raise UserError(f"threshold is {threshold}; it must be between 0 and 1.")
     network = open_model(model)[1]
@@ -267,8 +269,9 @@ def predict(
             ]
             rows += [[str(item.file), *line, item.problem] for line in cells or ([[""] * 3] if item.problem else [])]
     else:
-        from anyres.overlay import COLUMNS, overlays
+        from anyres.overlay import COLUMNS, check_folder, overlays
 
+        check_folder(Path(pictures), paths)
         columns = [*COLUMNS[task], "picture"]
         shape = shape or default_size(network)
         items = [Item(str(path), path, None) for path in paths]
@@ -319,7 +322,7 @@ def segment_test(
         workers: processes that decode images
         classes: print the IoU of every class, too
     """
-    from anyres.evaluation.measure import longest_of
+    from anyres.evaluation.measure import fitting_of
     from anyres.evaluation.segmentation import evaluate_segmentation
 
     place, network, source = _open_for_test("segmentation", model, data, split, device)
@@ -334,7 +337,7 @@ def segment_test(
         scales=_numbers("scales", scales),
         flip=flip,
         window=window,
-        **longest_of(network),
+        **fitting_of(network),
     )
     if classes:
         rows = [[name, "–" if value is None else f"{value:.1f}"] for name, value in measured.iou.items()]
@@ -368,7 +371,7 @@ def detect_test(
         workers: processes that decode images
     """
     from anyres.evaluation.detection import evaluate_detection
-    from anyres.evaluation.measure import longest_of
+    from anyres.evaluation.measure import fitting_of
 
     place, network, source = _open_for_test("detection", model, data, split, device)
     measured = evaluate_detection(
@@ -380,7 +383,7 @@ def detect_test(
         precision,
         workers=workers,
         results=results,
-        **longest_of(network),
+        **fitting_of(network),
     )
     print_scores(measured)
 
@@ -393,6 +396,7 @@ def video_test(
     size: int = 224,
     clips: int = 1,
     crops: int = 1,
+    crop_pct: float | None = None,
     batch_size: int = 8,
     device: str = "auto",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -407,6 +411,7 @@ def video_test(
         size: side of the views
         clips: clips of each video, evenly spread
         crops: 1 (centre) or 3 (along the long side) of each clip
+        crop_pct: centre crop / resized short side; otherwise the model's, and 1 with three crops
         batch_size: videos per pass
         device: auto, cpu, cuda, …
         precision: of the arithmetic, under autocast
@@ -416,7 +421,16 @@ def video_test(
 
     place, network, source = _open_for_test("video", model, data, split, device)
     measured = evaluate_video(
-        network, source, (size, size), batch_size, place, precision, workers=workers, clips=clips, crops=crops
+        network,
+        source,
+        (size, size),
+        batch_size,
+        place,
+        precision,
+        workers=workers,
+        clips=clips,
+        crops=crops,
+        crop_pct=crop_pct,
     )
     print_scores(measured)
 
@@ -534,10 +548,20 @@ def convert(file: str, output: str, *, model: str | None = None, to: Literal["an
 
 
 def _numbers(name: str, text: str) -> list[float]:
+    import math
+
     try:
-        return [float(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{name} is {text!r}; write numbers with commas between them, such as 0.5,1,1.5.") from None
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise UserError(f"{name} is {text!r}; write numbers with commas between them, such as 0.5,1,1.5.")
+    return numbers
+
+
+def _check_batch_size(number: int) -> None:
+    if number < 1:
+        raise UserError(f"batch_size is {number}; it must be at least 1.")
 
 
 def _device(name: str) -> str:
@@ -549,6 +573,11 @@ def _device(name: str) -> str:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"device is {name!r}; it must be auto, cpu, cuda, cuda:1, mps, …") from None
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError, ImportError):  # each kind of device has its own way to say so
+            raise UserError(f"device is {name!r}, but this machine does not offer it: choose cpu.") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"device is {name!r}, but this machine offers {torch.cuda.device_count()} CUDA devices: choose cpu."

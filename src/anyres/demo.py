@@ -43,12 +43,12 @@ DEMOS = {
     ),
     "segmentation": Demo(
         {"ResFormer": "digits", "DeiT": "digits_deit"},
-        _squares(24, 32, 40, 48, 56, 64, 72, 80, 96, 128, 160),
+        _squares(24, 32, 40, 48, 60, 72, 96, 128, 160),
         "anyres segment demo",
     ),
     "detection": Demo(
         {"CMT, three sizes": "digits", "CMT, one size": "digits_single"},
-        _squares(40, 48, 64, 80, 96, 112, 128, 160, 192),
+        _squares(32, 48, 64, 80, 96, 128, 160, 192),
         "anyres detect demo",
     ),
     "video": Demo(
@@ -86,6 +86,8 @@ def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, 
     with ProcessPoolExecutor(len(jobs), _processes()) as pool:
         scores = pool.map(_train, jobs, [threads] * len(jobs))
         # Loaded while the networks train: it takes seconds.
+        import torch
+
         from anyres.evaluation import sweep
         from anyres.evaluation.measure import open_test_source
         from anyres.tasks import load_pretrained
@@ -96,6 +98,7 @@ def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, 
     models = {name: load_pretrained(output / recipe / "last_ema") for name, recipe in runs.items()}
     model = next(iter(models.values()))
     print(f"[2/2] evaluating at {len(demo.sizes)} sizes", file=sys.stderr, flush=True)
+    torch.set_num_threads(1)  # as in training; two threads that wait for each other are far slower on a busy machine
     source = open_test_source(model, "digits")
     result = sweep(
         models,

@@ -65,6 +65,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         temporary.chmod(0o777 & ~_umask())
         for file in temporary.rglob("*"):
             if file.is_file():
+                file.chmod(0o666 & ~_umask())  # safetensors keeps what it writes to its owner
                 _sync_file(file)
         _sync_folder(temporary)
         if path.exists():

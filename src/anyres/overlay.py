@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,9 @@ from anyres.data import BadImage, Item, load_image, normalize, to_batch
 from anyres.data.fitting import fit
 from anyres.data.schedule import Size
 from anyres.draw import draw_clip, draw_detections, draw_segmentation
-from anyres.evaluation.accuracy import Preparation
-from anyres.evaluation.measure import longest_of
+from anyres.errors import UserError
+from anyres.evaluation.accuracy import Preparation, check_size
+from anyres.evaluation.measure import fitting_of
 from anyres.files import atomic_write
 from anyres.predict import label_names, preparation_of
 from anyres.tasks import task_of
@@ -39,6 +40,14 @@ COLUMNS = {
 """What `Overlay.cells` hold, by task."""
 
 
+def check_folder(folder: Path, files: Sequence[Path]) -> None:
+    """Raises UserError where one of the `files` lies in the `folder` of the pictures: one might take its place."""
+    home = folder.resolve()
+    inside = next((file for file in files if home in (file.parent.resolve(), file.resolve().parent)), None)
+    if inside is not None:
+        raise UserError(f"{folder} is the folder of {inside}: choose another one for the pictures, to keep your own.")
+
+
 def overlays(
     model: nn.Module,
     items: Iterable[Item],
@@ -52,8 +61,9 @@ def overlays(
     """Predict item after item at `size` (their labels are not looked at) and write a PNG of each into `folder`.
 
     `topk` classes of clips are named, and detections with a score of at least `threshold`. An item that cannot be read
-    gives an `Overlay` with its `problem`.
+    gives an `Overlay` with its `problem`. Raises UserError for a size below the model's minimum. See `check_folder`.
     """
+    check_size(model, size)
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(device).eval()
     draw = {"segmentation": _segment, "detection": _detect, "video": _recognise}[task_of(model)]
@@ -80,7 +90,7 @@ def _open(model: Any, item: Item, size: Size) -> tuple[Image.Image, Tensor, Prep
     """The image, and as the model sees it: (1, C, h, w)."""
     way = preparation_of(model)
     image = load_image(item.data, item.name, way.in_chans)
-    height, width = fit(image.height, image.width, size, **longest_of(model))
+    height, width = fit(image.height, image.width, size, **fitting_of(model))
     view = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return image, normalize(to_batch([np.asarray(view)]), way.mean, way.std), way
 
@@ -133,7 +143,7 @@ def _recognise(
     from anyres.evaluation.video import sampling_of
 
     way = preparation_of(model)
-    test = ClipTest(size, sampling_of(model), way.mean, way.std, interpolation=way.interpolation)
+    test = ClipTest(size, sampling_of(model), way.mean, way.std, crop_pct=way.crop_pct, interpolation=way.interpolation)
     item = item._replace(label=0)
     sample = test.prepare(item)
     batch = test.collate([item], [sample])

@@ -143,6 +143,9 @@ def damaged(part: str, place: int, **more: Any) -> dict[str, Any]:
         ({**contents(), "categories": 3}, "has no list of categories"),
         (damaged("images", 1, width=None), "entry 1 of images .* has width None, which must be a whole number"),
         (damaged("images", 1, height=0), "below 1"),
+        (damaged("images", 1, height=2**63), "height 9223372036854775808, which must be a whole number of at most 64"),
+        (damaged("images", 1, id=-(2**70)), "has id -1180591620717411303424, which must be a whole number"),
+        (damaged("categories", 1, id=2**64), "entry 1 of categories .* has id 18446744073709551616"),
         (damaged("images", 1, id=20), "two images of the same id"),
         (damaged("categories", 1, name="dog"), "two categories of the same name"),
         (damaged("annotations", 2, image_id=11), "annotation 3 .* has image_id 11, which is not among its images"),
@@ -155,7 +158,7 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path, data, message):
         open_detection(write(tmp_path, data), masks=True)
 
 
-def test_broken_marks_are_counted_and_left_out(tmp_path):
+def test_broken_marks_are_counted_and_left_out(tmp_path, caplog):
     data = contents()
     more = [
         ([1, 2, 3], {}),
@@ -170,30 +173,36 @@ def test_broken_marks_are_counted_and_left_out(tmp_path):
         ([0, 0, 9, 9], {"segmentation": {"size": [48, 64], "counts": SQUARE["counts"][:-1]}}),
         ([0, 0, 9, 9], {"segmentation": {"size": [48, 64], "counts": "garbage"}}),
         ([0, 0, 9, 9], {"segmentation": {"size": 7, "counts": [None]}}),
+        ([0, 0, 9, 9], {"segmentation": [[0.0, 0, 1e8, 0, 1e8, 1e8], [0, 0, 9, 0, 9, -641]]}),
     ]
     data["annotations"] += [annotation(10 + i, 10, 3, box, **fields) for i, (box, fields) in enumerate(more)]
     source = open_detection(write(tmp_path, data), masks=True)
     assert source.report == {
         "images": 2,
-        "objects": 11,
+        "objects": 12,
         "crowds": 1,
         "empty_images": 2,
         "bad_boxes": 5,
         "thin_boxes": 1,
-        "bad_polygons": 3,
+        "bad_polygons": 5,
         "bad_runs": 4,
         "bad_keypoints": 0,
-        "maskless": 5,
+        "maskless": 6,
     }
-    assert source.item(1).label.trainable().tolist() == [True, True, False, True, *[False] * 5]
+    (line,) = caplog.messages
+    assert line.startswith(f"there are in the annotations of {tmp_path}/train objects whose box")
+    assert "; run-length masks that do not fit their image: left out (4); objects" in line
+    assert "keypoints" not in line
+    assert source.item(1).label.trainable().tolist() == [True, True, False, True, *[False] * 6]
     sample = DetectionViews(**GREY).augment(source.item(1), [(48, 48)], random.Random(0))
     assert sample.targets[0]["labels"].tolist() == [1, 0, 0]
 
 
 def test_areas_default_to_the_boxes(tmp_path):
-    data = damaged("annotations", 0, area=None)
-    del data["annotations"][2]["area"]
-    assert open_detection(write(tmp_path, data)).item(1).label.areas.tolist() == [900, 900]
+    for area in (None, -1, "x", float("nan")):
+        data = damaged("annotations", 0, area=area)
+        del data["annotations"][2]["area"]
+        assert open_detection(write(tmp_path, data)).item(1).label.areas.tolist() == [900, 900]
 
 
 def test_missing_and_unfitting_images_are_bad(tmp_path):
@@ -237,6 +246,8 @@ def test_keypoints(tmp_path):
         open_detection(tmp_path, keypoints=True)
     with pytest.raises(UserError, match=r"no category of .* names its keypoints"):
         open_detection(write(tmp_path / "b", contents(), "train.json"), keypoints=True)
+    with pytest.raises(UserError, match="keypoints 3, which must be a list of names"):
+        open_detection(write(tmp_path / "c", damaged("categories", 0, keypoints=3), "train.json"), keypoints=True)
 
 
 def test_sources_travel_to_workers(tmp_path):

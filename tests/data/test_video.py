@@ -231,6 +231,9 @@ def test_class_folders(tmp_path: Path) -> None:
         "a b/x.mp4,0\ny.mp4,2",
         "path,label\na b/x.mp4,0\n\ny.mp4,2\n",
         "a b/x.mp4  0\ny.mp4\t2",
+        "a b/x.mp4, 0\ny.mp4,  2\n",
+        "video, class\na b/x.mp4, 0\ny.mp4, 2\n",
+        "file class\na b/x.mp4 0\ny.mp4 2\n",
     ],
 )
 def test_lists_of_paths(tmp_path: Path, lines: str) -> None:
@@ -252,6 +255,10 @@ def test_lists_with_names_and_what_is_wrong_with_lists(tmp_path: Path) -> None:
     train = tmp_path / "train.csv"
     train.write_text("x.mp4,swim fast\ny.mp4,dive")
     assert open_video_source(tmp_path).label_names == ["dive", "swim fast"]
+    train.write_text("a,b.mp4 1\nc, d.mp4 0")  # commas in the names
+    assert [open_video_source(tmp_path).item(i).name for i in range(2)] == ["a,b.mp4", "c, d.mp4"]
+    train.write_text("x.mp4,step 2\ny.mp4,step 1")
+    assert open_video_source(tmp_path).label_names == ["step 1", "step 2"]
     with pytest.raises(FileNotFoundError, match=r"val\.csv"):
         open_video_source(tmp_path, "val")
     (tmp_path / "val.csv").write_text("x.mp4,fly")
@@ -279,6 +286,17 @@ def test_kinetics_annotations(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
         ("train/whole.mp4", 0),
     ]
     assert "1 of the 4 videos" in caplog.text
+    header = "label,youtube_id,time_start,time_end\n"
+    for content, words in (
+        ("youtube_id,time_start,time_end,split\nabc,12,22,test\n", "has no column label"),
+        (header + "juggling,abc\n", "the line 'juggling,abc' of .* two times in seconds"),
+        (header + "juggling,abc,12,22\njuggling,abc,soon,22\n", "the line 'juggling,abc,soon,22'"),
+        (header + "juggling,abc,12,inf\n", "'juggling,abc,12,inf'"),
+        (header + ",abc,12,22\n", "must have a label"),
+    ):
+        (tmp_path / "train.csv").write_text(content)
+        with pytest.raises(UserError, match=words):
+            open_video_source(tmp_path)
 
 
 # Moving digits --------------------------------------------------------------------------------------------------------

@@ -133,6 +133,22 @@ def test_losses_are_weighted_by_stage() -> None:
     assert sorted(alone) == ["loss_box_reg", "loss_classifier"]
 
 
+@pytest.mark.parametrize(("heads", "weights"), [((0, 1, 2), WEIGHTS), ((2,), (1.0,))])
+def test_the_only_mask_head_counts_whole(heads: tuple[int, ...], weights: tuple[float, ...]) -> None:
+    truth = [{**objects([8.0, 8.0, 40.0, 40.0])[0], "masks": torch.ones(1, 64, 64, dtype=torch.uint8)}]
+    mask: dict[str, Any] = {
+        "mask_roi_pool": RegionPool((4,), 4),
+        "mask_head": nn.Identity(),
+        "mask_predictor": nn.Conv2d(2, CLASSES, 1, bias=False),
+    }
+    stages = [stage(i, [0.0] * 4, ZERO, **(mask if i in heads else {})) for i in range(3)]
+    _, losses = Cascade(stages)(LEVELS, [torch.zeros(0, 4)], SIZES, truth)
+    found = {name: loss.item() for name, loss in losses.items() if "mask" in name}
+    # All maps are 0, so each logit costs log 2.
+    chance = torch.tensor(2.0).log().item()
+    assert found == {f"loss_mask_{i + 1}": pytest.approx(w * chance) for i, w in zip(heads, weights, strict=True)}
+
+
 def test_generalised_overlap_of_the_decoded_boxes() -> None:
     truth = torch.tensor([[10.0, 10.0, 30.0, 30.0], [5.0, 5.0, 40.0, 25.0]])
     proposals = truth + torch.tensor([2.0, -1.0, 4.0, 3.0])

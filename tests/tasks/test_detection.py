@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -152,6 +153,18 @@ def test_mistakes() -> None:
         detector("swin_tiny", "mask_rcnn", style="vit")
     with pytest.raises(UserError, match="did you mean 'box_batch'"):
         detector("swin_tiny", "mask_rcnn", box_batches=3)
+    for name, value, words in (
+        ("channels", -3, "channels is -3; it must be a whole number of at least 1"),
+        ("channels", 0, "channels is 0;"),
+        ("channels", "abc", "channels is 'abc';"),
+        ("detections", 1.5, "detections is 1.5;"),
+        ("rpn_pre_nms", 100, "rpn_pre_nms is 100; it must be two whole numbers"),
+        ("rpn_pre_nms", [100], "must be two whole numbers"),
+        ("anchor_scale", -1, "anchor_scale is -1; it must be a number above 0"),
+        ("nms_threshold", "high", "nms_threshold is 'high'; it must be a number from 0 to 1"),
+    ):
+        with pytest.raises(UserError, match=words):
+            detector("swin_tiny", "mask_rcnn", **{name: value})
     model = detector("swin_tiny", "mask_rcnn").train()
     with pytest.raises(UserError, match="training mode"):
         model(torch.zeros(1, 3, 64, 64))
@@ -160,6 +173,15 @@ def test_mistakes() -> None:
         del found["masks"]
     with pytest.raises(UserError, match="masks, which the data has not"):
         model.forward_train(batch)
+
+
+@pytest.mark.parametrize(("name", "tables"), [("mvitv2_tiny", "rel_pos_"), ("dat_pp_tiny", "rpb")])
+def test_detectors_do_not_decay_tables_that_classifiers_decay(name: str, tables: str) -> None:
+    model = Detector.build(name, 4, small_args(name), **QUICK)
+    names = {key for key, _ in model.named_parameters() if tables in key}
+    assert names
+    assert names <= model.no_weight_decay()
+    assert not {key.removeprefix("backbone.") for key in names} & model.backbone.no_weight_decay()
 
 
 # Parts ----------------------------------------------------------------------------------------------------------------
@@ -323,8 +345,11 @@ def test_classifiers_fill_the_plain_backbone(name: str, native: int, tmp_path: A
     torch.testing.assert_close(model.blocks[1].attn.qkv.weight, whole.blocks[1].attn.qkv.weight)
 
 
-@pytest.mark.parametrize("prefix", ["backbone.", "module.backbone.", "backbone.bottom_up."])
-def test_published_detectors_fill_the_backbone(prefix: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "protocol"),
+    [("backbone.", 2), ("module.backbone.", 2), ("backbone.bottom_up.", 2), ("backbone.bottom_up.", 5)],
+)
+def test_published_detectors_fill_the_backbone(prefix: str, protocol: int, tmp_path: Any) -> None:
     torch.manual_seed(1)
     source: Any = create_model("swin_tiny", **SWIN, dense=True)
     state = {f"{prefix}{key}": value for key, value in source.to_published(source.state_dict()).items()}
@@ -334,9 +359,15 @@ def test_published_detectors_fill_the_backbone(prefix: str, tmp_path: Any) -> No
     state["backbone.fpn_lateral2.weight"] = torch.zeros(3)
     if "bottom_up" not in prefix:
         del state["backbone.fpn_lateral2.weight"]
-    torch.save({"state_dict": state, "meta": {"epoch": 36}}, tmp_path / "x.pth")
+    if "bottom_up" in prefix:  # detectron2's files
+        file = tmp_path / "x.pkl"
+        arrays = {key: value.numpy() for key, value in state.items()}
+        file.write_bytes(pickle.dumps({"model": arrays, "__author__": "Third"}, protocol=protocol))
+    else:
+        file = tmp_path / "x.pth"
+        torch.save({"state_dict": state, "meta": {"epoch": 36}}, file)
     model = detector("swin_tiny", "mask_rcnn")
-    assert load_checkpoint(model.backbone, tmp_path / "x.pth").complete
+    assert load_checkpoint(model.backbone, file).complete
     for key, value in source.state_dict().items():
         assert torch.equal(value, model.backbone.state_dict()[key])
 
@@ -348,6 +379,21 @@ def test_a_damaged_detector_is_still_refused(tmp_path: Any) -> None:
     torch.save({"state_dict": {**state, "neck.x": torch.zeros(1)}}, tmp_path / "x.pth")
     with pytest.raises(UserError, match=r"out_norms\.2\.weight"):
         load_checkpoint(detector("swin_tiny", "mask_rcnn").backbone, tmp_path / "x.pth")
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Any) -> None:
+    class Harm:
+        def __reduce__(self) -> Any:
+            return exec, ("raise SystemExit",)
+
+    for number, content in enumerate([{"model": Harm()}, {"model": {"a": Harm()}}]):
+        file = tmp_path / f"{number}.pkl"
+        file.write_bytes(pickle.dumps(content))
+        with pytest.raises(UserError, match=r"cannot be read safely \(it refers to builtins.exec\)"):
+            load_checkpoint(detector("swin_tiny", "mask_rcnn").backbone, file)
+    (tmp_path / "cut.pkl").write_bytes(pickle.dumps({"model": {"a": torch.zeros(9).numpy()}})[:60])
+    with pytest.raises(UserError, match=r"cut\.pkl (cannot be read|is damaged)"):
+        load_checkpoint(detector("swin_tiny", "mask_rcnn").backbone, tmp_path / "cut.pkl")
 
 
 @torch.no_grad()

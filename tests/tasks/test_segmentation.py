@@ -129,8 +129,9 @@ def test_mistakes_are_one_sentence() -> None:
     backbone = small("swin_tiny", dense=True)
     with pytest.raises(UserError, match="did you mean 'upernet'"):
         Segmenter(backbone, CLASSES, "upernett")
-    with pytest.raises(UserError, match="channels is 1"):
-        Segmenter(backbone, CLASSES, channels=1)
+    for channels in (1, 0, -3, "abc", 2.5):
+        with pytest.raises(UserError, match=f"channels is {channels!r}; it must be a whole number of at least 2"):
+            Segmenter(backbone, CLASSES, channels=channels)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="swin_tiny gives no maps"):
         Segmenter(small("swin_tiny"), CLASSES)
     video: Backbone = create_model("mvitv2_small_16x4", dense=True, **small_args("mvitv2_small_16x4"))

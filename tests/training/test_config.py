@@ -21,6 +21,9 @@ def test_text_from_yaml_and_command_lines_becomes_the_option_type() -> None:
     assert config.lr == 1e-3
     assert config.shapes == [(224, 224), (160, 256), (128, 128)]
     assert (config.distillation, config.resume, config.teacher) == ("none", "no", None)
+    for nothing in ("", "none", "[]", [], None):
+        assert load_config({"decay": "linear", "drops": nothing}, "detection").drops == []
+    assert load_config({"drops": "3,4.5"}, "detection").drops == [3, 4.5]
 
 
 @pytest.mark.parametrize(
@@ -100,6 +103,30 @@ def test_published_recipes() -> None:
     assert load_config("deit_base_384").peak_lr == pytest.approx(5e-6)
     base = load_config("resformer_base")
     assert (base.epochs, base.warmup_epochs, base.drop_path, base.clip_grad) == (200, 20, 0.2, 5)
+
+
+def test_drop_paths_of_published_dense_recipes() -> None:
+    published = {
+        "segmentation": {"upernet_160k": 0.3},
+        "detection": {
+            "swin_mask_rcnn_1x": 0.1,
+            "swin_mask_rcnn_3x": 0.2,
+            "swin_cascade_3x": 0.2,
+            "dat_mask_rcnn_3x": 0.3,
+            "mvitv2_cascade_3x": 0.2,
+            "mpvit_mask_rcnn_1x": 0.2,
+            "regionvit_mask_rcnn_1x": 0.2,
+            "pvt_mask_rcnn_1x": 0.1,
+        },
+    }
+    for task, rates in published.items():
+        assert {name: load_config(name, task).drop_path for name in rates} == rates
+    mpvit = load_config("mpvit_mask_rcnn_1x", "detection")
+    assert (mpvit.batch_norm, mpvit.warmup_lr) == ("sync", pytest.approx(0.01 * mpvit.lr))
+    pvt = load_config("pvt_mask_rcnn_1x", "detection")
+    assert pvt.warmup_lr == pytest.approx(0.001 * pvt.lr)
+    steps = [epochs * 117266 / 16 for epochs in load_config("regionvit_mask_rcnn_1x", "detection").drops]
+    assert steps == [pytest.approx(60_000, rel=0.01), pytest.approx(80_000, rel=0.01)]
 
 
 @pytest.mark.parametrize("name", list_recipes())

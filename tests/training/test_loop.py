@@ -186,6 +186,22 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
     assert found[0].updates == 2
 
 
+def test_a_validation_that_fails_loses_no_epoch(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise UserError("no validation today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "validate", fail)
+        with pytest.raises(UserError, match="today"):
+            train(small_config(tmp_path, **EMA))
+    found = state.load_state(tmp_path)
+    assert found is not None
+    assert (found[0].updates, found[0].epoch, found[0].batch) == (6, 1, 3)
+    monkeypatch.setattr(loop, "step", fail)  # nothing is trained again
+    assert train(small_config(tmp_path, **EMA)).status == "finished"
+    same_run(tmp_path, whole)
+
+
 def test_unreadable_images_are_counted_and_named(tmp_path: Path) -> None:
     for label in ("cat", "dog"):
         folder = tmp_path / "images" / label

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from anyres.training import state, train
 from anyres.training.processes import _pick_precision
+from tests.training.distributed import OTHERS
 from tests.training.helpers import SAME_EVERYWHERE, metrics, small_config
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +30,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=480,
         check=False,
     )
     assert process.returncode == 0, process.stderr[-4000:]
@@ -55,6 +56,14 @@ def test_two_processes_give_the_losses_and_weights_of_one(one: Path, two: Path, 
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
             torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_networks_of_other_tasks_can_be_sharded(two: Path, name: str) -> None:
+    ours, theirs = (load_file(two / name / kind / "last" / "model.safetensors") for kind in ("fsdp", "ddp"))
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-5, msg=key)
 
 
 def test_one_process_continues_what_two_began(one: Path, two: Path) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from anyres import load_pretrained
+from anyres import cli, load_pretrained
+from anyres.data import Item, video_views
 from anyres.errors import UserError
 from anyres.evaluation.cost import random_input
+from anyres.evaluation.measure import fitting_of, measure, open_test_source, preparation_text, sample_images
+from anyres.overlay import overlays
 from anyres.tasks import task_of
 from anyres.training import load_config, loop, train
+from tests.contract.small import small_args
 from tests.training.helpers import SMALL, metrics, weights
 
 PYRAMID = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}
@@ -138,6 +146,39 @@ def test_the_head_learns_faster(tmp_path: Path) -> None:
     assert all(rates[id(p)] == (1 if name.startswith("backbone.") else 10) for name, p in model.named_parameters())
 
 
+@pytest.mark.parametrize("changes", [{}, {"head_lr": 1.0}, {"head_lr": 1.0, "layer_decay": 0.9}])
+def test_decay_all_spares_nothing(changes: dict[str, Any], tmp_path: Path) -> None:
+    from anyres.training import setup
+    from anyres.training.task import open_task
+
+    swin = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
+    for everything in (True, False):
+        options = {"model": "swin_tiny", "model_args": swin, "weight_decay": 0.1, "decay_all": everything, **changes}
+        chosen = config("segmentation", tmp_path, **options)
+        task = open_task(chosen)
+        model = setup.build_model(task, task.open_source("train"))
+        decayed = {group["weight_decay"] for group in setup.build_optimizer(chosen, model).param_groups}
+        assert decayed == ({0.1} if everything else {0.0, 0.1})
+
+
+def test_frozen_statistics_are_those_of_the_backbone(tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    from anyres.training import setup
+    from anyres.training.task import open_task
+
+    small = small_args("mpvit_tiny")
+    chosen = config("segmentation", tmp_path, batch_norm="frozen", model="mpvit_tiny", model_args=small)
+    task = open_task(chosen)
+    model = setup.build_model(task, task.open_source("train"))
+    task.set_training_mode(setup.TrainForward(model, Accelerator(cpu=True)))
+    for part, training in ((model.backbone, False), (model.head, True), (model.auxiliary, True)):
+        norms = [module for module in part.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        assert norms
+        assert all(norm.training == training for norm in norms)
+    assert model.backbone.training
+
+
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     for task, changes, words in (
         ("segmentation", {"head_lr": 2.0, "layer_decay": 0.9}, "leave one out"),
@@ -149,10 +190,12 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
             config(task, tmp_path, **changes)
     for task, changes, words in (
         ("segmentation", {"head_args": {"widht": 3}}, "widht"),
+        ("segmentation", {"model_args": {"depths": 3}}, "model_args .* do not fit pvt_v2_b0"),
         ("segmentation", {"batch_norm": "sync"}, "needs GPUs"),
         ("segmentation", {"data": str(tmp_path / "none")}, "none"),
         ("detection", {"head_args": {"chanels": 3}}, "did you mean 'channels'"),
         ("detection", {"data": str(tmp_path / "none")}, "none"),
+        ("detection", {"jitter": [1.0]}, r"jitter \(1.0,\) must be two positive shares"),
         ("video", {"model": "pvt_v2_b0", "model_args": {}}, "has no video form"),
         ("video", {"data": str(tmp_path / "none")}, "none"),
     ):
@@ -161,3 +204,146 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         with pytest.raises((UserError, FileNotFoundError), match=words) as caught:
             train(config(task, tmp_path / "run", **changes))
         assert "\n" not in str(caught.value)
+
+
+def test_the_scores_of_training_are_found_again_from_the_weights(tmp_path: Path) -> None:
+    """Masks that count from 1, and sides rounded up: both stand beside the weights."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+        for number in range(4):
+            mask = np.kron(rng.integers(0, 4, (5, 7), dtype=np.uint8), np.ones((10, 10), dtype=np.uint8))
+            Image.fromarray(60 * mask).save(tmp_path / "data" / "images" / split / f"{number}.png")
+            Image.fromarray(mask).save(tmp_path / "data" / "masks" / split / f"{number}.png")
+    changes = {"num_classes": 3, "reduce_zero_label": True, "divisor": 32, "sizes": [48], "epochs": 2, "ema_decay": 0}
+    data = str(tmp_path / "data")
+    train(config("segmentation", tmp_path / "run", **changes, data=data, epoch_size=4, distillation="none"))
+    model: Any = load_pretrained(tmp_path / "run" / "last")
+    assert fitting_of(model) == {"longest": 4.0, "divisor": 32}
+    assert "multiples of 32" in preparation_text(model, open_test_source(model, data))
+    again = measure(model, open_test_source(model, data), (48, 48)).scores["miou"]
+    assert again == pytest.approx(float(metrics(tmp_path / "run")[-1]["miou"]))
+    assert sample_images(model, open_test_source(model, data), (48, 48), 1)[0].size == (96, 64)
+    (found,) = overlays(model, [Item("x", np.zeros((50, 70, 3), np.uint8), None)], tmp_path / "seen", (48, 48))
+    assert found.cells
+
+
+def test_clips_are_cut_out_as_in_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"sizes": [24], "epochs": 2, "ema_decay": 0, "crop_pct": 0.5, "distillation": "none"}
+    train(config("video", tmp_path / "run", **changes))
+    model: Any = load_pretrained(tmp_path / "run" / "last")
+    source = open_test_source(model, "digits")
+    row = metrics(tmp_path / "run")[-1]
+    assert measure(model, source, (24, 24)).scores["loss"] == pytest.approx(float(row["val_loss_24"]), rel=1e-4)
+    seen: list[tuple[int, ...]] = []
+    boxes = video_views.crop_boxes
+    monkeypatch.setattr(video_views, "crop_boxes", lambda *args: seen.append(args[3:]) or boxes(*args))
+    sample_images(model, source, (24, 24), 1)
+    (found,) = overlays(model, [Item("x", source.item(0).data, None)], tmp_path / "seen", (24, 24))
+    assert found.cells
+    test = ["video", "test", str(tmp_path / "run"), "size=24", "device=cpu"]
+    assert cli.main(test) == 0
+    assert cli.main([*test, "--crop-pct=0.75"]) == 0
+    assert cli.main([*test, "crops=3"]) == 0
+    assert list(dict.fromkeys(seen)) == [(0.5, 1), (0.75, 1), (1.0, 3)]
+
+
+def test_published_schedule_of_mvitv2_on_clips() -> None:
+    for name in ("mvitv2_small", "mvitv2_base"):
+        chosen = load_config(name, "video")
+        assert chosen.crop_pct == 0.875
+        assert chosen.peak_lr == 1e-4 * (chosen.batch_size / chosen.repeats) / 16
+        assert (chosen.epochs, chosen.warmup_epochs) == (200 * chosen.repeats, 30 * chosen.repeats)
+
+
+def test_pictures_do_not_replace_those_they_are_of(tmp_path: Path) -> None:
+    from anyres.tasks.segmentation import Segmenter
+
+    torch.manual_seed(0)
+    model = Segmenter.build("pvt_v2_b0", 3, {**PYRAMID, "img_size": 64}, head="semantic_fpn")
+    model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "own.png"
+    Image.fromarray(np.zeros((64, 70, 3), np.uint8)).save(file)
+    before = file.read_bytes()
+    predict = ["predict", str(tmp_path / "model"), str(file), "size=64", "device=cpu"]
+    assert cli.main([*predict, f"pictures={tmp_path / 'model' / '..'}"]) == 2
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "own.png"]
+    assert cli.main([*predict, f"pictures={tmp_path / 'seen'}"]) == 0
+    assert (tmp_path / "seen" / "own.png").is_file()
+
+
+def test_faults_of_annotations_stand_in_the_summary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split in ("train", "val"):
+        boxes = [[5, 5, 30, 30], [0, 0, -1, 5], [20, 10, 30, 30]]
+        marks = [{"id": i, "image_id": i // 2, "category_id": 1, "bbox": box} for i, box in enumerate(boxes)]
+        for mark in marks:
+            mark["segmentation"] = [[5, 5, 35, 5, 35, 35]]
+        images = [{"id": i, "file_name": f"{i}.png", "height": 48, "width": 64} for i in range(2)]
+        (tmp_path / "data" / split).mkdir(parents=True)
+        for i in range(2):
+            Image.effect_noise((64, 48), 50).convert("RGB").save(tmp_path / "data" / split / f"{i}.png")
+        (tmp_path / "data" / "annotations").mkdir(exist_ok=True)
+        content = {"images": images, "categories": [{"id": 1, "name": "cat"}], "annotations": marks}
+        (tmp_path / "data" / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    changes = {"epochs": 2, "sizes": [48], "epoch_size": 2, "batch_size": 1, "ema_decay": 0, "distillation": "none"}
+    train(config("detection", tmp_path / "run", **changes, data=str(tmp_path / "data")))
+    faults = json.loads((tmp_path / "run" / "summary.json").read_text())["annotations"]
+    assert [faults[split]["bad_boxes"] for split in ("train", "val")] == [1, 1]
+    assert sum("negative side: left out (1)" in line for line in caplog.messages) == 2
+
+
+def test_a_missing_package_is_noticed_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from anyres.training.task import open_task
+
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
+    with pytest.raises(UserError, match="need the package faster-coco-eval"):
+        open_task(config("detection", tmp_path, head="retinanet")).open_source("train")
+
+
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A detector of boxes and one of masks, as they start."""
+    from anyres.training import setup
+    from anyres.training.task import open_task
+
+    folder = tmp_path_factory.mktemp("detectors")
+    for head in ("faster_rcnn", "mask_rcnn"):
+        task = open_task(config("detection", folder / head, head=head))
+        setup.build_model(task, task.open_source("train")).save_pretrained(folder / head)
+    return [folder / "faster_rcnn", folder / "mask_rcnn"]
+
+
+def test_masks_are_read_if_any_model_gives_them(detectors: list[Path]) -> None:
+    boxes, masks = (load_pretrained(folder) for folder in detectors)
+    assert open_test_source(boxes, "digits").item(0).label.segments is None
+    assert open_test_source(boxes, "digits", others=[masks]).item(0).label.segments is not None
+
+
+def test_sizes_below_the_minimum_are_refused(
+    detectors: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from anyres.tasks.segmentation import Segmenter
+
+    model = Segmenter.build("pvt_v2_b0", 11, {**PYRAMID, "img_size": 64}, head="semantic_fpn")
+    model.save_pretrained(tmp_path / "model")
+    Image.fromarray(np.zeros((64, 70, 3), np.uint8)).save(tmp_path / "x.png")
+    least = model.minimum_size
+    pictures = ["pictures=" + str(tmp_path / "seen"), str(tmp_path / "x.png")]
+    for words in (
+        ["segment", "test", str(tmp_path / "model")],
+        ["detect", "test", str(detectors[1])],
+        ["predict", str(tmp_path / "model"), *pictures],
+        ["predict", str(detectors[0]), *pictures],
+    ):
+        assert cli.main([*words, f"size={least - 1}", "device=cpu"]) == 2
+        assert f"below the model's minimum: give sides of at least {least}" in capsys.readouterr().err
+    out = tmp_path / "sweep"
+    assert cli.main(["sweep", *map(str, detectors), f"sizes={least - 1}", "cost=false", f"output={out}"]) == 0
+    assert "below the model's minimum" in (out / "sweep.csv").read_text()
+    for scales in ("1,inf", "nan"):
+        assert cli.main(["segment", "test", str(tmp_path / "model"), f"scales={scales}", "device=cpu"]) == 2
+        assert "write numbers with commas between them" in capsys.readouterr().err

@@ -17,6 +17,9 @@ from anyres.errors import UserError
 
 Entry = dict[str, Any]
 
+FARTHEST = 10
+"""Coordinates of polygons reach at most this many times the image's long side."""
+
 
 class Coco(DetectionSource):
     """FOLDER/annotations/instances_train2017.json with FOLDER/train2017/*.jpg, and the same for val.
@@ -67,7 +70,7 @@ class Coco(DetectionSource):
         self.first = np.searchsorted(owners, np.arange(len(images) + 1))  # of each image's objects
         self.crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations], dtype=bool)
         areas = np.array([_number(annotation.get("area")) for annotation in annotations], dtype=np.float64)
-        self.areas = np.where(np.isfinite(areas), areas, boxes[:, 2] * boxes[:, 3])
+        self.areas = np.where(areas >= 0, areas, boxes[:, 2] * boxes[:, 3])  # those without a usable area, too
         self.boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         sizes = self.sizes[owners]
         self.segments = _Segments(annotations, sizes.tolist(), self.report) if masks else None
@@ -137,7 +140,9 @@ class _Segments:
                     report["bad_runs"] += 1
             for polygon in segmentation if isinstance(segmentation, list) else ():
                 numbers = _numbers(polygon)
-                if numbers is not None and len(numbers) >= 6 and len(numbers) % 2 == 0:
+                # Drawing takes memory by the length of the outline, however little of it is inside.
+                reach = FARTHEST * max(height, width)
+                if numbers is not None and len(numbers) >= 6 and len(numbers) % 2 == 0 and abs(numbers).max() <= reach:
                     polygons.append(numbers)
                 else:
                     report["bad_polygons"] += 1
@@ -213,8 +218,8 @@ def _entries(path: Path, data: Any, part: str, kinds: dict[str, type]) -> list[E
     for place, entry in enumerate(entries):
         for key, kind in kinds.items():
             value = entry.get(key) if isinstance(entry, dict) else None
-            if not isinstance(value, kind):
-                what = "a text" if kind is str else "a whole number"
+            if not isinstance(value, kind) or (isinstance(value, int) and abs(value) >= 2**63):
+                what = "a text" if kind is str else "a whole number of at most 64 bits"
                 raise UserError(
                     f"entry {place} of {part} in {path} has {key} {value!r}, which must be {what}: correct or remove it"
                 )
@@ -254,6 +259,8 @@ def _numbers(values: Any) -> np.ndarray | None:
 
 def _keypoint_names(path: Path, categories: list[Entry]) -> tuple[str, ...]:
     names = next((category["keypoints"] for category in categories if category.get("keypoints")), None)
+    if names is not None and not isinstance(names, list):
+        raise UserError(f"{path} has a category with keypoints {names!r}, which must be a list of names: correct it")
     if names is None:
         raise UserError(f"no category of {path} names its keypoints: give a person_keypoints file, or no keypoints")
     return tuple(map(str, names))

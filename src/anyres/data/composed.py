@@ -15,13 +15,13 @@ from PIL import Image, ImageFilter
 from anyres.data.sources import Digits
 from anyres.errors import UserError
 
-COUNTS = {"train": 1500, "val": 200}
+COUNTS = {"train": 4000, "val": 200}
 KEYPOINT_NAMES = ("top", "right", "bottom", "left")
 NARROWEST = 0.7
 HEIGHTS = (0.3, 0.55)  # of a digit without its paper, as shares of the longer side
-MARGIN = 0.11  # of the paper around the ink, as a share of the digit's height
-VISIBLE = 0.7  # the least share of its ink that the other digits leave of one
-CROWDED = 0.15  # the largest share of a digit's rectangle where there is ink of others already
+MARGIN = 0.17  # of the paper around the ink, as a share of the digit's height
+VISIBLE = 0.85  # the least share of its ink that the other digits leave of one
+CROWDED = 0.05  # the largest share of a digit's rectangle where there is ink of others already
 INK = 0.45  # the level of the enlarged digit, of 1, at which its ink ends
 
 

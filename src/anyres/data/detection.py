@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from itertools import count
@@ -14,6 +15,8 @@ from anyres.data.composed import KEYPOINT_NAMES, Scenes
 from anyres.data.schedule import Size
 from anyres.data.sources import Item, MapSource
 from anyres.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Segment = list[np.ndarray] | np.ndarray | None
 """An object's mask: polygons (x1, y1, x2, y2, … each), run lengths (see `rle`), or none that can be used."""
@@ -87,12 +90,15 @@ REPORT = {
     "empty_images": "images without an object to train",
     "bad_boxes": "objects whose box is not four finite numbers or has a negative side: left out",
     "thin_boxes": "objects that are less than a pixel wide or tall inside their image: not trained",
-    "bad_polygons": "polygons with fewer than three points or without finite coordinates: left out",
+    "bad_polygons": "polygons of fewer than three points, or with coordinates not finite or far outside: left out",
     "bad_runs": "run-length masks that do not fit their image: left out",
     "bad_keypoints": "objects whose keypoints are not three finite numbers each: taken as not marked",
     "maskless": "objects without a usable mask: not trained, ignored in mask evaluation",
 }
 """What the counts of a source's `report` mean."""
+
+FAULTS = ("bad_boxes", "thin_boxes", "bad_polygons", "bad_runs", "bad_keypoints", "maskless")
+"""The counts that tell of broken annotations."""
 
 
 def open_detection(
@@ -116,7 +122,7 @@ def open_detection(
     `keep_empty`; "val" keeps every image. `in_chans` 1 asks for grey images. `label_names` numbers the classes by a
     given list, such as a checkpoint's.
 
-    Raises UserError or FileNotFoundError with a sentence on what is missing.
+    Broken annotations are counted in the log. Raises UserError or FileNotFoundError with a sentence on what is missing.
     """
     if split not in ("train", "val"):
         raise UserError(f"split {split!r} must be 'train' or 'val'")
@@ -129,6 +135,9 @@ def open_detection(
         source = Coco(os.fspath(spec), split, in_chans or 3, masks=masks, keypoints=keypoints, keep_empty=keep_empty)
     if label_names is not None and list(label_names) != source.label_names:
         source.use_labels(label_names)
+    faults = [f"{REPORT[name]} ({source.report[name]})" for name in FAULTS if source.report.get(name)]
+    if faults:
+        logger.warning("there are in the annotations of %s %s", source.name, "; ".join(faults))
     return source
 
 

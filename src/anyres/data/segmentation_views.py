@@ -200,8 +200,7 @@ class SegmentationTest:
         def needed(width: int, height: int) -> float:
             nonlocal full, shape
             full = (height, width)
-            height, width = fit(height, width, self.size, self.longest)
-            shape = -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
+            shape = fit(height, width, self.size, self.longest, self.divisor)
             return DRAFT_MARGIN * max(shape[0] / full[0], shape[1] / full[1])
 
         image = load_image(item.data, item.name, len(self.mean), needed, self.max_pixels)

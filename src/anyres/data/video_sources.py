@@ -22,6 +22,9 @@ MEAN, STD = (0.45,) * 3, (0.225,) * 3
 """What the published video networks subtract and divide by (section 5 of the project's notes on video)."""
 
 
+ANNOTATION_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
+
+
 def open_video_source(
     spec: str | os.PathLike[str], split: str = "train", *, label_names: Sequence[str] | None = None
 ) -> MapSource:
@@ -64,7 +67,8 @@ class VideoFolder(ImageFolder):
 
 
 class VideoList(MapSource):
-    """Video files by a list: lines "PATH LABEL" or "PATH,LABEL", paths relative to the list's folder.
+    """Video files by a list: lines "PATH LABEL" or "PATH,LABEL", paths relative to the list's folder, with or without a
+    line of headings.
 
     Labels are class numbers, or names, which are numbered in the sorted order of those in train.csv. Kinetics' own
     annotations (a header with label, youtube_id, time_start and time_end) are read, too: their videos, which may lie
@@ -112,28 +116,52 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no list {path}: give FOLDER/train.csv and FOLDER/val.csv, or class folders")
     lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    if lines and "youtube_id" in lines[0].split(","):
+    if lines and "youtube_id" in next(csv.reader(lines[:1], skipinitialspace=True)):
         pairs = _read_annotations(path, lines)
     else:
-        comma = bool(lines) and "," in lines[0] and not lines[0].split()[-1].isdecimal()
+        comma = bool(lines) and _has_comma(lines[0])
         split = [line.rsplit("," if comma else None, 1) for line in lines]
         bad = next((line for line, parts in zip(lines, split, strict=True) if len(parts) != 2), None)
         if bad is not None:
             raise UserError(f"the line {bad[:80]!r} of {path} must be a path and a label, such as clips/a.mp4,3")
         pairs = [(file.strip(), label.strip()) for file, label in split]
-        if pairs and Path(pairs[0][0]).suffix.lower() not in EXTENSIONS and pairs[0][1] == "label":
+        first = pairs[0] if pairs else ("", "")
+        others = any(Path(file).suffix.lower() in EXTENSIONS for file, _ in pairs[1:2])
+        if not Path(first[0]).suffix and (first[1] == "label" or others):
             pairs = pairs[1:]  # a header
     if not pairs:
         raise UserError(f"{path} lists no video that is there: check the list and the folder {path.parent}")
     return pairs
 
 
+def _has_comma(line: str) -> bool:
+    """Whether a comma parts path and label, or blanks do: a path may hold both, and a label's words blanks."""
+    file, comma, label = line.rpartition(",")
+    words = label.split()
+    blanks = len(words) > 1 and words[-1].isdecimal() and Path(file.strip()).suffix.lower() not in EXTENSIONS
+    return bool(comma) and not blanks
+
+
 def _read_annotations(path: Path, lines: Sequence[str]) -> list[tuple[str, str]]:
     present = {Path(file).stem: file for file in list_images(path.parent, EXTENSIONS)}
     pairs, missing = [], 0
-    for row in csv.DictReader(lines):
+    reader = csv.DictReader(lines, skipinitialspace=True)
+    lacking = [name for name in ANNOTATION_COLUMNS if name not in (reader.fieldnames or ())]
+    if lacking:
+        raise UserError(f"{path} has no column {lacking[0]}: give Kinetics' lists, or lines of a path and a label")
+    for row in reader:
+        try:
+            start, end = (int(float(row[key])) for key in ("time_start", "time_end"))
+        except (TypeError, ValueError, OverflowError):  # a row that ends early holds None
+            start = end = -1
         name = row["youtube_id"]
-        clip = f"{name}_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
+        if not row["label"] or not name or min(start, end) < 0:
+            line = lines[reader.line_num - 1]
+            raise UserError(
+                f"the line {line[:80]!r} of {path} must have a label, a youtube_id and two times in seconds: mend or"
+                " remove it"
+            )
+        clip = f"{name}_{start:06d}_{end:06d}"
         file = present.get(clip, present.get(name))
         if file is None:
             missing += 1

@@ -60,6 +60,13 @@ def preparation_for(model: nn.Module, source: Source) -> Preparation:
     )
 
 
+def check_size(model: nn.Module, size: Size) -> None:
+    """Raises UserError for a size below the model's minimum, which images would otherwise be enlarged or padded to."""
+    minimum = getattr(model, "minimum_size", 1)
+    if min(size) < minimum:
+        raise UserError(f"size {size[0]}x{size[1]} is below the model's minimum: give sides of at least {minimum}")
+
+
 def evaluate(
     model: nn.Module,
     source: Source,

@@ -15,7 +15,7 @@ from anyres.data import EvalLoader, rle
 from anyres.data.detection import DetectionSource, Objects
 from anyres.data.detection_views import LONGEST, DetectionTest
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import _gather, label_places, preparation_for, process
+from anyres.evaluation.accuracy import _gather, check_size, label_places, preparation_for, process
 from anyres.evaluation.cost import precision_context
 from anyres.evaluation.results import Measured, Size
 from anyres.files import atomic_write
@@ -60,9 +60,11 @@ def evaluate_detection(
     of the original picture. `results` is a file to write all detections to, in COCO's layout. Under torch.distributed
     every process takes its own share of the pictures and all return the same scores.
 
-    Raises UserError when no picture is readable, no object is marked, or the classes do not fit the model's.
+    Raises UserError when no picture is readable, no object is marked, the classes do not fit the model's, or the size
+    is below its minimum.
     """
     rle.coco_masks()  # it complains now, not after the last picture
+    check_size(model, size)
     device = torch.device(device)
     rank, world = process()
     way = preparation_for(model, source)
@@ -105,7 +107,10 @@ def evaluate_detection(
             if kind in kinds:
                 part = average_precision(images, source.category_ids, truth, found, kind)
                 scores |= {prefix + name: score for name, score in part.items()}
-    return Measured(_gather((scores,))[0][0], len(images), bad)
+    scores = _gather((scores,))[0][0]
+    if "ap" not in scores:
+        raise UserError(f"no object of {source.name} has an area that COCO judges: check the areas and boxes")
+    return Measured(scores, len(images), bad)
 
 
 def average_precision(

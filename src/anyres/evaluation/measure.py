@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,19 +19,24 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def open_test_source(model: Any, data: str, split: str = "val") -> Any:
-    """The data of a model's task, numbered by the model's classes where it names them."""
+def open_test_source(model: Any, data: str, split: str = "val", *, others: Sequence[Any] = ()) -> Any:
+    """The data of a model's task, numbered by the model's classes where it names them; with the masks and keypoints
+    that it, or one of the `others` that share the data, is judged by."""
     task = task_of(model)
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    names = cfg.get("label_names")
     if task == "segmentation":
         from anyres.data.segmentation import open_segmentation
 
-        return open_segmentation(data, split, num_classes=model.num_classes, label_names=names)
+        reduced = cfg.get("reduce_zero_label")
+        return open_segmentation(
+            data, split, num_classes=model.num_classes, reduce_zero_label=reduced, label_names=names
+        )
     if task == "detection":
         from anyres.data.detection import open_detection
 
-        head = model.options["head"]
-        return open_detection(data, split, masks="mask" in head, keypoints="keypoint" in head, label_names=names)
+        heads = " ".join(each.options["head"] for each in (model, *others))
+        return open_detection(data, split, masks="mask" in heads, keypoints="keypoint" in heads, label_names=names)
     if task == "video":
         from anyres.data.video_sources import open_video_source
 
@@ -52,20 +57,20 @@ def measure(
     """Scores of a model on its task's data at `size`; see the evaluation of each task."""
     task = task_of(model)
     run: Callable[..., Measured] = evaluate
-    options: dict[str, Any] = {}
     if task != "classification":
         # Imported here: they may need packages that are not installed.
         module = importlib.import_module(f"anyres.evaluation.{task}")
         run = getattr(module, f"evaluate_{task}")
-    if task in ("segmentation", "detection"):
-        options = longest_of(model)
-    return run(model, source, size, batch_size, device, precision, workers=workers, **options)
+    return run(model, source, size, batch_size, device, precision, workers=workers, **fitting_of(model))
 
 
-def longest_of(model: Any) -> dict[str, Any]:
-    """The largest ratio of an image's sides that the model was trained with, as an argument; none if not known."""
-    longest = model.pretrained_cfg.get("longest")
-    return {} if longest is None else {"longest": float(longest)}
+def fitting_of(model: Any) -> dict[str, Any]:
+    """How images are fitted to a size where their ratio is kept, as arguments of `fit` and of a task's evaluation: the
+    largest ratio of the sides ("longest") and, for segmentation, the "divisor" that the model was trained with, as far
+    as they are known."""
+    names = {"segmentation": ("longest", "divisor"), "detection": ("longest",)}.get(task_of(model), ())
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    return {name: cfg[name] for name in names if cfg.get(name) is not None}
 
 
 def preparation_text(model: nn.Module, source: Any) -> str:
@@ -73,7 +78,9 @@ def preparation_text(model: nn.Module, source: Any) -> str:
     way = preparation_for(model, source)
     if task_of(model) in ("segmentation", "detection"):
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (way.mean, way.std))
-        return f"resized with their ratio kept, the short side to the size; mean {mean}, std {std}."
+        divisor = fitting_of(model).get("divisor", 1)
+        rounded = f", both sides up to multiples of {divisor}" if divisor > 1 else ""
+        return f"resized with their ratio kept, the short side to the size{rounded}; mean {mean}, std {std}."
     return str(way)
 
 
@@ -90,16 +97,17 @@ def sample_images(model: nn.Module, source: Any, size: Size, count: int) -> list
     if task == "segmentation":
         from anyres.data.segmentation_views import SegmentationTest
 
-        test = SegmentationTest(size, way.mean, way.std, **longest_of(model))
+        test = SegmentationTest(size, way.mean, way.std, **fitting_of(model))
     elif task == "detection":
         from anyres.data.detection_views import DetectionTest
 
-        test = DetectionTest(size, way.mean, way.std, **longest_of(model))
+        test = DetectionTest(size, way.mean, way.std, **fitting_of(model))
     else:
         from anyres.data.video_views import ClipTest
         from anyres.evaluation.video import sampling_of
 
-        test = ClipTest(size, sampling_of(model), way.mean, way.std, interpolation=way.interpolation)
+        sampling = sampling_of(model)
+        test = ClipTest(size, sampling, way.mean, way.std, crop_pct=way.crop_pct, interpolation=way.interpolation)
     images: list[Image.Image] = []
     for index in range(len(source)):
         if len(images) == count:

@@ -14,7 +14,7 @@ from anyres.data import EvalLoader
 from anyres.data.segmentation import IGNORED, SegmentationSource
 from anyres.data.segmentation_views import SegmentationTest
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import _gather, label_places, preparation_for, process
+from anyres.evaluation.accuracy import _gather, check_size, label_places, preparation_for, process
 from anyres.evaluation.cost import precision_context
 from anyres.evaluation.results import Measured, Size
 from anyres.tasks.segmentation import predict_probabilities
@@ -104,8 +104,9 @@ def evaluate_segmentation(
     `precision` "bfloat16" and "float16" run under autocast. A pixel whose logits hold a NaN counts as wrong. Under
     torch.distributed every process takes its own share of the images and all return the same; each image counts once.
     The model is moved to `device` and put back into its mode afterwards. Raises UserError when no image is readable, no
-    pixel is labelled, or the classes do not fit the model's.
+    pixel is labelled, the classes do not fit the model's, or the size is below its minimum.
     """
+    check_size(model, size)
     device = torch.device(device)
     rank, world = process()
     way = preparation_for(model, source)

@@ -26,7 +26,7 @@ from torch import nn
 from anyres.data import Source
 from anyres.errors import UserError
 from anyres.evaluation import plots
-from anyres.evaluation.accuracy import process
+from anyres.evaluation.accuracy import check_size, process
 from anyres.evaluation.cost import measure_cost, random_input
 from anyres.evaluation.measure import measure, preparation_text, sample_images
 from anyres.evaluation.report import Page, Samples, render
@@ -238,6 +238,7 @@ def _try_size(model: nn.Module, size: Size, device: torch.device) -> None:
     """Run one blank image, so that only a refusal of the size is taken for one, not any error during the evaluation."""
     blank = random_input(model, 1, size, device).zero_()
     try:
+        check_size(model, size)  # some heads enlarge small images
         with torch.inference_mode():
             model(blank)
     except torch.OutOfMemoryError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,6 +14,19 @@ from anyres.backbone import Backbone
 from anyres.errors import UserError
 from anyres.layers.init import init_scaled
 from anyres.registry import create_model, resolve_name
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether an option's value is a whole number of at least `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def blocks_of(backbone: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of a backbone's stages."""
+    for module in backbone.modules():
+        blocks = getattr(module, "blocks", None)
+        if isinstance(blocks, nn.ModuleList):
+            yield from blocks
 
 
 class TaskModel(nn.Module, ABC):
@@ -78,11 +91,15 @@ class TaskModel(nn.Module, ABC):
         return {"stem": inside(groups["stem"]), "blocks": [*blocks, (r"^(?!backbone\.)", (99999,))]}
 
     def init_scaled(self) -> None:
-        """Start the backbone from weights scaled by each layer's inputs (see `layers.init.init_scaled`)."""
-        init_scaled(self.backbone)
+        """Start from weights scaled by each layer's inputs (see `layers.init.init_scaled`)."""
+        init_scaled(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.backbone.set_grad_checkpointing(enable)
+
+    def parts_to_shard(self) -> Iterator[nn.Module]:
+        """The modules whose weights are put together on their own when a run is sharded: each is called."""
+        return blocks_of(self.backbone)
 
     # On disk --------------------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ overlap. Faster R-CNN is a cascade of one stage.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,8 +146,9 @@ class Cascade(nn.Module):
     """Stages one after the other.
 
     In training each takes the boxes of the one before, and the true ones, samples them anew and adds its weighted
-    losses. In evaluation the stages' class scores are averaged, as "probabilities" or as "logits"; boxes are the last
-    stage's, masks the mean of all mask heads.
+    losses; a mask head that is the only one counts whole, whichever stage has it. In evaluation the stages' class
+    scores are averaged, as "probabilities" or as "logits"; boxes are the last stage's, masks the mean of all mask
+    heads.
     """
 
     def __init__(self, stages: Sequence[Stage], average: Literal["probabilities", "logits"] = "probabilities") -> None:
@@ -167,11 +168,13 @@ class Cascade(nn.Module):
             return self.detect(levels, proposals, sizes), {}
         objects = [{**found, "labels": found["labels"] + 1} for found in objects]
         losses: dict[str, Tensor] = {}
+        masks_everywhere = all(cast(Stage, stage).has_mask() for stage in self.stages)
         for i, (stage, weight) in enumerate(zip(self.stages, WEIGHTS, strict=False)):
             assert isinstance(stage, Stage)
             part, proposals = stage.train_on(levels, proposals, sizes, objects)
             suffix = f"_{i + 1}" if len(self.stages) > 1 else ""
-            losses |= {f"{name}{suffix}": weight * loss for name, loss in part.items()}
+            weights = {"loss_mask": weight if masks_everywhere else 1.0}
+            losses |= {f"{name}{suffix}": weights.get(name, weight) * loss for name, loss in part.items()}
         return [], losses
 
     def detect(self, levels: list[Tensor], proposals: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Objects]:

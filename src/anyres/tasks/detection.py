@@ -8,7 +8,8 @@ torchvision's parts.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +25,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from anyres.backbone import Backbone
 from anyres.data.detection_views import DIVISOR, DetectionView
 from anyres.errors import UserError
+from anyres.layers.init import init_scaled
 from anyres.models.deit import DeiT
 from anyres.models.gpvit import GPViT
 from anyres.models.mpvit import MPViT
@@ -34,7 +36,7 @@ from anyres.models.uvit import UViT
 from anyres.plain import Plain
 from anyres.pyramid import Pyramid
 from anyres.registry import create_model, entries, resolve_name
-from anyres.tasks.base import TaskModel
+from anyres.tasks.base import TaskModel, is_count
 from anyres.tasks.cascade import IOUS, BoxPredictor, Cascade, Stage
 from anyres.tasks.detection_heads import (
     Anchors,
@@ -50,6 +52,8 @@ from anyres.tasks.detection_necks import LEVELS, NORMS, CoarseLevels, FeaturePyr
 
 __all__ = ["HEADS", "STYLES", "DetectionView", "Detector", "Settings", "Style", "paste_masks"]
 
+TABLE = re.compile(r"\.(rel_pos_[hw]|rpb)$")
+"""Parameters that detectors leave without weight decay."""
 HEADS = ("retinanet", "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
 
 
@@ -114,6 +118,23 @@ class Settings:
     """Detections of each image at most."""
     num_keypoints: int = 17
 
+    def __post_init__(self) -> None:
+        rules: dict[str, Callable[[Any], bool]] = {
+            "a whole number of at least 1": is_count,
+            "two whole numbers of at least 1": lambda value: (
+                isinstance(value, list | tuple) and len(value) == 2 and all(map(is_count, value))
+            ),
+            "a number above 0": lambda value: value is None or (isinstance(value, int | float) and value > 0),
+            "a number from 0 to 1": lambda value: isinstance(value, int | float) and 0 <= value <= 1,
+        }
+        words = dict.fromkeys((item.name for item in fields(self)), "a whole number of at least 1")
+        words |= {"rpn_pre_nms": "two whole numbers of at least 1", "anchor_scale": "a number above 0"}
+        words |= dict.fromkeys(("score_threshold", "nms_threshold"), "a number from 0 to 1")
+        for name, rule in words.items():
+            value = getattr(self, name)
+            if not rules[rule](value):
+                raise UserError(f"{name} is {value!r}; it must be {rule}.")
+
 
 class Detector(TaskModel):
     """Boxes, and masks or keypoints, of the objects in an image.
@@ -131,12 +152,12 @@ class Detector(TaskModel):
     Two things are torchvision's and not the papers': the best anchor of an object learns it however little they overlap
     (papers: from 0.3 on), and keypoints are read from maps enlarged bicubically.
 
-    Padding does not change what is found: in evaluation an image goes through the network at its own size, rounded up to
-    multiples of 32 as if it were alone, together with the others of that size. In training a batch goes through whole,
-    as published. There no backbone masks the padding: proposals and boxes end at an image's true size and none start in
-    its padding, but the maps differ. With random weights, those of an image of 224x288 alone and in a batch of 384x384
-    differ by 1 to 9 % in the mean over the finest level (DynamicViT on ConvNeXt, RegionViT, MSG-Transformer, CvT,
-    MPViT, CMT), by 12 to 19 % (the PVTs, Swin, CSWin, P2T, Shunted, Twins, ScalableViT, DeiT, ResFormer), by 25 %
+    Padding does not change what is found: in evaluation an image goes through the network at its own size, rounded up
+    to multiples of 32 as if it were alone, together with the others of that size. In training a batch goes through
+    whole, as published. There no backbone masks the padding: proposals and boxes end at an image's true size and none
+    start in its padding, but the maps differ. With random weights, those of an image of 224x288 alone and in a batch of
+    384x384 differ by 1 to 9 % in the mean over the finest level (DynamicViT on ConvNeXt, RegionViT, MSG-Transformer,
+    CvT, MPViT, CMT), by 12 to 19 % (the PVTs, Swin, CSWin, P2T, Shunted, Twins, ScalableViT, DeiT, ResFormer), by 25 %
     (DAT), and by 36 to 51 % (DynamicViT on Swin, GPViT, UViT, MViTv2, HAT-Net).
 
     Errors: UserError for an unknown head, style or option.
@@ -179,6 +200,16 @@ class Detector(TaskModel):
             own |= {"prefix_tokens": (), "global_pool": "avg", "window_size": 14}
         model: Any = create_model(resolve_name(name), **{**own, **args})
         return model
+
+    def init_scaled(self) -> None:
+        """As for every model, but the neck and the heads keep their own start: boxes begin as anchors and proposals."""
+        init_scaled(self.backbone)
+
+    def no_weight_decay(self) -> set[str]:
+        """Besides a classifier's, tables of relative positions that only the published classifiers decay: MViTv2's and
+        those of DAT's neighbourhood attention."""
+        names = (name for name, _ in self.backbone.named_parameters(prefix="backbone"))
+        return super().no_weight_decay() | {name for name in names if TABLE.search(name)}
 
     def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Objects]:
         """Images (B, C, H, W), and their true (height, width) if they are padded → what is found in each.

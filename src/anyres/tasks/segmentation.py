@@ -22,7 +22,7 @@ from anyres.backbone import Backbone, pair
 from anyres.errors import UserError
 from anyres.layers.init import init_linear_and_convolution
 from anyres.plain import Plain
-from anyres.tasks.base import TaskModel
+from anyres.tasks.base import TaskModel, is_count
 from anyres.tasks.segmentation_heads import HEADS, classifier, resize
 
 AUXILIARY_CHANNELS = 256
@@ -60,10 +60,8 @@ class Segmenter(TaskModel):
             raise UserError(f"There is no segmentation head {head!r}: {hint}")
         kind, width = HEADS[head]
         channels = width if channels is None else channels
-        if channels < 2:
-            raise UserError(
-                f"channels is {channels}; a segmentation head needs a width of at least 2, such as {width}."
-            )
+        if not is_count(channels, least=2):
+            raise UserError(f"channels is {channels!r}; it must be a whole number of at least 2, such as {width}.")
         auxiliary = head == "upernet" if auxiliary is None else auxiliary
         super().__init__(backbone, num_classes, head=head, channels=channels, auxiliary=auxiliary)
         info = levels_of(backbone)

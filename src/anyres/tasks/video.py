@@ -27,7 +27,7 @@ from anyres.layers.maps import to_map
 from anyres.models.regionvit import RegionalToLocalBlock, RegionViT
 from anyres.plain import Plain
 from anyres.registry import create_model, entries, resolve_name
-from anyres.tasks.base import TaskModel
+from anyres.tasks.base import TaskModel, blocks_of
 
 
 class TemporalAttention(nn.Module):
@@ -211,6 +211,12 @@ class SpaceTime(TaskModel):
         out = {"logits": logits, "logit": logits, "cls": pooled}
         return out if gap is None else {**out, "gap": gap}
 
+    def parts_to_shard(self) -> Iterator[nn.Module]:
+        """A block is not called as a whole: its attention, its feed-forward network and the temporal part are."""
+        yield from self.temporal
+        for block in cast(Any, self.backbone).blocks:
+            yield from (block.attn, block.mlp)
+
     # Training hooks -------------------------------------------------------------------------------------------------
 
     def no_weight_decay(self) -> set[str]:
@@ -271,6 +277,9 @@ class RegionTime(SpaceTime):
         pooled = backbone.pool(backbone.finish(x, regional))
         return pooled, backbone.mean_patch(backbone.norm(x)) if gap else None
 
+    def parts_to_shard(self) -> Iterator[nn.Module]:
+        return chain(*cast(Any, self.temporal), blocks_of(self.backbone))
+
     def step(self, block: Any, temporal: nn.Module, count: int, tokens: Tensor, *context: Any) -> Tensor:
         """A block on the windows' tokens (R, B·T, 1 + w·w, C)."""
         y = temporal(tokens.unflatten(1, (-1, count)))
@@ -288,18 +297,15 @@ def video_networks() -> list[str]:
     return [name for name, entry in entries().items() if "num_frames" in entry.variant.args]
 
 
-def create_video_model(
-    name: str, num_classes: int, num_frames: int | None = None, **args: Any
-) -> SpaceTime | Backbone:
+def create_video_model(name: str, num_classes: int, num_frames: int | None = None, **args: Any) -> SpaceTime | Backbone:
     """A classifier of clips by the name of a registered model: MViTv2's video networks as they are, plain models and
     RegionViT as `SpaceTime`.
 
-    `num_frames` sizes tables of time (default: as published, 8 for `SpaceTime`); `args` go to the
-    backbone. Errors: UserError for unknown names and options, and for models without a
-    video form.
+    `num_frames` sizes tables of time (default: as published, 8 for `SpaceTime`); `args` go to the backbone.
+    Errors: UserError for unknown names and options, and for models without a video form.
     """
     name = resolve_name(name)
-    options = {} if num_frames is None else {"num_frames": num_frames}
+    options: dict[str, Any] = {} if num_frames is None else {"num_frames": num_frames}
     if name in video_networks():
         return cast(Backbone, create_model(name, num_classes=num_classes, **options, **args))
     return SpaceTime.build(name, num_classes, args, **options)

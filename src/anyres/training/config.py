@@ -94,7 +94,9 @@ class RunConfig:
     lr: float | None = option(None, "Peak learning rate; otherwise base_lr x batch_size / 512.")
     base_lr: float = option(5e-4, "Peak learning rate of a batch_size of 512.")
     weight_decay: float = option(0.05, "Weight decay; not for biases, norms and the model's no_weight_decay().")
-    decay_all: bool = option(False, "Weight decay for every parameter (PVT's and P2T's dense settings).")
+    decay_all: bool = option(
+        False, "Weight decay for every parameter, without exceptions (PVT's and P2T's dense settings)."
+    )
     layer_decay: float | None = option(None, "Learning rate factor from one layer to the one below it.")
     schedule: Literal["iteration", "epoch"] = option(
         "iteration", "Learning rate: changed at every step (ResFormer), or once per epoch as DeiT does."
@@ -173,7 +175,7 @@ class RunConfig:
             raise UserError(f"schedule epoch is DeiT's cosine; choose schedule iteration for decay {self.decay}")
         if (self.decay == "step") != bool(self.drops):
             raise UserError(
-                f"decay is {self.decay} and drops are {self.drops}; step needs drops, and nothing else does"
+                f"decay is {self.decay} and drops are {self.drops}; step needs drops, and nothing else (drops=none)"
             )
         if self.fsdp and self.ema_decay:
             raise UserError("fsdp keeps no moving average of the weights; set ema_decay 0 or fsdp false")
@@ -256,7 +258,8 @@ class DenseConfig(RunConfig):
     head_args: dict[str, Any] = option({}, "Further arguments of the head, such as {channels: 128}.")
     head_lr: float = option(1.0, "Learning rate factor of the head.")
     batch_norm: Literal["train", "sync", "frozen"] = option(
-        "train", "Batch norms: statistics of a process' own images, of all processes' (GPUs), or those of init_from."
+        "train",
+        "Batch norms: statistics of a process' own images, of all processes' (GPUs), or the backbone's from init_from.",
     )
     longest: float = option(4.0, "Largest ratio of the long side to the short one; longer images get smaller.")
 
@@ -367,6 +370,7 @@ class VideoConfig(LabelConfig):
     smoothing: float = option(0.0, "Label smoothing.")
     auto_augment: str | None = option(None, "timm's RandAugment/AutoAugment policy, the same for all frames.")
     erasing: float = option(0.0, "Probability of random erasing.")
+    crop_pct: float = option(1.0, "Validation: centre crop / resized short side (MViTv2: 0.875).")
     eval_batch_size: int = option(16, "Clips per process and pass in validation.")
 
 

@@ -25,10 +25,14 @@ class DenseTask(Task):
 
     def build_model(self, source: Any) -> TaskModel:
         config = self.config
-        backbone = {"in_chans": source.in_chans, "drop_path_rate": config.drop_path, **self.backbone_args()}
+        own = {"in_chans": source.in_chans, "drop_path_rate": config.drop_path, **self.backbone_args()}
         head = {"head": config.head, **self.head_args(source), **config.head_args}
         try:
-            model = self.network.build(config.model, len(source.label_names), {**backbone, **config.model_args}, **head)
+            backbone = self.network.dense_backbone(config.model, {**own, **config.model_args}, head)
+        except (TypeError, IndexError) as error:  # a value of the wrong kind or length
+            raise UserError(f"model_args {config.model_args} do not fit {config.model}: {error}") from error
+        try:
+            model = self.network(backbone, len(source.label_names), **head)
         except TypeError as error:  # an option that the head does not have
             raise UserError(f"head_args {config.head_args} do not fit {config.head}: {error}") from error
         if config.batch_norm != "sync":
@@ -51,7 +55,9 @@ class DenseTask(Task):
     def set_training_mode(self, model: nn.Module) -> None:
         model.train()
         if self.config.batch_norm == "frozen":
-            for module in model.modules():
+            # `model` may be wrapped. The head starts afresh: it has no statistics yet that could be kept.
+            network = next(module for module in model.modules() if isinstance(module, TaskModel))
+            for module in network.backbone.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
 

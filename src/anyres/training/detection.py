@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from anyres.data import rle
 from anyres.data.detection import DetectionSource, open_detection
 from anyres.data.detection_views import DetectionView, DetectionViews
 from anyres.data.schedule import Size
@@ -27,6 +28,7 @@ class Detection(DenseTask):
 
     def open_source(self, split: str, like: DetectionSource | None = None) -> DetectionSource:
         config = self.config
+        rle.coco_masks()  # validation needs it: it complains now, not after the first epoch
         return open_detection(
             config.data if like is None else config.val_data or config.data,
             split,
@@ -49,7 +51,7 @@ class Detection(DenseTask):
             longest=config.longest,
             hflip=config.hflip,
             multi_scale=config.multi_scale,
-            jitter=(config.jitter[0], config.jitter[1]) if config.jitter else None,
+            jitter=tuple(config.jitter) if config.jitter else None,  # type: ignore[arg-type]  # the views check it
         )
 
     def build_loss(self, source: DetectionSource, accelerator: Accelerator) -> BaseLoss:

@@ -204,12 +204,16 @@ def set_learning_rate(run: Run) -> float:
 def finish_epoch(run: Run, display: Display) -> None:
     """Validate, keep the row and the weights, save.
 
-    Weights are written before the state and metrics.csv after it: a kill in between repeats what it lost.
+    Weights are written before the state and metrics.csv after it: a kill in between repeats what it lost. The epoch
+    itself is saved before the validation, which may fail: after a resume only that is repeated.
     """
     config, position = run.config, run.position
+    validates = (position.epoch + 1) % config.eval_every == 0 or position.epoch + 1 == config.epochs
+    if validates:
+        save(run)
     row = epoch_row(run)
     refresh_plain(run)
-    if row["epoch"] % config.eval_every == 0 or row["epoch"] == config.epochs:
+    if validates:
         row |= validate(run, run.plain, "")
         if run.ema is not None:
             row |= validate(run, run.ema.module, "ema_")
@@ -303,6 +307,8 @@ def write_results(run: Run, status: str) -> None:
     if not accelerator.is_main_process:
         return
     state.write_metrics(run.folder, position.rows)
+    sources = {"train": run.loader.source, "val": run.val_source}
+    reports = {split: source.report for split, source in sources.items() if hasattr(source, "report")}
     summary = {
         "status": status,
         "task": config.task,
@@ -314,6 +320,7 @@ def write_results(run: Run, status: str) -> None:
         "best": position.best,
         "last": position.rows[-1] if position.rows else {},
         "bad_images": {"count": len(position.bad), "files": position.bad},
+        **({"annotations": reports} if reports else {}),  # counts of data.detection.REPORT
         "seconds": round(position.seconds, 1),
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),

@@ -18,6 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor, nn
 
 from anyres.errors import UserError
+from anyres.tasks.base import TaskModel, blocks_of
 from anyres.training.config import RunConfig
 
 if TYPE_CHECKING:
@@ -145,17 +146,19 @@ def _whole_gradients(forward: Any) -> Iterator[None]:
 
 
 def shard(forward: nn.Module) -> None:
-    """FSDP2: one group per block, the rest in the root's.
+    """FSDP2: one group per block of the backbone, the rest in the root's.
 
-    torch's own call, not Accelerate's plugin: that one refuses CPUs, and a test without GPUs needs them.
+    A group's weights are whole only while its own `forward` runs, so that what is entered by another door, such as the
+    stages of a cascade, has to be in the root's. torch's own call, not Accelerate's plugin: that one refuses CPUs, and
+    a test without GPUs needs them.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    lists = [module for module in forward.modules() if isinstance(module, nn.ModuleList)]
-    for blocks in reversed(lists):
-        for block in blocks:
-            if any(True for _ in block.parameters()):
-                fully_shard(block)
+    model: Any = forward.model
+    for part in model.parts_to_shard() if isinstance(model, TaskModel) else blocks_of(model):
+        fully_shard(part)
+        if hasattr(part, "forward_both"):  # how DynamicViT's blocks with two paths are called in training
+            register_fsdp_forward_method(part, "forward_both")
     fully_shard(forward)
 
 

@@ -59,6 +59,11 @@ class Segmentation(DenseTask):
 
         return base_loss
 
+    def facts(self, source: SegmentationSource) -> dict[str, Any]:
+        # As the run was told, not as the data turned out: None leaves other data to their own layout, as in training.
+        told = {"reduce_zero_label": self.config.reduce_zero_label, "divisor": self.config.divisor}
+        return {**super().facts(source), **told}
+
     def evaluate(
         self, model: Any, source: SegmentationSource, size: Size, device: torch.device, precision: str
     ) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, list_optimizers, param_groups_layer_decay, param_groups_weight_decay
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
@@ -196,31 +196,40 @@ def start_from(run: Run, path: str) -> None:
 
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimiser and parameter groups: no decay for vectors, biases and `no_weight_decay()`, unless `decay_all`;
-    layer-wise rates."""
+    """timm's optimiser on `parameter_groups`."""
     known = [str(name) for name in list_optimizers()]
     if config.optimizer not in known:
         raise UserError(f"optimizer {config.optimizer!r} is unknown{did_you_mean(config.optimizer, known)}")
-    # One fused kernel instead of hundreds of small ones; torch has it for these, on CPUs and GPUs.
-    fused: dict[str, Any] = {"fused": True} if config.optimizer in ("adam", "adamw", "sgd") else {}
+    # One fused kernel instead of hundreds of small ones; torch has it for these, SGD's not for sharded weights.
+    kernels = ("adam", "adamw") if config.fsdp else ("adam", "adamw", "sgd")
+    fused: dict[str, Any] = {"fused": True} if config.optimizer in kernels else {}
     return create_optimizer_v2(
-        model if getattr(config, "head_lr", 1.0) == 1.0 else head_groups(config, model),
+        parameter_groups(config, model),
         config.optimizer,
         lr=config.peak_lr,
         weight_decay=config.weight_decay,
-        layer_decay=config.layer_decay,
-        filter_bias_and_bn=not config.decay_all,
         **fused,
     )
 
 
-def head_groups(config: Any, model: Any) -> list[dict[str, Any]]:
-    """timm's parameter groups by weight decay; those of the head learn `head_lr` times as fast."""
-    spared = set() if config.decay_all else model.no_weight_decay()
+def parameter_groups(config: RunConfig, model: Any) -> list[dict[str, Any]]:
+    """timm's groups: no decay for vectors, biases and `no_weight_decay()`, unless `decay_all`; layer-wise rates, or
+    parameters of the head that learn `head_lr` times as fast."""
+    decay: dict[str, Any] = {
+        "weight_decay": config.weight_decay,
+        "weight_decay_exclude_1d": not config.decay_all,
+        "no_weight_decay_list": set() if config.decay_all else model.no_weight_decay(),
+    }
+    if config.layer_decay is not None:
+        return param_groups_layer_decay(model, layer_decay=config.layer_decay, **decay)
+    groups = param_groups_weight_decay(model, **decay)
+    head_lr = getattr(config, "head_lr", 1.0)
+    if head_lr == 1:
+        return groups
     inside = {id(parameter) for parameter in model.backbone.parameters()}
-    groups = []
-    for group in param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=spared):
-        for of_head, factor in ((False, 1.0), (True, config.head_lr)):
+    parts = []
+    for group in groups:
+        for of_head, factor in ((False, 1.0), (True, head_lr)):
             chosen = [parameter for parameter in group["params"] if (id(parameter) not in inside) == of_head]
-            groups.append({**group, "params": chosen, "lr_scale": factor})
-    return [group for group in groups if group["params"]]
+            parts.append({**group, "params": chosen, "lr_scale": factor})
+    return [group for group in parts if group["params"]]

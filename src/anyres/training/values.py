@@ -45,6 +45,8 @@ def _as_type(value: Any, hint: Any) -> Any:
             return words[value]
         raise ValueError
     if origin is list:
+        if value is None or value in ("", "none", "[]"):
+            return []
         items = value if isinstance(value, list | tuple) else str(value).split(",")
         return [_as_type(item, arguments[0]) for item in items]
     if origin is dict:

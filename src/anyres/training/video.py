@@ -72,7 +72,8 @@ class Video(Task):
         return {"acc1": scores["top1"], "val_loss": scores["loss"]}
 
     def facts(self, source: MapSource) -> dict[str, Any]:
-        return {"num_frames": self.config.frames, "frame_stride": self.config.stride, "crop_pct": 1.0}
+        config = self.config
+        return {"num_frames": config.frames, "frame_stride": config.stride, "crop_pct": config.crop_pct}
 
     def load(self, model: Any, path: Path) -> LoadReport:
         """Weights of a video run fill the whole model; those of an image model the space part."""

@@ -1,0 +1,59 @@
+"""The demos: two networks side by side, a sweep, pictures. In miniature here, as a user runs them with `-m slow`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from anyres import demo
+from anyres.data import composed, video_sources
+
+FLOORS = {"segmentation": ("miou", 85.0), "detection": ("ap50", 90.0), "video": ("top1", 90.0)}
+"""Score and what it reaches at every size that the multi-resolution network was trained at."""
+
+
+class Inline:
+    """A pool whose work is done at once, in this process, where the little data is."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __enter__(self) -> Inline:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def map(self, work: Callable[..., Any], *arguments: Iterable[Any]) -> list[Any]:
+        return [work(*each) for each in zip(*arguments, strict=True)]
+
+
+@pytest.mark.parametrize("task", FLOORS)
+def test_a_demo_in_miniature(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(composed, "COUNTS", {"train": 24, "val": 3})
+    monkeypatch.setattr(video_sources.MovingDigits, "counts", {"train": 48, "val": 6})
+    monkeypatch.setattr(demo, "ProcessPoolExecutor", Inline)
+    monkeypatch.setitem(demo.DEMOS, task, replace(demo.DEMOS[task], sizes=((64, 64), (80, 80))))
+    result = demo.run_demo(task, tmp_path, epochs=1)
+    assert {row.model for row in result.rows} == set(demo.DEMOS[task].runs)
+    assert all(row.score is not None for row in result.rows)
+    assert {"table", "picture", "report", "pictures"} <= result.files.keys()
+    assert len(list(result.files["pictures"].glob("*.png"))) == (6 if task == "video" else 3)
+    trained = {run: (tmp_path / run / "metrics.csv").stat().st_mtime_ns for run in demo.DEMOS[task].runs.values()}
+    demo.run_demo(task, tmp_path, epochs=1)
+    assert trained == {run: (tmp_path / run / "metrics.csv").stat().st_mtime_ns for run in trained}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("task", FLOORS)
+def test_a_demo_reaches_its_floor_and_holds_it_where_one_size_does_not(task: str, tmp_path: Path) -> None:
+    result = demo.run_demo(task, tmp_path)
+    score, floor = FLOORS[task]
+    several, single = demo.DEMOS[task].runs
+    for row in result.rows:
+        if row.model == several and row.trained:
+            assert row.scores[score] >= floor, f"{score} at {row.height} px"
+    assert result.areas[several] > result.areas[single] + 5  # type: ignore[operator]
