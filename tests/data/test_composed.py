@@ -32,7 +32,7 @@ def test_shapes_and_kinds():
         assert boxes.dtype == keypoints.dtype == np.float32
         assert labels.dtype == np.int64
     assert len({scene.image.shape for scene in SCENES}) > 10
-    assert {len(scene.labels) for scene in SCENES} == {1, 2, 3, 4, 5}
+    assert {len(scene.labels) for scene in SCENES} >= {1, 2, 3, 4}
 
 
 def test_boxes_are_tight_around_what_shows():
@@ -76,7 +76,7 @@ def test_digits_are_of_many_sizes_and_dark_on_light_paper():
             assert 0.1 < (light[mask] < 110).mean() < 0.8
     margins = 1 + 2.2 * MARGIN
     assert HEIGHTS[0] * margins * VISIBLE - 0.02 < min(tall) < HEIGHTS[0] * margins + 0.03
-    assert HEIGHTS[1] * margins - 0.06 < max(tall) < HEIGHTS[1] * margins + 0.02
+    assert HEIGHTS[1] * margins - 0.1 < max(tall) < HEIGHTS[1] * margins + 0.02
 
 
 def test_at_least_the_promised_share_of_every_sticker_is_visible():
@@ -97,13 +97,13 @@ def test_paper_surrounds_the_ink():
     assert (paper[ink >= 0.5] == 1).all()
     assert ink.sum() == pytest.approx(drawn.sum(), rel=1e-5)
     rows, inked = (np.flatnonzero((picture >= 0.5).any(1)) for picture in (paper, ink))
-    assert inked[0] - rows[0] == pytest.approx(MARGIN * 40, abs=1.5)
-    assert rows[-1] - inked[-1] == pytest.approx(MARGIN * 40, abs=1.5)
+    for margin in (inked[0] - rows[0], rows[-1] - inked[-1]):  # less than a straight edge's around a stroke's thin end
+        assert 0.5 * MARGIN * 40 < margin < MARGIN * 40 + 1.5
 
 
 def test_train_and_val_scenes_hold_different_digits():
     train, val = Scenes("train"), Scenes("val")
-    assert (len(train), len(val)) == (1500, 200)
+    assert (len(train), len(val)) == (4000, 200)
     assert not set(train.digits.indices) & set(val.digits.indices)
     assert np.array_equal(train.digits.images, Digits("train").images)
     assert not np.array_equal(train.scene(0).image, val.scene(0).image)
@@ -133,11 +133,12 @@ def test_refusals(arguments, words):
         Scenes(**arguments)
 
 
-def test_stickers_fit_the_smallest_scene():
+def test_stickers_larger_than_the_scene_are_left_out_and_every_scene_has_one():
     tall = 48 * HEIGHTS[1]
     shapes = [cut_out(draw_digit(digit, tall, stretch=1.15), tall)[1].shape for digit in Digits("all").images[::5]]
-    assert max(map(max, shapes)) <= round(48 * NARROWEST)
-    assert Scenes("train", side=48).scene(0).labels.size
+    assert max(map(max, shapes)) > round(48 * NARROWEST)
+    scenes = Scenes("train", side=48)
+    assert all(scenes.scene(index).labels.size for index in range(300))
 
 
 def test_an_index_beyond_the_end():

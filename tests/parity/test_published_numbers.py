@@ -81,8 +81,19 @@ def test_outputs_equal_the_recorded_ones(case: Case, tmp_path) -> None:
     counts = {name: (stored[name] if name in report.resized else p).numel() for name, p in model.named_parameters()}
     assert sum(counts.values()) == case.about["parameters"]
     x = case.input()
-    errors = {name: case.error(name, outputs(case)[name](model, x)) for name in case.record["outputs"]}
-    assert max(errors.values()) <= TOLERANCE.get(case.about["system"], 1e-5), errors
+    tolerance = TOLERANCE.get(case.about["system"], 1e-5)
+
+    def errors() -> dict[str, float]:
+        return {name: case.error(name, outputs(case)[name](model, x)) for name in case.record["outputs"]}
+
+    found = errors()
+    if max(found.values()) > tolerance:
+        # oneDNN picks its kernels by the processor, and deformable sampling magnifies how they round: a DAT++ case has
+        # 1.3e-5 with those for AVX-512 and 3.9e-6 with torch's own, in float64 4.0e-6. The model is held to these.
+        assert max(found.values()) <= 2 * tolerance, found
+        with torch.backends.mkldnn.flags(enabled=False):
+            found = errors()
+    assert max(found.values()) <= tolerance, found
 
 
 FIRST_TAGS = [

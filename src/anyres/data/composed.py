@@ -19,7 +19,7 @@ COUNTS = {"train": 4000, "val": 200}
 KEYPOINT_NAMES = ("top", "right", "bottom", "left")
 NARROWEST = 0.7
 HEIGHTS = (0.3, 0.55)  # of a digit without its paper, as shares of the longer side
-MARGIN = 0.17  # of the paper around the ink, as a share of the digit's height
+MARGIN = 0.17  # of the paper around a straight edge of ink, as a share of the digit's height
 VISIBLE = 0.85  # the least share of its ink that the other digits leave of one
 CROWDED = 0.05  # the largest share of a digit's rectangle where there is ink of others already
 INK = 0.45  # the level of the enlarged digit, of 1, at which its ink ends
@@ -76,7 +76,9 @@ class Scenes:
         labels: list[int] = []
         points: list[np.ndarray] = []
         areas: list[int] = []  # pixels of each sticker, covered or not
-        for _ in range(rng.integers(1, 6)):
+        wanted = rng.integers(1, 6)
+        while wanted > 0 or not labels:
+            wanted -= 1
             digit = int(rng.integers(len(self.digits)))
             tall = self.side * HEIGHTS[0] * (HEIGHTS[1] / HEIGHTS[0]) ** rng.random()
             ink, paper = cut_out(draw_digit(self.digits.images[digit], tall, stretch=rng.uniform(0.85, 1.15)), tall)
@@ -140,7 +142,10 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, owner: np.ndarray, shape: np.ndarray, areas: list[int]) -> tuple[int, int] | None:
-    """The top and left of a place for `shape` that leaves enough of every earlier one; None after ten attempts."""
+    """The top and left of a place for `shape` that leaves enough of every earlier one; None after ten attempts, and for
+    what is larger than the scene."""
+    if shape.shape[0] > owner.shape[0] or shape.shape[1] > owner.shape[1]:
+        return None
     visible = np.bincount(owner.ravel() + 1, minlength=len(areas) + 1)[1:]
     for _ in range(10):
         top, left = (int(rng.integers(whole - part + 1)) for whole, part in zip(owner.shape, shape.shape, strict=True))
