@@ -11,7 +11,6 @@ import pytest
 
 from anyres import demo
 from anyres.data import composed, video_sources
-from tests.training.helpers import metrics
 
 FLOORS = {"segmentation": ("miou", 85.0), "detection": ("ap50", 90.0), "video": ("top1", 90.0)}
 """Score, and what the multi-resolution network reaches at its training sizes on average."""
@@ -45,9 +44,10 @@ def test_a_demo_in_miniature(task: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert all(row.score is not None for row in result.rows)
     assert {"table", "picture", "report", "pictures"} <= result.files.keys()
     assert len(list(result.files["pictures"].glob("*.png"))) == (6 if task == "video" else 3)
-    seconds = {run: metrics(tmp_path / run)[-1]["seconds"] for run in demo.DEMOS[task].runs.values()}
+    trained: list[Any] = []
+    monkeypatch.setattr("anyres.training.loop.train_epoch", lambda run, _: trained.append(run))
     demo.run_demo(task, tmp_path, epochs=1)
-    assert seconds == {run: metrics(tmp_path / run)[-1]["seconds"] for run in seconds}, "trained again"
+    assert not trained
 
 
 @pytest.mark.slow
