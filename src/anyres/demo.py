@@ -98,17 +98,21 @@ def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, 
     models = {name: load_pretrained(output / recipe / "last_ema") for name, recipe in runs.items()}
     model = next(iter(models.values()))
     print(f"[2/2] evaluating at {len(demo.sizes)} sizes", file=sys.stderr, flush=True)
-    torch.set_num_threads(1)  # as in training; two threads that wait for each other are far slower on a busy machine
     source = open_test_source(model, "digits")
-    result = sweep(
-        models,
-        source,
-        demo.sizes,
-        output / "report",
-        batch_size=demo.batch_size,
-        cost_seconds=0.05,
-        command=demo.command,
-    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in training; two threads that wait for each other are far slower on a busy machine
+    try:
+        result = sweep(
+            models,
+            source,
+            demo.sizes,
+            output / "report",
+            batch_size=demo.batch_size,
+            cost_seconds=0.05,
+            command=demo.command,
+        )
+    finally:
+        torch.set_num_threads(before)
     if task != "classification":
         from anyres.overlay import overlays
 
