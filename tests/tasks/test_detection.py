@@ -381,6 +381,17 @@ def test_a_damaged_detector_is_still_refused(tmp_path: Any) -> None:
         load_checkpoint(detector("swin_tiny", "mask_rcnn").backbone, tmp_path / "x.pth")
 
 
+def test_a_scaled_start_leaves_the_head_its_own() -> None:
+    model = detector("swin_tiny", "faster_rcnn")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.init_scaled()
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in after if not name.startswith("backbone."))
+    layer = model.backbone.stages[-1].blocks[0].mlp.fc1
+    assert before["backbone.stages.3.blocks.0.mlp.fc1.weight"].std() < 0.03
+    assert layer.weight.detach().std() == pytest.approx(layer.in_features**-0.5, rel=0.1)
+
+
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Any) -> None:
     class Harm:
         def __reduce__(self) -> Any:

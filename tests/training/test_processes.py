@@ -78,7 +78,7 @@ def test_one_process_continues_what_two_began(one: Path, two: Path) -> None:
 
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [_pick_precision(name, cpu=True) for name in ("float32", "bf16")] == ["no", "bf16"]
-    for amx, avx, expected in ((True, False, "bf16"), (False, True, "bf16"), (False, False, "no")):
+    for amx, avx, expected in ((True, False, "bf16"), (False, True, "no"), (False, False, "no")):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda value=amx: value)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda value=avx: value)
         assert _pick_precision("auto", cpu=True) == expected

@@ -125,7 +125,7 @@ class RunConfig:
     # Machine
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
     precision: Literal["auto", "float32", "bf16", "fp16"] = option(
-        "auto", "auto is bf16 on GPUs and CPUs that do it in hardware (AMX, AVX512-BF16), float32 elsewhere."
+        "auto", "auto is bf16 on GPUs and CPUs that do it in hardware (AMX), float32 elsewhere."
     )
     compile: bool = option(False, "torch.compile, one graph per size.")
     grad_checkpointing: bool = option(False, "Compute activations again in the backward pass to save memory.")
