@@ -69,7 +69,7 @@ def _pick_precision(precision: str, cpu: bool) -> str:
         raise UserError("precision fp16 needs a GPU; choose auto, bf16 or float32")
     if precision == "auto":
         if cpu:
-            # AVX512-BF16 alone is slower than float32: 1.4 to 2.5 times on the processor this was tried on.
+            # AVX512-BF16 alone is slower than float32 (docs/speed.md).
             fast = torch.cpu._is_amx_tile_supported()
         else:
             fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
