@@ -68,8 +68,8 @@ def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, 
     """Train the networks of `DEMOS[task]` under `output`, evaluate all at its sizes, write the report into `output /
     "report"`.
 
-    `epochs` replaces the first recipe's number; the comparison keeps as many views as that one has. Runs that are
-    finished already are not trained again.
+    `epochs` replaces the first recipe's number, and those of the others in proportion. Runs that are finished already
+    are not trained again.
     """
     demo = DEMOS[task]
     runs = demo.runs
@@ -78,7 +78,7 @@ def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, 
     for recipe in runs.values():
         options: dict[str, Any] = {"output": str(output / recipe), "seed": seed, "device": device, "progress": False}
         if epochs is not None:
-            options["epochs"] = epochs * (len(first.sizes) // len(load_config(recipe, task).sizes))
+            options["epochs"] = max(1, round(epochs * load_config(recipe, task).epochs / first.epochs))
         jobs.append((task, recipe, options))
     print(f"[1/2] training {len(jobs)} networks side by side: {', '.join(runs)}", file=sys.stderr, flush=True)
     # Networks this small gain nothing from a second core, so each gets a process of its own: a third less time.

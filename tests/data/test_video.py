@@ -343,9 +343,9 @@ def test_drawing_puts_digits_where_they_belong() -> None:
 
     for x, y in ((0.5, 0.5), (0.3, 0.7), (0.61, 0.25)):
         assert ink(x, y, 0.4)[:2] == pytest.approx((48 * x, 48 * y), abs=0.1)
-    # The largest is 34/12 times as wide as the smallest; the lit square of 2 pixels has soft edges of a pixel in all.
-    assert ink(0.5, 0.5, 0.0)[2] == pytest.approx((2 * 12 / 8) ** 2, rel=0.05)
-    assert ink(0.5, 0.5, 1.0)[2] == pytest.approx((2 * 34 / 8) ** 2, rel=0.05)
+    # The largest is 30/15 times as wide as the smallest; the lit square of 2 pixels has soft edges of a pixel in all.
+    assert ink(0.5, 0.5, 0.0)[2] == pytest.approx((2 * 15 / 8) ** 2, rel=0.05)
+    assert ink(0.5, 0.5, 1.0)[2] == pytest.approx((2 * 30 / 8) ** 2, rel=0.05)
     around = draw(Image.fromarray(dot), 0.0, 0.5, 0.5)
     assert around[:, :6].sum() == pytest.approx(around[:, -6:].sum(), rel=0.05)
     assert around[:, 12:36].sum() == 0

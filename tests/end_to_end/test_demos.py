@@ -60,3 +60,7 @@ def test_a_demo_reaches_its_floor_and_holds_more_of_it_than_one_size(task: str, 
     reached = [row.scores[score] for row in result.rows if row.model == several and row.trained]
     assert sum(reached) / len(reached) >= floor
     assert result.areas[several] > result.areas[single]  # type: ignore[operator]
+    at = {name: {row.size: row.score for row in result.rows if row.model == name} for name in (several, single)}
+    # Below the training sizes the one-size network loses far more.
+    smallest = min(at[single])
+    assert at[several][smallest] >= at[single][smallest] + 10

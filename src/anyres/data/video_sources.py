@@ -188,7 +188,7 @@ class MovingDigits(MapSource):
     """
 
     frames, side = 16, 48
-    smallest, largest = 12.0, 34.0  # the 8x8 image that the digit is in, in pixels of the clip
+    smallest, largest = 15.0, 30.0  # the 8x8 image that the digit is in, in pixels of the clip
     travel = 0.3, 0.6  # of the way around, in a clip
     counts = {"train": 1600, "val": 240}  # noqa: RUF012
 
