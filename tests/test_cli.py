@@ -165,6 +165,8 @@ WRONG = {
     "flag": (["sweep", "x", "cost=maybe"], "--cost is 'maybe'; it must be true or false"),
     "command": (["trian"], "did you mean train"),
     "option": (["train", "--batch-siz=3"], "--batch-size"),
+    "bare option": (["sweep", "x", "szies=12"], "no option --szies; did you mean --sizes"),
+    "demo's epochs": (["segment", "demo", "epochs=0"], "epochs"),
     "bare option value": (["sweep", "x", "sizes=12,abc"], "abc"),
     "number": (["predict", "x", "y", "--topk", "three"], "whole number"),
     "model": (["info", "resformer_smal"], "resformer_small"),

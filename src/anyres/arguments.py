@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
+import os
 import re
 import types
 import typing
@@ -87,12 +88,15 @@ def _option_names(parser: argparse.ArgumentParser) -> list[str]:
 
 def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
     """`batch_size=8` and `--batch_size 8` → `--batch-size=8`, `--batch-size 8`; `cost=false` → `--no-cost`; an unknown
-    option is an error with a near miss."""
+    option is an error with a near miss. So is a word NAME=VALUE, unless VALUE is a path."""
     normal = []
     for word in arguments:
         bare = re.fullmatch(r"([A-Za-z][A-Za-z0-9_-]*)=(.*)", word, flags=re.S)
-        if bare and f"--{bare[1].replace('_', '-')}" in options:
-            word = f"--{word}"
+        if bare:
+            name = f"--{bare[1].replace('_', '-')}"
+            path = "/" in word or any(map(os.path.exists, (word, bare[2])))
+            if name in options or (not path and _near(name, options, cutoff=0.75)):
+                word = f"--{word}"
         if word.startswith("--") and len(word) > 2:
             name, sign, value = word.partition("=")
             name = name.replace("_", "-")
@@ -107,8 +111,8 @@ def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
     return normal
 
 
-def _near(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
+def _near(word: str, known: list[str], cutoff: float = 0.6) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f"; did you mean {near[0]}?" if near else ""
 
 

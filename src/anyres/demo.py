@@ -16,6 +16,7 @@ from anyres.training import load_config
 
 if TYPE_CHECKING:
     from anyres.evaluation import SweepResult
+    from anyres.training.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -73,18 +74,18 @@ def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, 
     """
     demo = DEMOS[task]
     runs = demo.runs
-    jobs = []
+    configs = []
     first = load_config(next(iter(runs.values())), task)
     for recipe in runs.values():
         options: dict[str, Any] = {"output": str(output / recipe), "seed": seed, "device": device, "progress": False}
         if epochs is not None:
-            options["epochs"] = max(1, round(epochs * load_config(recipe, task).epochs / first.epochs))
-        jobs.append((task, recipe, options))
-    print(f"[1/2] training {len(jobs)} networks side by side: {', '.join(runs)}", file=sys.stderr, flush=True)
+            options["epochs"] = round(epochs * load_config(recipe, task).epochs / first.epochs)
+        configs.append(load_config(recipe, task, **options))
+    print(f"[1/2] training {len(configs)} networks side by side: {', '.join(runs)}", file=sys.stderr, flush=True)
     # Networks this small gain nothing from a second core, so each gets a process of its own: a third less time.
-    threads = max(1, (os.cpu_count() or 1) // len(jobs))
-    with ProcessPoolExecutor(len(jobs), _processes()) as pool:
-        scores = pool.map(_train, jobs, [threads] * len(jobs))
+    threads = max(1, (os.cpu_count() or 1) // len(configs))
+    with ProcessPoolExecutor(len(configs), _processes()) as pool:
+        scores = pool.map(_train, configs, [threads] * len(configs))
         # Loaded while the networks train: it takes seconds.
         import torch
 
@@ -136,15 +137,13 @@ def _processes() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _train(job: tuple[str, str, dict[str, Any]], threads: int) -> float:
-    """Train a recipe in a process of its own; the final score of the averaged weights."""
+def _train(config: RunConfig, threads: int) -> float:
+    """Train in a process of its own; the final score of the averaged weights."""
     import torch
 
     from anyres.training import train
     from anyres.training.task import open_task
 
     torch.set_num_threads(threads)
-    task, recipe, options = job
-    config = load_config(recipe, task, **options)
     result = train(config)
     return float(result.rows[-1][f"ema_{open_task(config).score}"])

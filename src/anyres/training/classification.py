@@ -58,7 +58,7 @@ class Classification(Task):
         return {"acc1": measured.scores["top1"], "val_loss": measured.scores["loss"]}
 
     def facts(self, source: Source) -> dict[str, Any]:
-        return {"crop_pct": self.config.crop_pct or source.crop_pct}
+        return {"crop_pct": self.config.crop_pct or source.crop_pct, "interpolation": self.config.interpolation}
 
 
 def augmentation(config: LabelConfig) -> Augmentation:

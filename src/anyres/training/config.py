@@ -115,7 +115,6 @@ class RunConfig:
 
     # Augmentation
     hflip: float = option(0.5, "Probability of a horizontal flip.")
-    interpolation: str = option("bicubic", "Interpolation of resizes, in training and validation.")
     repeats: int = option(1, "Repeated augmentation: copies of an image per epoch (an epoch keeps its length).")
 
     # Validation
@@ -209,6 +208,7 @@ class LabelConfig(RunConfig):
     separate_mix: bool = option(False, "Draw mixup/CutMix for every replica on its own.")
     crop_scale: list[float] = option([0.08, 1.0], "Random crop: range of its share of the image's area.")
     crop_ratio: list[float] = option([3 / 4, 4 / 3], "Random crop: range of width / height.")
+    interpolation: str = option("bicubic", "Interpolation of resizes, in training and validation.")
     auto_augment: str | None = option("rand-m9-mstd0.5-inc1", "timm's RandAugment/AutoAugment policy.")
     color_jitter: float = option(0.3, "Colour jitter; inactive together with auto_augment.")
     erasing: float = option(0.25, "Probability of random erasing.")
@@ -295,7 +295,6 @@ class SegmentConfig(DenseConfig):
     warmup_epochs: float = option(1.2, "Epochs of linear warm-up.")
     warmup_lr: float = option(1e-6, "Learning rate at the start of the warm-up (not scaled).")
     min_lr: float = option(0.0, "Learning rate at the end (not scaled).")
-    interpolation: str = option("bilinear", "Interpolation of resizes, in training and validation.")
     scale: list[float] = option([0.5, 2.0], "Random scale: range of the image's short side over the crop's.")
     largest_share: float = option(
         0.75, "Training crops in which a class covers more than this are drawn again, up to ten times; 1: never."
@@ -332,7 +331,6 @@ class DetectConfig(DenseConfig):
     drops: list[float] = option([8, 11], "decay=step: epochs after which the learning rate is a tenth.")
     warmup_epochs: float = option(0.07, "Epochs of linear warm-up.")
     warmup_lr: float = option(1e-7, "Learning rate at the start of the warm-up (not scaled).")
-    interpolation: str = option("bilinear", "Interpolation of resizes, in training and validation.")
     multi_scale: bool = option(False, "Random short sides and crops (the 3x schedules' recipe), within each size.")
     jitter: list[float] = option([], "Large-scale jitter: range of the random scale, such as 0.1,2.0.")
     longest: float = option(1333 / 800, "Largest ratio of the long side to the short one; longer images get smaller.")

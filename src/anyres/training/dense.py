@@ -62,7 +62,7 @@ class DenseTask(Task):
                     module.eval()
 
     def facts(self, source: Any) -> dict[str, Any]:
-        return {"longest": self.config.longest}
+        return {"longest": self.config.longest, "interpolation": "bilinear"}
 
     def load(self, model: TaskModel, path: Path) -> LoadReport:
         """Weights of the same task fill the whole model; those of a classifier or a published file the backbone."""

@@ -175,7 +175,6 @@ def build_model(task: Task, source: Any) -> Any:
         "input_size": (source.in_chans, *config.shapes[0]),
         "mean": tuple(source.mean),
         "std": tuple(source.std),
-        "interpolation": config.interpolation,
         "label_names": list(source.label_names),
         "train_sizes": [list(shape) for shape in config.shapes],
         **task.facts(source),

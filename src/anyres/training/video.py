@@ -73,7 +73,12 @@ class Video(Task):
 
     def facts(self, source: MapSource) -> dict[str, Any]:
         config = self.config
-        return {"num_frames": config.frames, "frame_stride": config.stride, "crop_pct": config.crop_pct}
+        return {
+            "num_frames": config.frames,
+            "frame_stride": config.stride,
+            "crop_pct": config.crop_pct,
+            "interpolation": config.interpolation,
+        }
 
     def load(self, model: Any, path: Path) -> LoadReport:
         """Weights of a video run fill the whole model; those of an image model the space part."""
