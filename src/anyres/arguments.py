@@ -101,7 +101,7 @@ def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
             name, sign, value = word.partition("=")
             name = name.replace("_", "-")
             if options and name not in options:
-                raise UserError(f"There is no option {name}{_near(name, options)}.")
+                raise UserError(f"There is no option {name}{_near(name, options)}")
             word = name + sign + value
             if sign and f"--no-{name.removeprefix('--')}" in options:  # argparse's flags take no value
                 if value.lower() not in ("true", "false"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from anyres.checkpoints import LoadReport, load_checkpoint
@@ -35,10 +36,10 @@ class DenseTask(Task):
             model = self.network(backbone, len(source.label_names), **head)
         except TypeError as error:  # an option that the head does not have
             raise UserError(f"head_args {config.head_args} do not fit {config.head}: {error}") from error
-        if config.batch_norm != "sync":
-            return model
+        if config.batch_norm != "sync" or not (dist.is_initialized() and dist.get_world_size() > 1):
+            return model  # a process alone has all the images: the same as "train"
         if not torch.cuda.is_available():
-            raise UserError("batch_norm sync needs GPUs; choose train or frozen")
+            raise UserError("batch_norm sync over several processes needs GPUs; choose train or frozen")
         return sync_batch_norms(model)
 
     def backbone_args(self) -> dict[str, Any]:
