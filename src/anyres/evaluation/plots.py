@@ -470,7 +470,7 @@ def _lay_out(figure: Figure) -> None:
 
 
 def _key(axes: Axes) -> None:
-    """The reading key, in grey under the curves."""
+    """The reading key, in grey under the curves, which sink at their ends."""
     from matplotlib.lines import Line2D
 
     style: dict[str, Any] = {"marker": "o", "ls": "", "ms": 5.5, "mec": _GREY, "mew": 1.3}
@@ -480,7 +480,7 @@ def _key(axes: Axes) -> None:
     ]
     axes.legend(
         handles=handles,
-        loc="lower right",
+        loc="lower center",
         frameon=False,
         fontsize=8.5,
         labelcolor=_GREY,
