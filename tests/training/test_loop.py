@@ -371,7 +371,7 @@ def survive_kills(folder: Path, kills: int, seed: int, **changes: Any) -> list[l
     return left
 
 
-LONGER = {"epochs": 4, "epoch_size": 80, "eval_every": 2, "fraction": 1.0}
+LONGER = {"epochs": 10, "epoch_size": 80, "eval_every": 2, "fraction": 1.0}
 
 
 def test_kills_leave_a_run_that_ends_with_the_same_weights(tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_kills_leave_a_run_that_ends_with_the_same_weights(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_twenty_kills_leave_a_run_that_ends_with_the_same_weights(tmp_path: Path) -> None:
-    longer = {**LONGER, "epochs": 16}
+    longer = {**LONGER, "epochs": 24}
     train(small_config(tmp_path / "whole", **EMA, **longer))
     left = survive_kills(tmp_path / "killed", kills=20, seed=1, **longer)
     same_run(tmp_path / "killed", tmp_path / "whole")
