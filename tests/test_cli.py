@@ -159,6 +159,8 @@ def test_flags_and_empty_lists_as_words() -> None:
         assert values("sweep", "x", word)["cost"] is value
     given = values("detect", "train", "decay=linear", "drops=", "wandb=true")
     assert given == {"recipe": None, "decay": "linear", "drops": "", "wandb": True}
+    # The value of an option by itself may look like an option.
+    assert values("train", "--model_args", "patch_size=8", "--no-wandb", "lr=1")["model_args"] == "patch_size=8"
 
 
 WRONG = {

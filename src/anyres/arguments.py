@@ -88,9 +88,15 @@ def _option_names(parser: argparse.ArgumentParser) -> list[str]:
 
 def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
     """`batch_size=8` and `--batch_size 8` → `--batch-size=8`, `--batch-size 8`; `cost=false` → `--no-cost`; an unknown
-    option is an error with a near miss. So is a word NAME=VALUE, unless VALUE is a path."""
-    normal = []
+    option is an error with a near miss. So is a word NAME=VALUE whose NAME is close to an option's, unless VALUE looks
+    like a path. What follows `--option` is its value, whatever it looks like."""
+    normal: list[str] = []
+    awaited = False
     for word in arguments:
+        if awaited:
+            normal.append(word)
+            awaited = False
+            continue
         bare = re.fullmatch(r"([A-Za-z][A-Za-z0-9_-]*)=(.*)", word, flags=re.S)
         if bare:
             name = f"--{bare[1].replace('_', '-')}"
@@ -107,6 +113,8 @@ def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
                 if value.lower() not in ("true", "false"):
                     raise UserError(f"{name} is {value!r}; it must be true or false.")
                 word = name if value.lower() == "true" else f"--no-{name.removeprefix('--')}"
+            flag = f"--no-{name.removeprefix('--')}" in options or name.startswith("--no-")
+            awaited = not sign and not flag and name not in ("--help", "--version")
         normal.append(word)
     return normal
 
