@@ -148,6 +148,30 @@ def test_convert_there_and_back(tmp_path, capfd) -> None:
     assert all(torch.equal(back[k], v) for k, v in model.to_published(model.state_dict()).items())
 
 
+def test_outputs_keep_what_is_there_and_are_repeated(no_trace, digits_run, pictures, tmp_path, monkeypatch) -> None:
+    from tests.test_files import content
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results.csv").write_text("mine")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "report.html").write_text("mine")
+    before = content(tmp_path)
+    monkeypatch.setattr("anyres.modelspec.open_model", lambda _: pytest.fail("the work began"))
+    assert "results.csv exists" in no_trace("predict", digits_run, pictures, "output=results.csv")
+    weights = digits_run / "best" / "model.safetensors"
+    assert "not a predictions file" in no_trace("predict", digits_run, pictures, f"output={weights}")
+    assert "results.csv is not a folder" in no_trace("predict", digits_run, pictures, "output=results.csv/x.csv")
+    assert "report.html exists" in no_trace("sweep", digits_run, "output=sweep")
+    assert "results.csv is not a folder" in no_trace("sweep", digits_run, "output=results.csv")
+    assert "results.csv exists" in no_trace("detect", "test", digits_run, "results=results.csv")
+    assert content(tmp_path) == before
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert run("predict", digits_run, pictures, "output=new.csv") == 0
+    assert "/dev/full: the disk is full" in no_trace("predict", digits_run, pictures, "output=/dev/full")
+
+
 def test_flags_and_empty_lists_as_words() -> None:
     from anyres.arguments import parse
     from anyres.commands import COMMANDS

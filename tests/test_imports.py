@@ -11,7 +11,8 @@ import anyres
 
 ROOT = Path(anyres.__file__).parent
 FLOORS = [
-    {"errors", "files"},
+    {"errors"},
+    {"files"},
     {"arguments", "layers", "hub", "data"},
     {"backbone"},
     {"plain", "pyramid"},

@@ -81,13 +81,18 @@ def test_push_to_hub_sends_the_folder(monkeypatch) -> None:
         def create_repo(self, repository, private, exist_ok):
             return f"address of {repository}"
 
-        def upload_folder(self, folder_path, repo_id):
-            sent[repo_id] = sorted(path.name for path in folder_path.iterdir())
+        def file_exists(self, repository, name):
+            return repository == "me/edited"
+
+        def upload_folder(self, folder_path, repo_id, allow_patterns):
+            sent[repo_id] = sorted(path.name for path in folder_path.iterdir() if path.name in allow_patterns)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
     model = create_model("resformer_tiny", depth=1)
     assert model.push_to_hub("me/mine") == "address of me/mine"
     assert sent == {"me/mine": ["README.md", "config.json", "model.safetensors"]}
+    model.push_to_hub("me/edited")
+    assert sent["me/edited"] == ["config.json", "model.safetensors"]  # the model card there stays
 
 
 def test_from_the_hub(monkeypatch, tmp_path) -> None:

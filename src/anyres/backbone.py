@@ -348,7 +348,7 @@ class Backbone(nn.Module, ABC):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `config.json`, `model.safetensors` and a model card: whole or not at all. timm reads it as
-        `local-dir:FOLDER`."""
+        `local-dir:FOLDER`. Raises UserError if the folder holds anything but such a model as anyres wrote it."""
         return hub.write_folder(folder, self.config, self.state_dict())
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:

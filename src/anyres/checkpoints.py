@@ -226,7 +226,7 @@ def save_weights(state: dict[str, Tensor], path: str | Path) -> None:
     """Write a flat state dict: `.safetensors`, or a torch file under the key "model" as published ones are. Atomic."""
     path = Path(path)
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
-    with atomic_write(path) as temporary:
+    with atomic_write(path, "weights") as temporary:
         if path.suffix == ".safetensors":
             save_file(state, temporary, metadata={"format": "pt"})
         else:

@@ -166,9 +166,11 @@ def sweep(
     from anyres.evaluation import parse_aspects, sizes_at_aspects
     from anyres.evaluation import sweep as run
     from anyres.evaluation.measure import open_test_source
+    from anyres.evaluation.sweep import check_output
     from anyres.modelspec import open_model
     from anyres.tasks import task_of
 
+    check_output(output)
     place = _device(device)
     if batch_size is not None:
         _check_batch_size(batch_size)
@@ -237,6 +239,7 @@ def predict(
         pictures: folder of the pictures
     """
     from anyres.data import Item, parse_sizes
+    from anyres.files import check_file
     from anyres.modelspec import open_model
     from anyres.predict import default_size, find_files
     from anyres.predict import predict as run
@@ -254,6 +257,8 @@ def predict(
     _check_batch_size(batch_size)
     if not 0 <= threshold <= 1:
         raise UserError(f"threshold is {threshold}; it must be between 0 and 1.")
+    if output is not None:
+        check_file(output, "predictions")
     network = open_model(model)[1]
     task = task_of(network)
     paths = find_files(files, "video" if task == "video" else "image")
@@ -372,7 +377,10 @@ def detect_test(
     """
     from anyres.evaluation.detection import evaluate_detection
     from anyres.evaluation.measure import fitting_of
+    from anyres.files import check_file
 
+    if results is not None:
+        check_file(results, "detections")
     place, network, source = _open_for_test("detection", model, data, split, device)
     measured = evaluate_detection(
         network,
@@ -525,8 +533,21 @@ def convert(file: str, output: str, *, model: str | None = None, to: Literal["an
     """
     from anyres.backbone import Backbone
     from anyres.checkpoints import save_weights
+    from anyres.files import check_file
+    from anyres.hub import check_target
     from anyres.modelspec import from_file, open_model
 
+    is_file = Path(output).suffix in (".safetensors", ".pth")
+    if not is_file and to == "published":
+        raise UserError(
+            f"{output} is a folder's name, but published layouts are single files: end it in .pth or .safetensors."
+        )
+    if Path(file).exists() and Path(output).exists() and Path(file).samefile(output):
+        raise UserError(f"{output} is the input itself: choose another output.")
+    if is_file:
+        check_file(output, "weights")
+    else:
+        check_target(output)
     network = open_model(file)[1] if Path(file).is_dir() else None
     if network is None:
         if not Path(file).is_file():
@@ -536,12 +557,8 @@ def convert(file: str, output: str, *, model: str | None = None, to: Literal["an
     state = network.state_dict()
     if to == "published":
         state = network.to_published(state)
-    if Path(output).suffix in (".safetensors", ".pth"):
+    if is_file:
         save_weights(state, output)
-    elif to == "published":
-        raise UserError(
-            f"{output} is a folder's name, but published layouts are single files: end it in .pth or .safetensors."
-        )
     else:
         network.save_pretrained(output)
     print(f"wrote {output}: {len(state)} tensors of {str(network.architecture).removeprefix('anyres_')}")

@@ -8,7 +8,6 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,8 +117,8 @@ def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, 
         from anyres.overlay import overlays
 
         folder = output / "pictures"
-        items = (source.item(index) for index in range(len(source)))
-        list(islice(overlays(model, items, folder, first.shapes[0]), PICTURES))
+        items = [source.item(index) for index in range(min(PICTURES, len(source)))]
+        list(overlays(model, items, folder, first.shapes[0]))
         result.files["pictures"] = folder
     return result
 

@@ -11,17 +11,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from anyres import files
 from anyres.errors import UserError
-from anyres.files import atomic_folder, recover_folder
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS, CARD = NAMES = "config.json", "model.safetensors", "README.md"
+KIND = "model"
+"""What the record of a folder calls such files (`anyres.files`)."""
 
 
 def write_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor]) -> Path:
     """Write the folder whole or not at all. `config` follows timm's layout (architecture, model_args, pretrained_cfg,
-    …)."""
+    …). Raises UserError where `check_target` does."""
     folder = Path(folder)
-    with atomic_folder(folder) as temporary:
+    check_target(folder)
+    with files.atomic_folder(folder, KIND, NAMES) as temporary:
         save_file(
             {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()},
             temporary / WEIGHTS,
@@ -32,10 +35,29 @@ def write_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Te
     return folder
 
 
+def check_target(folder: str | Path) -> None:
+    """Raises UserError if `folder` exists and holds anything but a model as `write_folder` left it: even a model card
+    that somebody edited is kept."""
+    folder = Path(folder)
+    if _lacks_record(folder):
+        files.adopt(folder, KIND, NAMES)
+    files.check_folder(folder, KIND, NAMES)
+
+
+def _lacks_record(folder: Path) -> bool:
+    """Whether version 0.1 wrote the folder, which kept no record: these files, our configuration and its very card."""
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} != set(NAMES):
+        return False
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        return "anyres" in config and (folder / CARD).read_text() == model_card(config)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):  # any config.json at all
+        return False
+
+
 def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read such a folder: (config, state). Errors: FileNotFoundError, UserError for a damaged file."""
-    folder = Path(folder)
-    recover_folder(folder)
+    folder = files.existing(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(
@@ -60,12 +82,15 @@ def find_folder(name: str | Path) -> Path:
 
 
 def upload_folder(folder: str | Path, repository: str, private: bool = False) -> str:
-    """Create the model repository OWNER/NAME on the Hub if need be and upload the folder. Returns its address."""
+    """Create the model repository OWNER/NAME on the Hub if need be and upload the folder; a model card that is there
+    already stays. Returns the address."""
     from huggingface_hub import HfApi
 
     api = HfApi()
     address = api.create_repo(repository, private=private, exist_ok=True)
-    api.upload_folder(folder_path=folder, repo_id=repository)
+    # A model card that is there may be somebody's work.
+    names = [CONFIG, WEIGHTS] if api.file_exists(repository, CARD) else list(NAMES)
+    api.upload_folder(folder_path=folder, repo_id=repository, allow_patterns=names)
     return str(address)
 
 

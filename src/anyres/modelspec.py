@@ -9,6 +9,7 @@ from torch import nn
 from anyres import hub
 from anyres.backbone import Backbone
 from anyres.checkpoints import load_checkpoint
+from anyres.files import existing
 from anyres.registry import create_model, entries, guess_model, resolve_name
 from anyres.tasks import load_pretrained
 
@@ -53,8 +54,7 @@ def _from_folder(path: Path) -> tuple[str, nn.Module]:
     if (path / hub.CONFIG).is_file():
         name = path.parent.name if path.name in ("best", "last") else path.name
         return name, load_pretrained(path)
-    best = path / "best"
-    hub.recover_folder(best)
+    best = existing(path / "best")
     if best.is_dir():
         return path.name, load_pretrained(best)
     raise FileNotFoundError(

@@ -18,7 +18,7 @@ from anyres.draw import draw_clip, draw_detections, draw_segmentation
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import Preparation, check_size
 from anyres.evaluation.measure import fitting_of
-from anyres.files import atomic_write
+from anyres.files import atomic_write, check_files
 from anyres.predict import label_names, preparation_of
 from anyres.tasks import task_of
 
@@ -40,8 +40,22 @@ COLUMNS = {
 """What `Overlay.cells` hold, by task."""
 
 
+def picture_names(names: Iterable[str]) -> list[str]:
+    """What the pictures of items of these names are called: the stem and .png, with a number where it is taken."""
+    taken: dict[str, None] = {}
+    for stem in (Path(name).stem for name in names):
+        name, number = stem, 1
+        while name in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        taken[name] = None
+    return [f"{name}.png" for name in taken]
+
+
 def check_folder(folder: Path, files: Sequence[Path]) -> None:
-    """Raises UserError where one of the `files` lies in the `folder` of the pictures: one might take its place."""
+    """Raises UserError where the pictures of the `files` would take the place of what anyres did not write in the
+    `folder`, and where one of the `files` lies in it."""
+    check_files(folder, "picture", picture_names(map(str, files)))
     home = folder.resolve()
     inside = next((file for file in files if home in (file.parent.resolve(), file.resolve().parent)), None)
     if inside is not None:
@@ -50,7 +64,7 @@ def check_folder(folder: Path, files: Sequence[Path]) -> None:
 
 def overlays(
     model: nn.Module,
-    items: Iterable[Item],
+    items: Sequence[Item],
     folder: Path,
     size: Size,
     *,
@@ -67,21 +81,14 @@ def overlays(
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(device).eval()
     draw = {"segmentation": _segment, "detection": _detect, "video": _recognise}[task_of(model)]
-    taken: set[str] = set()
-    for item in items:
+    for item, name in zip(items, picture_names(item.name for item in items), strict=True):
         try:
             cells, picture = draw(model, item, size, topk, threshold, torch.device(device))
         except BadImage as bad:
             yield Overlay(item.name, [], problem=bad.reason)
             continue
-        stem = name = Path(item.name).stem
-        number = 1
-        while name in taken:
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name)
-        target = folder / f"{name}.png"
-        with atomic_write(target) as temporary:
+        target = folder / name
+        with atomic_write(target, "picture") as temporary:
             picture.save(temporary, format="PNG")
         yield Overlay(item.name, cells, target)
 

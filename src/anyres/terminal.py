@@ -66,7 +66,7 @@ def write_csv(header: list[str], rows: list[list[str]], output: str | None) -> N
     if output is None:
         csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
         return
-    with atomic_write(output) as temporary, temporary.open("w", newline="") as handle:
+    with atomic_write(output, "predictions") as temporary, temporary.open("w", newline="") as handle:
         csv.writer(handle, lineterminator="\n").writerows([header, *rows])
     print(f"wrote {output}")
 

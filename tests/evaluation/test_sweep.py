@@ -9,6 +9,7 @@ from anyres.data import open_source
 from anyres.errors import UserError
 from anyres.evaluation import read_csv, sweep
 from anyres.evaluation.sweep import timm_model, train_sizes
+from anyres.files import LOCK, RECORD
 from tests.evaluation.helpers import GreySource, TableModel
 
 SQUARES = [(16, 16), (24, 24), (32, 32)]
@@ -29,7 +30,7 @@ def test_a_sweep_writes_table_pictures_and_report(tmp_path):
         progress=lambda row, number, total: seen.append((row.model, number, total)),
     )  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "pareto.png", "report.html", "sweep.csv", "sweep.png",
+        RECORD, LOCK, "pareto.png", "report.html", "sweep.csv", "sweep.png",
     ]  # fmt: skip
     assert set(result.files) == {"table", "picture", "pareto", "report"}
     assert read_csv(result.files["table"]) == result.rows
@@ -60,14 +61,32 @@ def test_an_interrupted_sweep_continues(tmp_path):
         sweep({"m": model}, source(), SQUARES, tmp_path, cost=False, progress=stop)
     journal = tmp_path / "sweep.partial.jsonl"
     assert journal.exists()
-    with journal.open("a") as handle:
-        handle.write('{"key": "torn')
     model.calls.clear()
     result = sweep({"m": model}, source(), SQUARES, tmp_path, cost=False)
     assert (16, 16) not in model.calls[:-1]  # but for the samples of the report nothing is done again
     assert set(model.calls) == {(32, 32)}
     assert [row.score for row in result.rows] == [100, 100, 100]
     assert not journal.exists()
+
+
+@pytest.mark.parametrize("name", ["sweep.csv", "sweep.png", "pareto.png", "report.html", "sweep.partial.jsonl"])
+def test_files_of_others_stop_a_sweep_before_it_works(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    model = TableModel(torch.eye(6))
+    with pytest.raises(UserError, match=f"{name} exists, and it is not a sweep file as anyres wrote it"):
+        sweep({"m": model}, source(), SQUARES, tmp_path, cost=False)
+    assert not model.calls
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_sweep_is_repeated_into_its_folder_until_somebody_works_on_its_files(tmp_path):
+    for _ in range(2):
+        sweep({"m": TableModel(torch.eye(6))}, source(), SQUARES, tmp_path, cost_seconds=0.0)
+    with (tmp_path / "report.html").open("a") as report:
+        report.write("my notes")
+    with pytest.raises(UserError, match=r"report\.html exists"):
+        sweep({"m": TableModel(torch.eye(6))}, source(), SQUARES, tmp_path, cost_seconds=0.0)
 
 
 def test_other_weights_or_settings_are_measured_anew(tmp_path):

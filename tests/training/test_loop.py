@@ -21,6 +21,7 @@ from torch import Tensor
 from anyres.checkpoints import save_weights
 from anyres.data import open_source
 from anyres.errors import UserError
+from anyres.files import LOCK, RECORD
 from anyres.tasks import load_pretrained
 from anyres.training import classification, load_config, loop, setup, state, train
 from tests.training.helpers import SMALL, metrics, small_config, train_small, weights
@@ -41,6 +42,10 @@ def same_run(folder: Path, whole: Path) -> None:
     for name in ("last", "last_ema", "best", "best_ema"):
         assert weights(folder / name) == weights(whole / name), name
     assert metrics(folder) == metrics(whole)
+
+
+def newest_state(folder: Path) -> tuple[state.Position, dict[str, Any]]:
+    return state.load_state(state.saved_states(folder)[0])
 
 
 def test_a_run_leaves_its_files(whole: Path) -> None:
@@ -98,8 +103,7 @@ def test_a_signal_saves_and_stops_and_resume_gives_the_same_weights(
     assert result.status == "signal"
     assert signal.getsignal(number) == before
     assert len(metrics(tmp_path)) == (at - 1) // 3
-    found = state.load_state(tmp_path)
-    assert found is not None
+    found = newest_state(tmp_path)
     assert (found[0].updates, found[0].batch) == (at, (at - 1) % 3 + 1)
     torch.manual_seed(99)  # resuming must not depend on the state of the process
     assert train(small_config(tmp_path, **EMA)).status == "finished"
@@ -181,8 +185,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(loop, "step", spoil)
     with pytest.raises(UserError, match="the weights are not finite after step 3"):
         train(small_config(tmp_path, save_every_steps=2, eval_every=9))
-    found = state.load_state(tmp_path)
-    assert found is not None
+    found = newest_state(tmp_path)
     assert found[0].updates == 2
 
 
@@ -194,8 +197,7 @@ def test_a_validation_that_fails_loses_no_epoch(whole: Path, tmp_path: Path, mon
         patch.setattr(loop, "validate", fail)
         with pytest.raises(UserError, match="today"):
             train(small_config(tmp_path, **EMA))
-    found = state.load_state(tmp_path)
-    assert found is not None
+    found = newest_state(tmp_path)
     assert (found[0].updates, found[0].epoch, found[0].batch) == (6, 1, 3)
     monkeypatch.setattr(loop, "step", fail)  # nothing is trained again
     assert train(small_config(tmp_path, **EMA)).status == "finished"
@@ -291,8 +293,7 @@ def test_a_distilled_run_trains_both_heads(tmp_path: Path, teacher: tuple[Any, d
     options = {"model": "deit_tiny_distilled", "sizes": [16], "distillation": "none", "eval_every": 9}
     result = train(small_config(tmp_path / "run", **options, **teacher[1], schedule="epoch", warmup_lr=1e-6))
     assert result.rows[0]["lr"] == result.rows[1]["lr"] == 1e-6  # DeiT's rates come one epoch late
-    found = state.load_state(tmp_path / "run")
-    assert found is not None
+    found = newest_state(tmp_path / "run")
     moments = found[1]["optimizer"]["state"]
     assert len(moments) == len(list(load_pretrained(tmp_path / "run" / "last").parameters()))
     assert all(moment["exp_avg"].abs().sum() > 0 for moment in moments.values())
@@ -362,12 +363,12 @@ def survive_kills(folder: Path, kills: int, seed: int, **changes: Any) -> list[l
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, "the run ended before it could be killed: make it longer"
-        left.append([path.name for path in folder.rglob(".*")])
+        left.append([path.name for path in folder.rglob(".anyres-*")])
     process = context.Process(target=train_small, args=(options,))
     process.start()
     process.join()
     assert process.exitcode == 0
-    assert not list(folder.rglob(".*"))
+    assert {path.name for path in folder.rglob(".*")} == {RECORD, LOCK}
     return left
 
 

@@ -68,9 +68,7 @@ def test_networks_of_other_tasks_can_be_sharded(two: Path, name: str) -> None:
 
 def test_one_process_continues_what_two_began(one: Path, two: Path) -> None:
     """The state of the sharded run has whole tensors, and the position counts images of all processes."""
-    found = state.load_state(two / "ddp")
-    assert found is not None
-    position, content = found
+    position, content = state.load_state(state.saved_states(two / "ddp")[0])
     assert (position.epoch, position.updates, len(content["ranks"])) == (2, 6, 2)
     config = small_config(two / "ddp", **SAME_EVERYWHERE, ema_decay=0.5)
     assert train(config).status == "finished"

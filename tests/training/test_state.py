@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from anyres import files
 from anyres.errors import UserError
+from anyres.files import locked
+from anyres.registry import create_model
 from anyres.training import state
 from anyres.training.state import Position
 
@@ -32,51 +35,55 @@ def save(folder: Path, updates: int, keep: int = 2) -> None:
 
 
 def test_newest_state_comes_back_and_old_ones_go(tmp_path: Path) -> None:
-    assert state.load_state(tmp_path) is None
     for updates in (5, 9, 110):
         save(tmp_path, updates)
     assert len(state.saved_states(tmp_path)) == 2
-    found = state.load_state(tmp_path)
-    assert found is not None
-    position, content = found
+    position, content = state.load_state(state.saved_states(tmp_path)[0])
     assert (position.updates, position.epoch, position.rows) == (110, 11, [{"epoch": 1, "loss": 0.5}])
     assert position.bad == {"a.png": "empty"}
     assert content["model"]["w"].tolist() == [110, 110]
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "gone"])
-def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
-    save(tmp_path, 1)
-    save(tmp_path, 2)
-    file = state.saved_states(tmp_path)[0] / state.STATE_FILE
-    content = file.read_bytes()
-    file.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"hello", "gone": b""}[damage])
-    if damage == "gone":
-        file.unlink()
-    found = state.load_state(tmp_path)
-    assert found is not None
-    assert found[0].updates == 1
-
-
-def test_only_damaged_states_is_an_error(tmp_path: Path) -> None:
-    save(tmp_path, 1)
-    (state.saved_states(tmp_path)[0] / state.STATE_FILE).write_bytes(b"")
-    with pytest.raises(UserError, match=r"no state in .* can be read"):
-        state.load_state(tmp_path)
-
-
 def test_what_killed_saves_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    for name in ("state/.step_000000002_000000.ab.tmp", ".best.xy.tmp", ".last_ema.xy.tmp"):
+    foreign = [".notes", ".best.copy.tmp", "state/.step_000000002_000000.ab.tmp", ".anyres-draft.tmp"]
+    for name in ("state/.anyres-0ab_cd12.tmp", ".anyres-abcdefgh.tmp", *foreign):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").touch()
-    for name in (".metrics.xy.tmp.csv", ".summary.xy.tmp.json", ".config.xy.tmp.yaml"):
-        (tmp_path / name).touch()
-    (tmp_path / ".last.old").mkdir()  # a kill between the two renames of a replacement
-    (tmp_path / ".notes").touch()
-    state.prepare_folder(tmp_path)
-    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
-    assert left == {"state", "state/step_000000001_000000", "state/step_000000001_000000/state.pt", "last", ".notes"}
+    (tmp_path / ".anyres-12345678.tmp.csv").touch()
+    create_model("resformer_tiny", depth=1).save_pretrained(tmp_path / "last")
+    (tmp_path / "last").rename(tmp_path / ".last.old")  # a kill between the two renames of a replacement
+    with locked(tmp_path):
+        state.prepare_folder(tmp_path)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*")}
+    assert found == {"state", "last", *(name for name in foreign if "/" not in name)}
+    assert {path.name for path in (tmp_path / "state").iterdir()} == {
+        "step_000000001_000000",
+        ".step_000000002_000000.ab.tmp",
+    }
+
+
+def test_other_files_beside_states_stay(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (state.saved_states(tmp_path)[0] / "notes.txt").write_text("the good one")
+    (tmp_path / "state" / "step_of_mine").mkdir()
+    (tmp_path / "state" / "step_of_mine" / "state.pt").write_text("mine")
+    for updates in (2, 3, 4):
+        save(tmp_path, updates)
+    state.clear_run(tmp_path)
+    left = {path.relative_to(tmp_path / "state").as_posix() for path in (tmp_path / "state").rglob("*.*")}
+    assert left == {"step_000000001_000000/notes.txt", "step_of_mine/state.pt"}
+
+
+def test_a_state_newer_than_the_run_counts_for_nothing(tmp_path: Path) -> None:
+    """After a fall-back to an older state, the newer one, which could not be read, is in the way of none."""
+    save(tmp_path, 9)
+    (state.saved_states(tmp_path)[0] / state.STATE_FILE).write_bytes(b"damaged")
+    for updates in (5, 6, 7):
+        save(tmp_path, updates)
+    assert [path.name[5:14] for path in state.saved_states(tmp_path)] == ["000000009", "000000007", "000000006"]
+    save(tmp_path, 9)
+    assert state.load_state(state.saved_states(tmp_path)[0])[0].updates == 9
 
 
 def test_metrics_rows_may_have_different_columns(tmp_path: Path) -> None:
@@ -99,12 +106,7 @@ def test_a_full_disk_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
 
     save(tmp_path, 1)
     monkeypatch.setattr(torch, "save", fail)
-    monkeypatch.setattr(state, "_is_full", lambda path: True)
+    monkeypatch.setattr(files, "_is_full", lambda path: True)
     with pytest.raises(UserError, match="the disk is full"):
         save(tmp_path, 2)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step_000000001_000000"]
-
-
-def test_other_errors_are_not_called_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="a bug"), state.explained(tmp_path):
-        raise RuntimeError("a bug")

@@ -300,8 +300,16 @@ def test_pictures_do_not_replace_those_they_are_of(tmp_path: Path) -> None:
     assert cli.main([*predict, f"pictures={tmp_path / 'model' / '..'}"]) == 2
     assert file.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "own.png"]
-    assert cli.main([*predict, f"pictures={tmp_path / 'seen'}"]) == 0
+    for _ in range(2):
+        assert cli.main([*predict, f"pictures={tmp_path / 'seen'}"]) == 0
     assert (tmp_path / "seen" / "own.png").is_file()
+    (tmp_path / "seen" / "own.png").write_bytes(before)  # somebody's
+    (tmp_path / "seen" / "thesis.png").write_bytes(before)
+    assert cli.main([*predict, f"pictures={tmp_path / 'seen'}"]) == 2
+    assert (tmp_path / "seen" / "own.png").read_bytes() == before
+    (tmp_path / "seen" / "own.png").unlink()
+    assert cli.main([*predict, f"pictures={tmp_path / 'seen'}"]) == 0
+    assert (tmp_path / "seen" / "thesis.png").read_bytes() == before
 
 
 def test_faults_of_annotations_stand_in_the_summary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -18,7 +18,7 @@ from anyres.errors import UserError
 from anyres.evaluation.accuracy import _gather, check_size, label_places, preparation_for, process
 from anyres.evaluation.cost import precision_context
 from anyres.evaluation.results import Measured, Size
-from anyres.files import atomic_write
+from anyres.files import atomic_write, check_file
 from anyres.tasks.detection import paste_masks
 
 Entry = dict[str, Any]
@@ -67,6 +67,8 @@ def evaluate_detection(
     check_size(model, size)
     device = torch.device(device)
     rank, world = process()
+    if results is not None and rank == 0:
+        check_file(results, "detections")
     way = preparation_for(model, source)
     categories = _categories(model, source)
     test = DetectionTest(size, way.mean, way.std, longest)
@@ -101,7 +103,7 @@ def evaluate_detection(
     scores: dict[str, float] = {}
     if rank == 0:
         if results is not None:
-            with atomic_write(results) as temporary:
+            with atomic_write(results, "detections") as temporary:
                 temporary.write_text(json.dumps(found), encoding="utf-8")
         for kind, prefix in KINDS.items():
             if kind in kinds:

@@ -96,7 +96,7 @@ def write_csv(rows: list[Row], path: str | Path) -> None:
     for row in rows:
         values = [*(getattr(row, name) for name in _FIRST), *map(row.scores.get, names)]
         writer.writerow([_to_cell(value) for value in [*values, *(getattr(row, name) for name in _LAST)]])
-    with atomic_write(path) as temporary:
+    with atomic_write(path, "sweep") as temporary:
         temporary.write_text(buffer.getvalue(), encoding="utf-8")
 
 

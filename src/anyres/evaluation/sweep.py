@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import shlex
 import sys
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,10 +31,13 @@ from anyres.evaluation.cost import measure_cost, random_input
 from anyres.evaluation.measure import measure, preparation_text, sample_images
 from anyres.evaluation.report import Page, Samples, render
 from anyres.evaluation.results import Finding, Row, Size, areas, find, write_csv
-from anyres.files import atomic_write
+from anyres.files import atomic_write, check_files, locked
 
 Progress = Callable[[Row, int, int], None]
 _JOURNAL = "sweep.partial.jsonl"
+_FILES = {"table": "sweep.csv", "picture": "sweep.png", "pareto": "pareto.png", "report": "report.html"}
+_KIND = "sweep"
+"""What the record of the folder calls them (`anyres.files`)."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def sweep(
     `cost_batch_size` for about 2 × `cost_seconds` each. `command` is printed in the report (by default this process'
     command line). `progress` is called with each row, its number and the number of rows.
 
+    Raises UserError, before any work, if `out` is in use or holds files of these names that anyres did not write.
+
     A model that refuses a size gets a row without accuracy whose note says why. Every row is kept in a journal in
     `out` while the sweep runs: started again with the same models, images and settings after an interruption, it
     continues there. Under torch.distributed every process evaluates its share, and the first one measures cost and
@@ -90,71 +95,74 @@ def sweep(
     device, out = torch.device(device), Path(out)
     sizes = list(dict.fromkeys((int(height), int(width)) for height, width in sizes))
     first = process()[0] == 0
-    if first:
-        out.mkdir(parents=True, exist_ok=True)
-    journal = _Journal(out / _JOURNAL, first)
-    settings = [source.name, len(source) if hasattr(source, "__len__") else None, batch_size, precision, device.type,
-                cost and [cost_batch_size, cost_seconds], torch.__version__]  # fmt: skip
-    rows: list[Row] = []
-    bad: dict[str, None] = {}
-    for name, model in models.items():
-        identity = [name, _fingerprint(model), preparation_text(model, source), *settings]
-        for size in sizes:
-            key = json.dumps([identity, size])
-            row = journal.rows.get(key)
-            if row is None:
-                costs = (cost_batch_size, cost_seconds) if cost and first else None
-                row, skipped = _measure(name, model, source, size, batch_size, device, precision, workers, costs)
-                journal.add(key, row)
-                bad.update(dict.fromkeys(skipped))
-            rows.append(row)
-            if progress is not None and first:
-                progress(row, len(rows), len(models) * len(sizes))
-        model.to("cpu")
-    result = SweepResult(rows, {name: train_sizes(model) for name, model in models.items()})
-    if not first:
-        return result
-    facts = {
-        "Command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "Software": f"anyres {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
-        "Hardware": f"{_hardware(device)}, {precision}",
-        "Batches": f"{batch_size} images for accuracy" + (f", {cost_batch_size} for speed and memory" if cost else ""),
-        "Date": time.strftime("%Y-%m-%d %H:%M"),
-    }
-    shown = _sample_sizes(rows)
-    page = Page(
-        rows=rows,
-        train_sizes=result.train_sizes,
-        source=source.name,
-        facts=facts,
-        preparation={name: preparation_text(model, source) for name, model in models.items()},
-        samples=[Samples(size, sample_images(next(iter(models.values())), source, size, 6)) for size in shown],
-        bad=list(bad),
-    )
-    files = write_outputs(page, out)
-    journal.remove()
-    return dataclasses.replace(result, files=files)
+    with locked(out) if first else nullcontext():
+        if first:
+            check_output(out)
+        journal = _Journal(out / _JOURNAL, first)
+        images = len(source) if hasattr(source, "__len__") else None
+        settings = [source.name, images, batch_size, precision, device.type,
+                    cost and [cost_batch_size, cost_seconds], torch.__version__]  # fmt: skip
+        rows: list[Row] = []
+        bad: dict[str, None] = {}
+        for name, model in models.items():
+            identity = [name, _fingerprint(model), preparation_text(model, source), *settings]
+            for size in sizes:
+                key = json.dumps([identity, size])
+                row = journal.rows.get(key)
+                if row is None:
+                    costs = (cost_batch_size, cost_seconds) if cost and first else None
+                    row, skipped = _measure(name, model, source, size, batch_size, device, precision, workers, costs)
+                    journal.add(key, row)
+                    bad.update(dict.fromkeys(skipped))
+                rows.append(row)
+                if progress is not None and first:
+                    progress(row, len(rows), len(models) * len(sizes))
+            model.to("cpu")
+        result = SweepResult(rows, {name: train_sizes(model) for name, model in models.items()})
+        if not first:
+            return result
+        facts = {
+            "Command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "Software": f"anyres {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
+            "Hardware": f"{_hardware(device)}, {precision}",
+            "Batches": f"{batch_size} images for accuracy"
+            + (f", {cost_batch_size} for speed and memory" if cost else ""),
+            "Date": time.strftime("%Y-%m-%d %H:%M"),
+        }
+        shown = _sample_sizes(rows)
+        page = Page(
+            rows=rows,
+            train_sizes=result.train_sizes,
+            source=source.name,
+            facts=facts,
+            preparation={name: preparation_text(model, source) for name, model in models.items()},
+            samples=[Samples(size, sample_images(next(iter(models.values())), source, size, 6)) for size in shown],
+            bad=list(bad),
+        )
+        files = write_outputs(page, out)
+        journal.remove()
+        return dataclasses.replace(result, files=files)
+
+
+def check_output(out: str | Path) -> None:
+    """Raises UserError if a sweep would replace files in the folder that anyres did not write."""
+    check_files(out, _KIND, [*_FILES.values(), _JOURNAL])
 
 
 def write_outputs(page: Page, out: str | Path) -> dict[str, Path]:
     """Write the table, both pictures and the report of `page`, each whole or not at all; returns their paths."""
     out = Path(out)
-    files = {
-        "table": out / "sweep.csv",
-        "picture": out / "sweep.png",
-        "pareto": out / "pareto.png",
-        "report": out / "report.html",
-    }
+    files = {what: out / name for what, name in _FILES.items()}
     sides = {model: [height for height, width in sizes if height == width] for model, sizes in page.train_sizes.items()}
     write_csv(page.rows, files["table"])
-    with atomic_write(files["picture"]) as temporary:
+    with atomic_write(files["picture"], _KIND) as temporary:
         plots.save(plots.accuracy_figure(page.rows, sides), temporary)
     if any(row.images_per_second for row in page.rows):
-        with atomic_write(files["pareto"]) as temporary:
+        with atomic_write(files["pareto"], _KIND) as temporary:
             plots.save(plots.pareto_figure(page.rows), temporary)
     else:
         del files["pareto"]
-    with atomic_write(files["report"]) as temporary:
+    with atomic_write(files["report"], _KIND) as temporary:
         temporary.write_text(render(page), encoding="utf-8")
     return files
 
@@ -249,9 +257,7 @@ def _try_size(model: nn.Module, size: Size, device: torch.device) -> None:
 
 
 class _Journal:
-    """Rows measured so far, one JSON line each; a line that a kill tore is ignored. Every process reads it, the first
-    one writes it.
-    """
+    """Rows measured so far, one JSON line each. Every process reads it, the first one writes it."""
 
     def __init__(self, path: Path, writes: bool) -> None:
         self._path, self._writes = path, writes
@@ -268,19 +274,16 @@ class _Journal:
             try:
                 entry = json.loads(line)
                 rows[entry["key"]] = Row(**entry["row"])
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError):  # another version's
                 continue
         return rows
 
     def add(self, key: str, row: Row) -> None:
         self.rows[key] = row
-        if not self._writes:
-            return
-        with self._path.open("a", encoding="utf-8") as handle:
-            # The leading newline ends what a kill may have left of a line.
-            handle.write("\n" + json.dumps({"key": key, "row": dataclasses.asdict(row)}) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
+        if self._writes:
+            lines = [json.dumps({"key": key, "row": dataclasses.asdict(row)}) for key, row in self.rows.items()]
+            with atomic_write(self._path, _KIND) as temporary:
+                temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)

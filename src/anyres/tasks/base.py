@@ -121,7 +121,8 @@ class TaskModel(nn.Module, ABC):
         }
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json`, `model.safetensors` and a model card: whole or not at all."""
+        """Write `config.json`, `model.safetensors` and a model card: whole or not at all. Raises UserError if the
+        folder holds anything but such a model as anyres wrote it."""
         return hub.write_folder(folder, self.config, self.state_dict())
 
     @classmethod

@@ -8,7 +8,9 @@ talks to the trackers. What they must decide together (stop, save, a loss that i
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -21,10 +23,12 @@ from typing import Any
 import accelerate
 import timm
 import torch
+from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch import Tensor
 
 from anyres.errors import UserError
+from anyres.files import locked
 from anyres.training import state
 from anyres.training.config import RunConfig
 from anyres.training.display import Display, images_per_second, start_trackers
@@ -41,6 +45,8 @@ from anyres.training.processes import (
 )
 from anyres.training.schedule import learning_rate, learning_rate_by_epoch
 from anyres.training.setup import Run, build, start_from
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def train(config: RunConfig) -> RunResult:
     """
     accelerator = start_processes(config)
     try:
-        with stop_signals() as signals:
+        with stop_signals() as signals, claimed_folder(config, accelerator):
             run = build(config, accelerator, signals)
             resume_or_start(run)
             start_trackers(run)
@@ -278,8 +284,7 @@ def write_weights(run: Run, row: dict[str, Any]) -> None:
             folders.append(run.folder / f"best{suffix}")
         if run.accelerator.is_main_process:
             for folder in folders:
-                with state.explained(folder):
-                    model.save_pretrained(folder)
+                model.save_pretrained(folder)
 
 
 def is_done(run: Run) -> bool:
@@ -356,6 +361,25 @@ def save(run: Run) -> None:
     run.saved = time.monotonic()
 
 
+@contextmanager
+def claimed_folder(config: RunConfig, accelerator: Accelerator) -> Iterator[None]:
+    """Keep the run folder for this run, after making sure that the run replaces and removes nothing but its own."""
+    if not accelerator.is_main_process:
+        yield
+        return
+    folder = Path(os.path.realpath(config.output))
+    for name in ("data", "val_data"):
+        if os.path.realpath(getattr(config, name) or "digits") == str(folder):
+            raise UserError(f"output {config.output} is the folder of {name}; choose another output")
+    for name in ("init_from", "teacher", "teacher_weights"):
+        value = getattr(config, name, None)
+        if config.resume == "no" and value and Path(os.path.realpath(value)).is_relative_to(folder):
+            raise UserError(f"resume no would remove {name} {value}; choose another output")
+    with locked(config.output):
+        state.check_folder(Path(config.output), config.to_dict())
+        yield
+
+
 def resume_or_start(run: Run) -> None:
     """Continue the run in the folder if there is one and `resume` allows it, else prepare the folder for a new one."""
     config, accelerator = run.config, run.accelerator
@@ -364,27 +388,65 @@ def resume_or_start(run: Run) -> None:
             state.clear_run(run.folder)
         state.prepare_folder(run.folder)
     accelerator.wait_for_everyone()
-    found = state.load_state(run.folder)
-    if found is not None:
-        run.position, content = found
-        check_identity(run, content["identity"])
-        load_whole_states(run, content["model"], content["optimizer"])
-        if run.ema is not None:
-            run.ema.module.load_state_dict(content["ema"])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(content["scaler"])
-        take_share(run, content["ranks"])
-    elif config.resume == "yes":
-        raise UserError(f"{run.folder} has no saved state to resume; set resume auto to start a run there")
-    elif config.init_from is not None:
-        start_from(run, config.init_from)
+    if not resume(run):
+        if config.resume == "yes":
+            raise UserError(f"{run.folder} has no saved state to resume; set resume auto to start a run there")
+        if config.init_from is not None:
+            start_from(run, config.init_from)
     if accelerator.is_main_process:
         state.write_config(run.folder, config.to_dict())
+    write_results(run, "running")
+
+
+def resume(run: Run) -> bool:
+    """Take over the newest state that can be used; False if there is none at all."""
+    states = state.saved_states(run.folder)
+    for path in states:
+        # The processes agree after each step: what one cannot read none must take over.
+        found, problem = attempt(run, state.load_state, path)
+        if problem is None:
+            _, problem = attempt(run, take_state, run, *found)
+        if problem is None:
+            return True
+        logger.warning("%s cannot be used (%s); trying the one before", path, problem)
+    if states:
+        raise UserError(
+            f"no state in {run.folder / 'state'} can be used; remove that folder to start over, or restore it"
+        )
+    return False
+
+
+def attempt(run: Run, function: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
+    """(result, None), or what went wrong in any process: a damaged file may lead to any error at all."""
+    result = problem = None
+    try:
+        result = function(*arguments)
+    except UserError:  # the state is of another run
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    return result, next(filter(None, gather(run, problem)), None)
+
+
+def take_state(run: Run, position: state.Position, content: dict[str, Any]) -> None:
+    """Continue where a state is. Raises whatever one that does not fit leads to."""
+    check_identity(run, content["identity"])
+    if position.epoch != len(position.rows) or not 0 <= position.batch <= run.batches_per_epoch:
+        raise ValueError(f"it is at batch {position.batch} of epoch {position.epoch} with {len(position.rows)} rows")
+    load_whole_states(run, content["model"], content["optimizer"])
+    if run.ema is not None:
+        run.ema.module.load_state_dict(content["ema"])
+    if run.accelerator.scaler is not None:
+        run.accelerator.scaler.load_state_dict(content["scaler"])
+    run.position = position
+    take_share(run, content["ranks"])
 
 
 def take_share(run: Run, ranks: list[dict[str, Any]]) -> None:
     """Each process takes back its generators and sums; after a change of their number the first takes all sums."""
     rank, device = run.accelerator.process_index, run.accelerator.device
+    if not ranks:
+        raise ValueError("it has the generators of no process")
     if len(ranks) == run.accelerator.num_processes:
         ranks = [ranks[rank]]
         state.set_rng_state(ranks[0]["rng"])

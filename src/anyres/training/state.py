@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import errno
 import json
-import logging
-import pickle
+import os
 import random
+import re
 import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +22,18 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from safetensors import SafetensorError
 
+from anyres import files, hub
 from anyres.errors import UserError
-from anyres.files import atomic_folder, atomic_write, recover_folder
-
-logger = logging.getLogger(__name__)
+from anyres.files import atomic_folder, atomic_write
 
 FOLDERS = ("best", "best_ema", "last", "last_ema")
 FILES = ("config.yaml", "metrics.csv", "summary.json")
+CONFIG_FILE = FILES[0]
 STATE_FILE = "state.pt"
+TENSORBOARD = Path("tensorboard", "anyres")
+KIND = "run"
+"""What the record of the folder calls `FILES` (`anyres.files`)."""
 
 
 @dataclass
@@ -85,108 +83,111 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Say in one sentence why a file could not be written (full disk, no permission, a name too long, ...)."""
+# The run folder -------------------------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path, options: dict[str, Any]) -> None:
+    """Raises UserError if a run with these options would replace or delete something that anyres did not write."""
+    if not files.is_recorded(folder, KIND) and _lacks_record(folder):
+        files.adopt(folder, KIND, FILES)
+    # An edited config.yaml that says what the run is to do stays as it is.
+    files.check_files(folder, KIND, FILES if _read_yaml(folder / CONFIG_FILE) != options else FILES[1:])
+    for name in FOLDERS:
+        hub.check_target(folder / name)
+    if not files.is_recorded(folder, KIND):
+        for name in ("state", "tensorboard"):
+            if os.path.lexists(folder / name) and not _is_empty(folder / name):
+                raise UserError(
+                    f"{folder / name} exists, and it belongs to no run of anyres: move it away or choose another output"
+                )
+
+
+def _lacks_record(folder: Path) -> bool:
+    """Whether version 0.1, which kept no record, began a run in the folder."""
+    options = _read_yaml(folder / CONFIG_FILE)
+    return bool(saved_states(folder)) and isinstance(options, dict) and {"model", "data", "output"} <= options.keys()
+
+
+def _read_yaml(path: Path) -> Any:
     try:
-        yield
-    except UserError:
-        raise
-    except (OSError, RuntimeError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or _is_full(path):
-            reason = "the disk is full"
-        elif isinstance(error, OSError):
-            reason = error.strerror or str(error)
-        else:
-            raise
-        raise UserError(f"cannot write {path}: {reason}; make room or choose another output folder") from error
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):  # any config.yaml at all
+        return None
 
 
-def _is_full(path: Path) -> bool:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return shutil.disk_usage(path).free < 1 << 20
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 def prepare_folder(folder: Path) -> None:
-    """Create the run folder and put right what a kill left in it."""
-    with explained(folder):
+    """Create the run folder and put right what a kill left in it. For the holder of its lock."""
+    with files.explained(folder):
         (folder / "state").mkdir(parents=True, exist_ok=True)
         for name in FOLDERS:
-            recover_folder(folder / name)
-        # Names of temporary files and folders as `anyres.files` makes them: .<name>.<random>.tmp[suffix]
-        for name in FOLDERS:
-            _remove(folder.glob(f".{name}.*.tmp"))
-        for name in FILES:
-            stem, suffix = name.split(".")
-            _remove(folder.glob(f".{stem}.*.tmp.{suffix}"))
-        _remove((folder / "state").glob(".step_*"))
+            files.recover_folder(folder / name, hub.KIND, hub.NAMES)
+        files.remove_temporary(folder / "state")
 
 
 def clear_run(folder: Path) -> None:
     """Remove an earlier run's results, its states first: after a kill in between there is nothing to resume."""
-    for name in ("state", *FOLDERS, "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for state in saved_states(folder):
+        files.remove_folder(state, [STATE_FILE])
+    for name in FOLDERS:
+        files.remove_folder(folder / name, hub.NAMES)
+    for events in (folder / TENSORBOARD).glob("events.out.tfevents.*"):
+        events.unlink()
     for name in FILES[1:]:
         (folder / name).unlink(missing_ok=True)
 
 
-def _remove(paths: Iterator[Path]) -> None:
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+# States ---------------------------------------------------------------------------------------------------------------
 
 
 def saved_states(folder: Path) -> list[Path]:
     """States in a run folder, newest first."""
-    return sorted((folder / "state").glob("step_*"), reverse=True)
+    states = (path.parent for path in (folder / "state").glob(f"step_*/{STATE_FILE}"))
+    return sorted((path for path in states if re.fullmatch(r"step_\d{9}_\d{6}", path.name)), reverse=True)
 
 
 def save_state(folder: Path, position: Position, content: dict[str, Any], keep: int) -> None:
-    """Write a state and remove all but the newest `keep`."""
+    """Write a state and remove all but the newest `keep` up to it."""
     target = folder / "state" / f"step_{position.updates:09d}_{position.epoch:06d}"
-    # Twice: torch.save hides the reason of a failed write, and a full disk shows only while the failed file is there.
-    with explained(target), atomic_folder(target) as temporary, explained(target):
+    if target.exists():  # ours by its name, even if it could not be read
+        files.adopt(target, "state", [STATE_FILE])
+    with atomic_folder(target, "state", [STATE_FILE]) as temporary:
         fields = dict(vars(position), sums={})
         torch.save({"position": fields, **content}, temporary / STATE_FILE)
-    for old in saved_states(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    for old in [path for path in saved_states(folder) if path <= target][keep:]:
+        files.remove_folder(old, [STATE_FILE])
 
 
-def load_state(folder: Path) -> tuple[Position, dict[str, Any]] | None:
-    """The newest readable state of a run, or None if it has none.
+def load_state(path: Path) -> tuple[Position, dict[str, Any]]:
+    """Read one of `saved_states`. Raises whatever a damaged file leads to."""
+    if files.is_damaged(path / STATE_FILE, "state"):
+        raise ValueError("the file is not as it was written")
+    content = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+    position = Position(**content.pop("position"))
+    for name, default in vars(Position()).items():
+        if not isinstance(getattr(position, name), type(default)):
+            raise TypeError(f"{name} is {getattr(position, name)!r}")
+    return position, content
 
-    Raises:
-        UserError: there are states but none can be read.
-    """
-    states = saved_states(folder)
-    for path in states:
-        try:
-            content = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
-            logger.warning("%s cannot be read (%s); trying the one before", path, str(error).splitlines()[:1])
-            continue
-        return Position(**content.pop("position")), content
-    if states:
-        raise UserError(f"no state in {folder / 'state'} can be read; remove that folder to start over, or restore it")
-    return None
+
+# Small files ----------------------------------------------------------------------------------------------------------
 
 
 def write_config(folder: Path, options: dict[str, Any]) -> None:
     """config.yaml: every option of the run, as a recipe that repeats it."""
-    with explained(folder / "config.yaml"), atomic_write(folder / "config.yaml") as path:
-        path.write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    if _read_yaml(folder / CONFIG_FILE) != options:
+        with atomic_write(folder / CONFIG_FILE, KIND) as path:
+            path.write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
     """metrics.csv: one row per finished epoch."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with (
-        explained(folder / "metrics.csv"),
-        atomic_write(folder / "metrics.csv") as path,
+        atomic_write(folder / "metrics.csv", KIND) as path,
         path.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, names, restval="")
@@ -196,5 +197,5 @@ def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """summary.json: what came of the run."""
-    with explained(folder / "summary.json"), atomic_write(folder / "summary.json") as path:
+    with atomic_write(folder / "summary.json", KIND) as path:
         path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

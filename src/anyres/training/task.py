@@ -15,6 +15,7 @@ from torch import nn
 from anyres.checkpoints import LoadReport, load_checkpoint
 from anyres.data.loading import Views
 from anyres.data.schedule import Size
+from anyres.files import existing
 from anyres.hub import CONFIG, WEIGHTS
 from anyres.training.config import RunConfig
 from anyres.training.losses import BaseLoss
@@ -79,7 +80,7 @@ def open_task(config: RunConfig) -> Task:
 
 def weights_file(path: str) -> Path:
     """The best weights of a run folder; the path itself if it is none."""
-    inside = [Path(path) / "best" / "model.safetensors", Path(path) / "model.safetensors"]
+    inside = [existing(Path(path) / "best") / WEIGHTS, Path(path) / WEIGHTS]
     return next((candidate for candidate in inside if candidate.is_file()), Path(path))
 
 
