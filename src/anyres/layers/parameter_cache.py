@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import wraps
+from threading import Lock
 from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
+
+from anyres.layers.size_cache import RecentResults, call_key
 
 P = ParamSpec("P")
 
@@ -26,7 +28,8 @@ def cached_for_parameter(
     """
 
     def decorate(function: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Concatenate[Tensor, P], Tensor]:
-        stores: Any = WeakIdKeyDictionary()
+        caches: Any = WeakIdKeyDictionary()
+        lock = Lock()
 
         @wraps(function)
         def wrapper(parameter: Tensor, *args: P.args, **kwargs: P.kwargs) -> Tensor:
@@ -38,21 +41,13 @@ def cached_for_parameter(
             ):
                 return function(parameter, *args, **kwargs)
             state = (parameter._version, parameter.data_ptr(), parameter.dtype, parameter.device)
-            known, store = stores.get(parameter, (None, None))
-            if known != state:
-                store = OrderedDict()
-                stores[parameter] = (state, store)
-            key = (args, tuple(sorted(kwargs.items())))
-            if key in store:
-                store.move_to_end(key)
-                return store[key]
-            with torch.inference_mode(False), torch.no_grad():
-                # Detached: a mere view of the parameter would still ask for gradients, which fused kernels refuse.
-                result = function(parameter, *args, **kwargs).detach()
-            store[key] = result
-            if len(store) > maximum:
-                store.popitem(last=False)
-            return result
+            with lock:
+                known, cache = caches.get(parameter, (None, None))
+                if known != state:
+                    cache = RecentResults(maximum)
+                    caches[parameter] = (state, cache)
+            # Detached: a mere view of the parameter would still ask for gradients, which fused kernels refuse.
+            return cache.get(call_key(args, kwargs), lambda: function(parameter, *args, **kwargs).detach())
 
         return wrapper  # type: ignore[return-value]  # mypy gives the first argument a name
 

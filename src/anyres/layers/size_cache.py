@@ -3,14 +3,49 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from threading import Lock
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class RecentResults(Generic[T]):
+    """The `maximum` results used last, by key; threads may share it. Two that want the same one at once both make
+    it."""
+
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
+        self.results: OrderedDict[Hashable, T] = OrderedDict()
+        self.lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        with self.lock:
+            if key in self.results:
+                self.results.move_to_end(key)
+                return self.results[key]
+        # Made outside inference mode: an inference tensor could not be used by a later training step.
+        with torch.inference_mode(False), torch.no_grad():
+            result = make()
+        tensors = [item for item in (result if isinstance(result, tuple) else (result,)) if torch.is_tensor(item)]
+        if all(type(item) is torch.Tensor for item in tensors):  # a fake tensor of a tracer must not outlive it
+            with self.lock:
+                self.results[key] = result
+                if len(self.results) > self.maximum:
+                    self.results.popitem(last=False)
+        return result
+
+
+def call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
+    """One key for the arguments of a call."""
+    return args, tuple(sorted(kwargs.items()))
 
 
 def cached_by_size(maximum: int = 64) -> Callable[[Callable[P, T]], Callable[P, T]]:
@@ -22,27 +57,15 @@ def cached_by_size(maximum: int = 64) -> Callable[[Callable[P, T]], Callable[P, 
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        store: OrderedDict[Any, T] = OrderedDict()
+        cache: RecentResults[T] = RecentResults(maximum)
 
         @wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
             if torch.compiler.is_compiling():
                 return function(*args, **kwargs)
-            key = (args, tuple(sorted(kwargs.items())))
-            if key in store:
-                store.move_to_end(key)
-                return store[key]
-            # Made outside inference mode: an inference tensor could not be used by a later training step.
-            with torch.inference_mode(False), torch.no_grad():
-                result = function(*args, **kwargs)
-            tensors = [item for item in (result if isinstance(result, tuple) else (result,)) if torch.is_tensor(item)]
-            if all(type(item) is torch.Tensor for item in tensors):  # a fake tensor of a tracer must not outlive it
-                store[key] = result
-                if len(store) > maximum:
-                    store.popitem(last=False)
-            return result
+            return cache.get(call_key(args, kwargs), lambda: function(*args, **kwargs))
 
-        wrapper.cache = store  # type: ignore[attr-defined]  # tests look at its length
+        wrapper.cache = cache  # type: ignore[attr-defined]  # tests look at its length
         return wrapper
 
     return decorate
