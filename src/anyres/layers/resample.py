@@ -10,6 +10,12 @@ from torch import Tensor
 from anyres.layers.size_cache import cached_by_size
 
 
+def sample_positions(target: int, source: int) -> Tensor:
+    """(target,) where the samples lie among those of the source. In float64, and so on the CPU: not every processor
+    has it."""
+    return (torch.arange(target, dtype=torch.float64, device="cpu") + 0.5) * (source / target) - 0.5
+
+
 @cached_by_size()
 def bicubic_matrix(target: int, source: int, device: torch.device) -> Tensor:
     """The (target, source) matrix M of 1-D bicubic interpolation, so that y = M x.
@@ -18,10 +24,10 @@ def bicubic_matrix(target: int, source: int, device: torch.device) -> Tensor:
     *size*: cubic convolution with a = -0.75, border samples repeated. float32.
     """
     a = -0.75
-    position = (torch.arange(target, dtype=torch.float64, device=device) + 0.5) * (source / target) - 0.5
+    position = sample_positions(target, source)
     first = position.floor()
     fraction = position - first
-    matrix = torch.zeros(target, source, dtype=torch.float64, device=device)
+    matrix = torch.zeros(target, source, dtype=torch.float64, device="cpu")
     for tap in (-1, 0, 1, 2):
         distance = (fraction - tap).abs()
         near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
@@ -29,16 +35,15 @@ def bicubic_matrix(target: int, source: int, device: torch.device) -> Tensor:
         weight = torch.where(distance <= 1, near, far)
         index = (first.long() + tap).clamp(0, source - 1)
         matrix.scatter_add_(1, index[:, None], weight[:, None])
-    return matrix.float()
+    return matrix.float().to(device)
 
 
 @cached_by_size()
 def bilinear_matrix(target: int, source: int, device: torch.device) -> Tensor:
     """The (target, source) matrix of 1-D linear interpolation, as `interpolate(mode="bilinear", align_corners=False,
     antialias=False)` has it: half-pixel centres, border samples repeated. float32."""
-    position = (torch.arange(target, dtype=torch.float64, device=device) + 0.5) * (source / target) - 0.5
-    distance = position.clamp(0, source - 1)[:, None] - torch.arange(source, device=device)
-    return (1 - distance.abs()).clamp(min=0).float()
+    distance = sample_positions(target, source).clamp(0, source - 1)[:, None] - torch.arange(source, device="cpu")
+    return (1 - distance.abs()).clamp(min=0).float().to(device)
 
 
 def resample_table(table: Tensor, size: tuple[int, int], mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
