@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anyres.backbone import Backbone, pair, take_indices
 from anyres.layers.attention import Attention, Block
-from anyres.layers.divisions import Windows, divide, reorder
+from anyres.layers.hooks import is_watched
 from anyres.layers.init import init_linear
 from anyres.layers.maps import to_map, to_nchw
 from anyres.layers.patch_embed import PatchEmbed, Remainder, patches_of
@@ -162,6 +162,7 @@ class Plain(Backbone):
             else None
         )
         quarters = Plain.default_out_indices({"depth": depth})
+        divisions = window_divisions(windows, depth)
         if blocks is None:
             blocks = (
                 Block(
@@ -175,6 +176,7 @@ class Plain(Backbone):
                         bias=self._logit_position(choice, num_heads, native_grid),
                         local=LocalPositionEmbedding(head_dim) if choice.local else None,
                         window=None if i in quarters else window_size or None,
+                        division=divisions[i],
                     ),
                     Mlp(embed_dim, int(embed_dim * mlp_ratio), drop=proj_drop_rate),
                     drop_path_rate * i / max(depth - 1, 1),
@@ -183,10 +185,9 @@ class Plain(Backbone):
             )
         self.blocks = nn.ModuleList(blocks)
         depth = len(self.blocks)
-        self.windows = window_divisions(windows, depth)
-        if self.windows != (1,) * depth and (choice.logits or choice.rotary):
+        if set(divisions) != {1} and (choice.logits or choice.rotary):
             raise ValueError(f"windows={windows!r} does not go with position={position!r}: choose 'ape' or 'glpe'.")
-        if window_size and (prefix_tokens or choice.logits or choice.rotary or self.windows != (1,) * depth):
+        if window_size and (prefix_tokens or choice.logits or choice.rotary or set(divisions) != {1}):
             raise ValueError(
                 f"window_size={window_size} needs prefix_tokens=(), windows='global' and a position that is not "
                 "between tokens, such as 'ape' or 'glpe'."
@@ -251,32 +252,30 @@ class Plain(Backbone):
         """Tokens through the first `count` blocks (default: all) → (the result, what the blocks `levels` gave). With
         `queries` the last block computes only that many first rows. `run(block, tokens, *context)` calls a block in
         place of the model's own `run`.
-
-        Where blocks have windows, tokens lie in the windows' order until a block has others: a permutation when the
-        division changes, instead of two in every block.
         """
         run = run or self.run
         kept = []
-        division = 1
-        windows: Windows | None = None
         last = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             if i == count:
                 break
-            if division != self.windows[i]:
-                division, old = self.windows[i], windows
-                windows = divide(grid, division, self.num_prefix_tokens, tokens.device) if division > 1 else None
-                tokens = reorder(tokens, old, windows)
-            tokens = run(block, tokens, grid, rotation, queries if i == last else None, windows)
+            tokens = run(block, tokens, grid, rotation, queries if i == last else None)
             if i in levels:
-                kept.append(reorder(tokens, windows, None))
-        return tokens if queries else reorder(tokens, windows, None), kept
+                kept.append(tokens)
+        return tokens, kept
 
     def encode(self, x: Tensor, queries: int | None = None) -> Tensor:
         """Image → tokens after the final norm (B, N, C); with `queries` only that many first rows, which the last
         block computes alone."""
         tokens, _ = self.through_blocks(*self.embed(x), queries=queries)
         return self.norm(tokens)
+
+    def rows_read(self) -> int | None:
+        """How many first tokens the head reads, which the last block may then compute alone; None for all. All too if
+        hooks watch that block or the norm behind it: what they see does not depend on the head."""
+        if self.global_pool != "token" or is_watched(self.blocks[-1], self.norm):
+            return None
+        return self.num_prefix_tokens
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.encode(x)
@@ -288,7 +287,7 @@ class Plain(Backbone):
             maps = self.forward_intermediates(x, self.dense_levels, intermediates_only=True)
             norms: list[nn.Module] = [*self.out_norms, self.norm]
             return [to_nchw(norm(to_map(map_))) for norm, map_ in zip(norms, maps, strict=True)]
-        return self.forward_head(self.encode(x, self.num_prefix_tokens if self.global_pool == "token" else None))
+        return self.forward_head(self.encode(x, self.rows_read()))
 
     def pool(self, x_BNC: Tensor) -> Tensor:
         """(B, N, C) → (B, C) as `global_pool` says."""
@@ -301,8 +300,7 @@ class Plain(Backbone):
         return x if pre_logits else self.head(x)
 
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
-        only_prefix = self.global_pool == "token" and "gap" not in targets
-        tokens = self.encode(x, self.num_prefix_tokens if only_prefix else None)
+        tokens = self.encode(x, None if "gap" in targets else self.rows_read())
         out = {"logits": self.forward_head(tokens), "cls": self.pool(tokens)}
         out["logit"] = out["logits"]
         if "gap" in targets:

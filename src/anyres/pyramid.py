@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from anyres.backbone import Backbone, take_indices
-from anyres.layers.maps import ResidualDepthwiseConv, to_map, to_nchw
+from anyres.layers.maps import depthwise, to_map, to_nchw, with_residual
 
 Grid = tuple[int, int]
 Run = Callable[..., Any]
@@ -61,14 +61,14 @@ class PositionedStage(Stage):
         self, downsample: nn.Module, blocks: Iterable[nn.Module], dim: int, norm: nn.Module | None = None
     ) -> None:
         super().__init__(downsample, blocks, norm)
-        self.position = ResidualDepthwiseConv(dim)
+        self.position = depthwise(dim)
 
     def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
         x = self.downsample(x)
         for i, block in enumerate(self.blocks):
             x = run(block, x)
             if i == 0:
-                x = self.position(x)
+                x = with_residual(self.position, x)
         return self.norm(x), extra
 
 

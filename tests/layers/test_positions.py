@@ -70,7 +70,7 @@ def test_local_embedding_shares_its_filters_between_heads() -> None:
 
 def test_relative_bias_looks_up_offsets() -> None:
     bias = positions.RelativeBiasTable(2, (3, 4))
-    full = bias((3, 4), 1)
+    full = bias((3, 4), 1, torch.zeros(1))
     assert full.shape == (1, 2, 13, 13)
     assert not full[:, :, 0].any()
     assert not full[:, :, :, 0].any()
@@ -81,7 +81,7 @@ def test_relative_bias_looks_up_offsets() -> None:
 
 
 def test_continuous_bias_depends_on_the_offset_only() -> None:
-    bias = positions.ContinuousBias(2, (4, 4))((3, 5), 0)[0].detach()
+    bias = positions.ContinuousBias(2, (4, 4))((3, 5), 0, torch.zeros(1))[0].detach()
     pairs: dict[tuple[int, int], torch.Tensor] = {}
     for query in range(15):
         for key in range(15):

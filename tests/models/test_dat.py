@@ -51,7 +51,7 @@ def test_bias_is_separable_and_shared_by_the_heads_of_a_group(kind: type[Deforma
     torch.manual_seed(0)
     module = kind(16, 4, 2, 3, 1, (5, 6)).double()
     torch.nn.init.normal_(module.rpe_table)
-    points = module.points(torch.randn(2, 4, 3, 2, 2, dtype=torch.float64))
+    points = module.points(torch.randn(2, 2, 4, 3, 2, dtype=torch.float64))
     bias = module.bias((4, 3), points)
 
     def weights(queries: torch.Tensor, point: torch.Tensor, size: int) -> torch.Tensor:

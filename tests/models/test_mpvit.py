@@ -27,4 +27,4 @@ def test_attention_is_the_paper_s_equation() -> None:
     )
     position = q * convolved.view(2, heads, -1, H * W).transpose(2, 3)
     out = (factor * (dim // heads) ** -0.5 + position).transpose(1, 2).reshape(2, H, W, dim)
-    assert torch.allclose(attention(x, *relative()), attention.proj(out), atol=1e-5)
+    assert torch.allclose(attention(x, relative), attention.proj(out), atol=1e-5)

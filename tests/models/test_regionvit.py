@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from anyres.models.regionvit import (
     RegionalToLocalAttention,
     RegionViT,
-    local_map,
-    regional_map,
+    to_maps,
     to_windows,
     window_bias,
     wrapped_index,
@@ -23,9 +22,9 @@ from tests.contract.small import image, small
 def test_maps_come_back_from_windows(grid, regions) -> None:
     local, regional = torch.randn(2, *grid, 6), torch.randn(2, *regions, 6)
     tokens, padding = to_windows(local, regional, 4)
-    assert tokens.shape == (regions[0] * regions[1], 2, 17, 6)
-    assert torch.equal(local_map(tokens, regions, padding, 4), local)
-    assert torch.equal(regional_map(tokens, regions, padding), regional)
+    assert tokens.shape == (2, regions[0] * regions[1], 17, 6)
+    for ours, expected in zip(to_maps(tokens, regions, padding, 4), (local, regional), strict=True):
+        assert torch.equal(ours, expected)
 
 
 def test_bias_wraps_around() -> None:
@@ -42,8 +41,7 @@ def test_clean_windows_see_no_padding() -> None:
     attention = RegionalToLocalAttention(8, 2, 4, "clean")
     local, regional = torch.randn(1, 7, 9, 8), torch.randn(1, 2, 3, 8)
     tokens, padding = to_windows(local, regional, 4)
-    out = attention(tokens, (2, 3), padding, 17)
-    out_local, out_regional = local_map(out, (2, 3), padding, 4), regional_map(out, (2, 3), padding)
+    out_local, out_regional = to_maps(attention(tokens, (2, 3), padding), (2, 3), padding, 4)
     bias = window_bias(attention.rel_pos, 4, (0, 0), True)
     for row in range(2):
         for column in range(3):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from anyres.layers.maps import on_map
 from anyres.models.scalablevit import InteractiveWindowAttention, ScalableAttention
 from tests.contract.small import image, small
 
@@ -23,7 +24,7 @@ def test_windows_at_the_edge_are_smaller_windows(grid) -> None:
             y = (weights @ v[window].flatten(2, 3)).view(shape)
             expected[window] = y.permute(0, 2, 3, 1, 4).flatten(3)
     v_map = v.permute(0, 2, 3, 1, 4).flatten(3)
-    assert torch.allclose(attn(x), attn.proj(expected + attn.local(v_map)), atol=1e-6)
+    assert torch.allclose(attn(x), attn.proj(expected + on_map(attn.local, v_map)), atol=1e-6)
 
 
 @pytest.mark.parametrize("ratio", [0.5, 1, 1.5])

@@ -15,6 +15,7 @@ Conventions, the same for every model:
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import weakref
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 # Fused attention operators that some supported torch version counts as zero. Shapes are (batch, heads, tokens, width).
 _ATTENTION_OPERATORS = (
@@ -85,24 +86,32 @@ def measure_cost(
 
 def count_flops(model: nn.Module, images: Tensor) -> int:
     """FLOPs (2 × multiply-adds) of one forward pass over `images` (B, C, H, W), fused attention included."""
-    mapping = {
-        getattr(torch.ops.aten, name): _attention_flops
-        for name in _ATTENTION_OPERATORS
-        if hasattr(torch.ops.aten, name)
-    }
-    counter = FlopCounterMode(display=False, custom_mapping=mapping)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), _FlopCounter() as counter:
         model(images)
-    return int(counter.get_total_flops())
+    return counter.total
 
 
-def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+class _FlopCounter(TorchDispatchMode):
+    """Adds up what every operator costs. torch's own counter hooks all modules too, and a model that is watched may
+    compute more than it does for its result alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+        own = {getattr(torch.ops.aten, name, None): _attention_flops for name in _ATTENTION_OPERATORS}
+        self.formulas = {**flop_registry, **own}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **kwargs or {})
+        if formula := self.formulas.get(func.overloadpacket):
+            self.total += formula(*args, **kwargs or {}, out_val=out)
+        return out
+
+
+def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
     """Two matrix products: (N, d) × (d, M) for the scores and (N, M) × (M, e) for the values, in each head."""
-    *batch, tokens, width = query
-    heads = 1
-    for extent in batch:
-        heads *= extent
-    return 2 * heads * tokens * key[-2] * (width + value[-1])
+    *batch, tokens, width = query.shape
+    return 2 * math.prod(batch) * tokens * key.shape[-2] * (width + value.shape[-1])
 
 
 def peak_memory_bytes(model: nn.Module, images: Tensor, precision: str = "float32") -> int:

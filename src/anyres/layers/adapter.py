@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from anyres.layers.deformable import DeformableAttention, cell_centres
 from anyres.layers.init import init_linear_and_convolution
-from anyres.layers.maps import ConvMlp, ConvNorm, MapBatchNorm, to_map, to_nchw
+from anyres.layers.maps import ConvMlp, ConvNorm, on_map, to_map, to_nchw
 from anyres.layers.positions import Grid
 
 HEADS = 6
@@ -98,7 +98,7 @@ class Adapter(nn.Module):
             Interaction(dim, drop_path, 3 if i == interactions - 1 else 1) for i in range(interactions)
         )
         self.up: nn.Module = nn.ConvTranspose2d(dim, dim, 2, 2)
-        self.norms = nn.ModuleList(MapBatchNorm(dim) for _ in range(4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in range(4))
         self.apply(init_linear_and_convolution)
         nn.init.normal_(self.up.weight, std=math.sqrt(2 / (4 * dim)))
         self.finest = finest
@@ -124,10 +124,10 @@ class Adapter(nn.Module):
         levels = c.split([h * w for h, w in grids], dim=1)
         maps = [level.unflatten(1, size) for level, size in zip(levels, grids, strict=True)]
         if self.finest == 4:
-            maps = [to_map(self.up(to_nchw(maps[0]))) + c1, *maps]
+            maps = [on_map(self.up, maps[0]) + c1, *maps]
         last = to_nchw(tokens.unflatten(1, grid))
         out = []
         for map_, norm, scale in zip(maps[::-1], self.norms[::-1], (0.25, 0.5, 1.0, 2.0), strict=False):
             resized = last if scale == 1 else F.interpolate(last, scale_factor=scale, mode="bilinear")
-            out.append(norm(map_ + resized.permute(0, 2, 3, 1)))
+            out.append(to_map(norm(to_nchw(map_) + resized)))
         return tokens, out[::-1]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.layers.divisions import Windows, divided_attention, reorder
+from anyres.layers.divisions import Windows, divide, divided_attention
 from anyres.layers.positions import (
     ContinuousBias,
     Grid,
@@ -23,8 +23,9 @@ from anyres.layers.windows import merge, partition, window_attention
 class Attention(nn.Module):
     """Softmax attention over all tokens of one grid, prefix tokens first; positions are whatever is passed in.
 
-    With `window` patches see those of their own window of that side only, and there are no prefix tokens. `qkv` is one
-    linear layer whose output channels are ordered [q | k | v], each head-major.
+    With `window` patches see those of their own window of that side only, and there are no prefix tokens; with
+    `division` windows are the grid divided by it, and prefix tokens see all and are seen by all. `qkv` is one linear
+    layer whose output channels are ordered [q | k | v], each head-major.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Attention(nn.Module):
         bias: RelativeBiasTable | ContinuousBias | None = None,
         local: LocalPositionEmbedding | None = None,
         window: int | None = None,
+        division: int = 1,
     ) -> None:
         super().__init__()
         if dim % num_heads:
@@ -49,58 +51,50 @@ class Attention(nn.Module):
         self.bias = bias
         self.local = local
         self.window = window
+        self.division = division
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(
-        self,
-        x_BNC: Tensor,
-        grid: Grid,
-        rotation: Rotation | None = None,
-        queries: int | None = None,
-        windows: Windows | None = None,
+        self, x_BNC: Tensor, grid: Grid, rotation: Rotation | None = None, queries: int | None = None
     ) -> Tensor:
         """(B, N, C) → (B, N, C), or (B, queries, C): the first `queries` rows (prefix tokens) only, when no other row
-        is wanted. With `windows` the tokens lie in their order, and patches see their own window only."""
+        is wanted."""
         if self.window is not None:
             return self.attend_in_windows(x_BNC, grid, (self.window, self.window))
-        B, N, C = x_BNC.shape
-        num_prefix = N - grid[0] * grid[1]
-        if queries is None:
-            q_BNC, k_BNC, v_BNC = self.qkv(x_BNC).chunk(3, dim=-1)
+        num_prefix = x_BNC.shape[1] - grid[0] * grid[1]
+        qkv_BNC = self.qkv(x_BNC)
+        if self.division == 1:
+            out_BNC = self.attend(qkv_BNC, grid, num_prefix, rotation, queries)
         else:
-            weight_q, weight_kv = self.qkv.weight.split((C, 2 * C))
-            bias_q, bias_kv = (None, None) if self.qkv.bias is None else self.qkv.bias.split((C, 2 * C))
-            q_BNC = F.linear(x_BNC[:, :queries], weight_q, bias_q)
-            k_BNC, v_BNC = F.linear(x_BNC, weight_kv, bias_kv).chunk(2, dim=-1)
-        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in (q_BNC, k_BNC, v_BNC))
+            windows = divide(grid, self.division, num_prefix, x_BNC.device)
+            out_BNC = self.attend_in_divisions(qkv_BNC, windows, num_prefix)[:, :queries]
+        if self.local is not None:
+            v_BNC = qkv_BNC.chunk(3, dim=-1)[2][:, num_prefix:]
+            out_BNC = out_BNC + F.pad(self.local(v_BNC, grid, self.num_heads), (0, 0, num_prefix, 0))[:, :queries]
+        return self.proj_drop(self.proj(out_BNC))
+
+    def heads(self, qkv_BNC: Tensor) -> Iterator[Tensor]:
+        """q, k and v: (B, heads, N, d) each."""
+        return (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in qkv_BNC.chunk(3, dim=-1))
+
+    def attend(
+        self, qkv_BNC: Tensor, grid: Grid, num_prefix: int, rotation: Rotation | None, queries: int | None
+    ) -> Tensor:
+        """Every row to every other: (B, N, 3·C) → (B, N or queries, C)."""
+        q, k, v = self.heads(qkv_BNC)
+        q = q[:, :, :queries]
         if rotation is not None:
             q, k = rotation.queries(q), rotation.keys(k)
-        mask = None
-        if self.bias is not None:
-            mask = self.bias(grid, num_prefix)[:, :, : q.shape[2]].to(q.dtype)
+        mask = None if self.bias is None else self.bias(grid, num_prefix, q)[:, :, :queries]
         dropout = self.attn_drop if self.training else 0.0
-        if windows is None or queries is not None:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        else:
-            out = divided_attention(q, k, v, windows, num_prefix, dropout)
-        out = out.transpose(1, 2).reshape(B, -1, C)
-        if self.local is not None and queries is not None:
-            # Prefix rows get no local term, but its filters must stay in the graph: distributed training waits for
-            # their (zero)
-            # gradient.
-            assert queries <= num_prefix
-            if self.training:
-                out = out + 0 * sum(parameter.sum() for parameter in self.local.parameters())
-        elif self.local is not None:
-            local = self.local(reorder(v_BNC, windows, None)[:, num_prefix:], grid, self.num_heads)
-            if windows is not None:
-                local = local[:, windows.order[num_prefix:] - num_prefix]
-            if torch.is_grad_enabled():
-                out = out + F.pad(local, (0, 0, num_prefix, 0))
-            else:  # in place: saves a pass over the map; with gradients the kernel still needs its output unchanged
-                out[:, num_prefix:] += local
-        return self.proj_drop(self.proj(out))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
+
+    def attend_in_divisions(self, qkv_BNC: Tensor, windows: Windows, num_prefix: int) -> Tensor:
+        """Every patch to those of its window: (B, N, 3·C) → (B, N, C)."""
+        q, k, v = self.heads(qkv_BNC.index_select(1, windows.order))
+        out = divided_attention(q, k, v, windows, num_prefix, self.attn_drop if self.training else 0.0)
+        return out.transpose(1, 2).flatten(2).index_select(1, windows.inverse)
 
     def attend_in_windows(self, x_BNC: Tensor, grid: Grid, window: Grid) -> Tensor:
         """(B, h·w, C) → the same. The zeros that fill up the last windows of a row or a column are keys like all others
@@ -135,13 +129,5 @@ class Block(nn.Module):
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         """`context`: what the attention takes besides the tokens."""
         y = self.drop_path1(self.attn(self.norm1(x), *context))
-        x = add(x[:, : y.shape[1]], y)
-        return add(x, self.drop_path2(self.mlp(self.norm2(x))))
-
-
-def add(x: Tensor, branch: Tensor) -> Tensor:
-    """x + branch. Without gradients the sum is written over `branch`, which must be a tensor of its own: one map less
-    to allocate."""
-    if torch.is_grad_enabled() or branch.dtype != x.dtype:
-        return x + branch
-    return branch.add_(x)
+        x = x[:, : y.shape[1]] + y
+        return x + self.drop_path2(self.mlp(self.norm2(x)))

@@ -46,13 +46,6 @@ def divide(grid: Grid, division: int, num_prefix: int, device: torch.device) -> 
     return Windows(order, order.argsort(), tuple(groups))
 
 
-def reorder(tokens_BNC: Tensor, old: Windows | None, new: Windows | None) -> Tensor:
-    """Tokens in one order → in another; None is the grid's."""
-    if old is not None:
-        tokens_BNC = tokens_BNC[:, old.inverse]
-    return tokens_BNC if new is None else tokens_BNC[:, new.order]
-
-
 def divided_attention(
     q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, windows: Windows, num_prefix: int, dropout: float = 0.0
 ) -> Tensor:

@@ -1,16 +1,14 @@
-"""Convolutions and batch norms of channels-last maps.
+"""Convolutions and batch norms on channels-last maps.
 
 Maps between the blocks of a pyramid are (B, H, W, C). Such a tensor seen as (B, C, H, W) is a channels-last tensor in
-torch's sense, so a convolution takes it and returns one like it without a copy.
+torch's sense, so a convolution takes it and returns one like it without a copy. The modules are torch's own, and take
+and return (B, C, H, W): what replaces or wraps them (LoRA, quantisation, synchronised norms) works here as elsewhere.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 def to_map(x_BCHW: Tensor) -> Tensor:
@@ -23,75 +21,43 @@ def to_nchw(x_BHWC: Tensor) -> Tensor:
     return x_BHWC.movedim(-1, 1)
 
 
-class MapConv(nn.Conv2d):
-    """A convolution of channels-last maps: (B, H, W, C) → (B, h, w, C')."""
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        # The kernels keep channels-last layout except where they cannot tell (one channel, one pixel): then they copy.
-        return super().forward(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) of the output for an input of this size."""
-        sides = []
-        for axis, side in enumerate((height, width)):
-            padding = self.padding[axis] if not isinstance(self.padding, str) else self.kernel_size[axis] // 2
-            sides.append((side + 2 * int(padding) - self.kernel_size[axis]) // self.stride[axis] + 1)
-        return sides[0], sides[1]
+def on_map(module: nn.Module, x_BHWC: Tensor) -> Tensor:
+    """A module of pictures (B, C, H, W), such as a convolution or a batch norm, on a map: (B, H, W, C) → (B, h, w, C'),
+    contiguous."""
+    # The kernels keep channels-last layout except where they cannot tell (one channel, one pixel): then this copies.
+    return to_map(module(to_nchw(x_BHWC)))
 
 
-class DepthwiseConv(MapConv):
-    """One k×k filter per channel, stride 1 unless given, same size out."""
-
-    def __init__(self, dim: int, kernel: int = 3, stride: int = 1, bias: bool = True) -> None:
-        super().__init__(dim, dim, kernel, stride, kernel // 2, groups=dim, bias=bias)
-
-
-class ResidualDepthwiseConv(DepthwiseConv):
-    """x + depthwise(x), stride 1: the conditional position encoding of CPVT (Twins, ScalableViT, RegionViT, MPViT), the
-    local perception unit of CMT and DAT++, and the enhancement inside several feed-forward networks.
-
-    Without gradients the identity is added to the filters' centre tap, which spares a pass over the map.
-    """
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        if torch.is_grad_enabled():
-            return x_BHWC + super().forward(x_BHWC)
-        centre = self.kernel_size[0] // 2
-        weight = self.weight.clone()
-        weight[:, 0, centre, centre] += 1
-        x = F.conv2d(x_BHWC.permute(0, 3, 1, 2), weight, self.bias, padding=centre, groups=self.groups)
-        return x.permute(0, 2, 3, 1).contiguous()
+def by_group(x_BHWC: Tensor, groups: int) -> Tensor:
+    """(B, H, W, groups·c) → (B·groups, H, W, c), contiguous: for a module that serves every group of channels (heads)
+    alike. To the module the groups are a batch."""
+    return x_BHWC.unflatten(3, (groups, -1)).movedim(3, 1).flatten(0, 1).contiguous()
 
 
-class MapBatchNorm(nn.BatchNorm2d):
-    """Batch norm of channels-last maps."""
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        return super().forward(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+def from_groups(x_BHWc: Tensor, groups: int) -> Tensor:
+    """The inverse of `by_group`."""
+    return x_BHWc.unflatten(0, (-1, groups)).movedim(1, 3).flatten(3)
 
 
-class MapSyncBatchNorm(nn.SyncBatchNorm):
-    """`MapBatchNorm` with the statistics of all processes' images."""
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        return super().forward(x_BHWC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+def depthwise(dim: int, kernel: int = 3, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    """A convolution of one k×k filter per channel, same size out if the stride is 1."""
+    return nn.Conv2d(dim, dim, kernel, stride, kernel // 2, groups=dim, bias=bias)
 
 
-Module = TypeVar("Module", bound=nn.Module)
+def with_residual(conv: nn.Module, x_BHWC: Tensor) -> Tensor:
+    """x + conv(x). With a depthwise convolution: the conditional position encoding of CPVT (Twins, ScalableViT,
+    RegionViT, MPViT), the local perception unit of CMT and DAT++, and the enhancement inside several feed-forward
+    networks."""
+    return x_BHWC + on_map(conv, x_BHWC)
 
 
-def sync_batch_norms(module: Module) -> Module:
-    """Replace every batch norm of a model by one that shares its statistics among processes (GPUs only). torch's own
-    conversion would lose the layout of `MapBatchNorm`."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            kind = MapSyncBatchNorm if isinstance(child, MapBatchNorm) else nn.SyncBatchNorm
-            new = kind(child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats)
-            new.load_state_dict(child.state_dict())
-            setattr(module, name, new.to(child.weight.device))
-        else:
-            sync_batch_norms(child)
-    return module
+def conv_grid(conv: nn.Conv2d, height: int, width: int) -> tuple[int, int]:
+    """(h, w) of a convolution's output for an input of this size."""
+    sides = []
+    for axis, side in enumerate((height, width)):
+        padding = int(conv.padding[axis])
+        sides.append((side + 2 * padding - conv.kernel_size[axis]) // conv.stride[axis] + 1)
+    return sides[0], sides[1]
 
 
 class ConvNorm(nn.Module):
@@ -113,14 +79,11 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         padding = kernel // 2 if padding is None else padding
-        self.conv = MapConv(in_dim, dim, kernel, stride, padding, groups=groups, bias=bias)
-        self.norm: nn.Module = MapBatchNorm(dim, eps=eps)
-
-    def grid(self, height: int, width: int) -> tuple[int, int]:
-        return self.conv.grid(height, width)
+        self.conv = nn.Conv2d(in_dim, dim, kernel, stride, padding, groups=groups, bias=bias)
+        self.norm: nn.Module = nn.BatchNorm2d(dim, eps=eps)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return self.norm(self.conv(x_BHWC))
+        return to_map(self.norm(self.conv(to_nchw(x_BHWC))))
 
     def fold(self) -> None:
         """Fold the norm's running statistics into the convolution; exact up to rounding, and only for evaluation."""
@@ -161,12 +124,12 @@ class ConvMlp(nn.Module):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        conv: Any = ResidualDepthwiseConv if residual else DepthwiseConv
+        self.convolve = with_residual if residual else on_map
         self.fc1 = nn.Linear(dim, hidden, bias)
         self.act1 = nn.Identity() if act1 is None else act1()
-        self.dwconv = conv(hidden, kernel, bias=bias)
+        self.dwconv = depthwise(hidden, kernel, bias=bias)
         self.act = act()
         self.fc2 = nn.Linear(hidden, dim, bias)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return self.fc2(self.act(self.dwconv(self.act1(self.fc1(x_BHWC)))))
+        return self.fc2(self.act(self.convolve(self.dwconv, self.act1(self.fc1(x_BHWC)))))

@@ -7,9 +7,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.layers.maps import MapConv
-from anyres.layers.parameter_cache import cached_for_parameter
-from anyres.layers.resample import resample_table
+from anyres.layers.maps import conv_grid, on_map
+from anyres.layers.resample import bilinear_matrix
 
 Remainder = Literal["pad", "truncate"]
 
@@ -26,7 +25,8 @@ class PatchEmbed(nn.Module):
     `remainder` says what happens to a side that the patch does not divide: "pad" adds zeros at the right and the
     bottom (no pixel is lost, every token holds at least one), "truncate" drops the last rows and columns, as published
     ViT code does. `stored_size` is the side of the stored kernel; where patches are smaller or larger than that, it is
-    resized bilinearly, without rescaling (UViT, section 4.1; 16 to 8: the mean of every 2x2 block).
+    resized bilinearly, without rescaling (UViT, section 4.1; 16 to 8: the mean of every 2x2 block). What is computed is
+    the same product from its other side: each patch goes to the kernel's size by the transpose of the resizing.
     """
 
     def __init__(
@@ -35,8 +35,8 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         self.remainder = remainder
-        stored_size = stored_size or patch_size
-        self.proj = nn.Conv2d(in_chans, dim, stored_size, stored_size)
+        self.stored_size = stored_size or patch_size
+        self.proj = nn.Conv2d(in_chans, dim, self.stored_size, self.stored_size)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of tokens for an image of this size."""
@@ -48,15 +48,13 @@ class PatchEmbed(nn.Module):
             bottom, right = -x_BCHW.shape[-2] % self.patch_size, -x_BCHW.shape[-1] % self.patch_size
             if bottom or right:
                 x_BCHW = F.pad(x_BCHW, (0, right, 0, bottom))
-        if self.proj.kernel_size[0] == self.patch_size:
-            return self.proj(x_BCHW)
-        return F.conv2d(x_BCHW, resized_kernel(self.proj.weight, self.patch_size), self.proj.bias, self.patch_size)
-
-
-@cached_for_parameter()
-def resized_kernel(weight: Tensor, side: int) -> Tensor:
-    """Kernels (..., k, k) → (..., side, side)."""
-    return resample_table(weight, (side, side), "bilinear").to(weight.dtype)
+        if self.stored_size != self.patch_size:
+            rows, columns = self.grid(*x_BCHW.shape[-2:])
+            matrix = bilinear_matrix(self.patch_size, self.stored_size, x_BCHW.device).to(x_BCHW.dtype)
+            x_BCHW = x_BCHW[..., : rows * self.patch_size, : columns * self.patch_size]
+            x_BCHW = (x_BCHW.unflatten(-1, (columns, -1)) @ matrix).flatten(-2)
+            x_BCHW = (x_BCHW.mT.unflatten(-1, (rows, -1)) @ matrix).flatten(-2).mT
+        return self.proj(x_BCHW)
 
 
 class ConvEmbed(nn.Module):
@@ -79,16 +77,16 @@ class ConvEmbed(nn.Module):
         pad: bool = False,
     ) -> None:
         super().__init__()
-        self.proj = MapConv(in_dim, dim, kernel, stride, padding, bias=bias)
+        self.proj = nn.Conv2d(in_dim, dim, kernel, stride, padding, bias=bias)
         self.norm: nn.Module = nn.Identity() if eps is None else nn.LayerNorm(dim, eps=eps)
         self.multiple = stride if pad else 1
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """(h, w) for an input of this size."""
-        return self.proj.grid(height + -height % self.multiple, width + -width % self.multiple)
+        return conv_grid(self.proj, height + -height % self.multiple, width + -width % self.multiple)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         bottom, right = -x_BHWC.shape[1] % self.multiple, -x_BHWC.shape[2] % self.multiple
         if bottom or right:
             x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
-        return self.norm(self.proj(x_BHWC))
+        return self.norm(on_map(self.proj, x_BHWC))

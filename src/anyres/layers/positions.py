@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyres.layers.maps import by_group, from_groups, on_map
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
@@ -119,7 +120,7 @@ class GlobalPositionEmbedding(SineMap):
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def map(self, grid: Grid, like: Tensor) -> Tensor:
-        return self.conv(super().map(grid, self.conv.weight))
+        return self.conv(super().map(grid, like))
 
 
 # Added to the attention output --------------------------------------------------------------------------------------
@@ -140,13 +141,7 @@ class LocalPositionEmbedding(nn.Module):
 
     def forward(self, v_BNC: Tensor, grid: Grid, heads: int) -> Tensor:
         """Patch values (B, h·w, heads·head_dim) → the term to add, same shape."""
-        # Filters tiled over the heads make one depthwise convolution of the (C, h, w) map: no copy into (B·heads, ...).
-        assert self.conv.bias is not None
-        weight = self.conv.weight.expand(heads, -1, -1, -1, -1).flatten(0, 1)
-        bias = self.conv.bias.expand(heads, -1).flatten()
-        maps = v_BNC.unflatten(1, grid).permute(0, 3, 1, 2)
-        out = F.conv2d(maps, weight, bias, padding=1, groups=weight.shape[0])
-        return out.permute(0, 2, 3, 1).flatten(1, 2)
+        return from_groups(on_map(self.conv, by_group(v_BNC.unflatten(1, grid), heads)), heads).flatten(1, 2)
 
 
 # Added to the attention logits --------------------------------------------------------------------------------------
@@ -182,9 +177,9 @@ class RelativeBiasTable(nn.Module):
         self.table = nn.Parameter(torch.empty(num_heads, 2 * native_grid[0] - 1, 2 * native_grid[1] - 1))
         nn.init.trunc_normal_(self.table, std=0.02)
 
-    def forward(self, grid: Grid, num_prefix: int) -> Tensor:
-        """(1, heads, prefix + N, prefix + N)."""
-        return relative_bias(self.table, grid, num_prefix)
+    def forward(self, grid: Grid, num_prefix: int, like: Tensor) -> Tensor:
+        """(1, heads, prefix + N, prefix + N) in the dtype of `like`."""
+        return relative_bias(self.table, grid, num_prefix).to(like.dtype)
 
     def fit(self, table: Tensor) -> Tensor:
         """A stored table of another native grid, resized to this one's; a table that fits is returned as it is."""
@@ -213,11 +208,11 @@ class ContinuousBias(nn.Module):
         self.fc1 = nn.Linear(2, hidden)
         self.fc2 = nn.Linear(hidden, num_heads, bias=False)
 
-    def forward(self, grid: Grid, num_prefix: int) -> Tensor:
-        """(1, heads, prefix + N, prefix + N)."""
-        offsets = log_offsets(grid, self.native_grid, self.fc1.weight.device).to(self.fc1.weight.dtype)
+    def forward(self, grid: Grid, num_prefix: int, like: Tensor) -> Tensor:
+        """(1, heads, prefix + N, prefix + N) in the dtype and on the device of `like`."""
+        offsets = log_offsets(grid, self.native_grid, like.device).to(like.dtype)
         table = 16 * self.fc2(self.fc1(offsets).relu()).sigmoid()
-        return _bias_from_offsets(table.permute(2, 0, 1), grid, num_prefix)
+        return _bias_from_offsets(table.permute(2, 0, 1), grid, num_prefix).to(like.dtype)
 
 
 # Turning queries and keys -------------------------------------------------------------------------------------------

@@ -37,10 +37,8 @@ class ScorePredictor(nn.Module):
         with torch.autocast(x_BNC.device.type, enabled=False):
             z_BNC = self.embed(self.norm(x_BNC.to(self.norm.weight.dtype)))
             local, image = F.gelu(z_BNC).chunk(2, dim=-1)
-            # [local, image] through one layer = each through its columns; the image's part is the same for all tokens.
-            weight_local, weight_image = self.fc1.weight.chunk(2, dim=1)
-            mean = F.linear(masked_mean(image, keep_BN), weight_image, self.fc1.bias)
-            hidden = F.gelu(F.linear(local, weight_local) + mean[:, None])
+            mean = masked_mean(image, keep_BN)[:, None].expand_as(image)
+            hidden = F.gelu(self.fc1(torch.cat((local, mean), dim=-1)))
             return self.fc3(F.gelu(self.fc2(hidden))).log_softmax(dim=-1)
 
 

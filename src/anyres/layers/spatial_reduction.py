@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.layers.maps import MapConv
+from anyres.layers.maps import on_map
 
 
 def attend(q_BNC: Tensor, k_BMC: Tensor, v_BMC: Tensor, num_heads: int, scale: float | None = None) -> Tensor:
@@ -42,7 +42,7 @@ class SpatialReductionAttention(nn.Module):
         self.reduction = reduction
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         if reduction > 1:
-            self.sr = MapConv(dim, dim, reduction, reduction)
+            self.sr = nn.Conv2d(dim, dim, reduction, reduction)
             self.norm = nn.LayerNorm(dim, eps=1e-5)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -60,4 +60,4 @@ class SpatialReductionAttention(nn.Module):
         bottom, right = max(self.reduction - H, 0), max(self.reduction - W, 0)
         if bottom or right:
             x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
-        return self.norm(self.sr(x_BHWC).flatten(1, 2))
+        return self.norm(on_map(self.sr, x_BHWC).flatten(1, 2))

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.layers.attention import add
-from anyres.layers.maps import DepthwiseConv
+from anyres.layers.maps import depthwise, on_map
 
 
 class StripeAttention(nn.Module):
@@ -34,7 +33,7 @@ class StripeAttention(nn.Module):
         self.width = width
         self.ghosts = ghosts
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.lepe = nn.ModuleList(DepthwiseConv(dim // branches) for _ in range(branches))
+        self.lepe = nn.ModuleList(depthwise(dim // branches) for _ in range(branches))
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
@@ -71,5 +70,5 @@ class StripeAttention(nn.Module):
         tokens = cut.flatten(2, 3).flatten(0, 1)  # (B·n, h·w, 3, c); horizontal stripes are a view
         q, k, v = tokens.unflatten(-1, (self.branch_heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(1, (h, w))
-        out = add(self.lepe[branch](tokens[:, :, 2].unflatten(1, (h, w))), out).unflatten(0, (B, n))
+        out = (out + on_map(self.lepe[branch], tokens[:, :, 2].unflatten(1, (h, w)))).unflatten(0, (B, n))
         return (out.transpose(1, 2) if axis == 2 else out).flatten(axis, axis + 1)

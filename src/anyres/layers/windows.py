@@ -150,7 +150,7 @@ def window_attention(qkv_BnNC: Tensor, num_heads: int, mask: Tensor | None = Non
     `mask`: added to the logits (or bool, true where allowed), broadcastable to (n, heads, N, N).
     """
     B, n, N, _ = qkv_BnNC.shape
-    q, k, v = qkv_BnNC.view(B * n, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv_BnNC.reshape(B * n, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
     if mask is not None:
         if mask.shape[0] != 1:
             mask = mask.expand(B, *mask.shape).flatten(0, 1)

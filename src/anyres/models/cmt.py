@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from anyres.backbone import Family, KeyRule, Variant, pair
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
-from anyres.layers.maps import ConvNorm, MapBatchNorm, MapConv, ResidualDepthwiseConv, fold_into
+from anyres.layers.maps import ConvNorm, depthwise, fold_into, on_map, to_map, to_nchw, with_residual
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
@@ -47,18 +47,18 @@ class StemEmbed(ConvEmbed):
     def __init__(self, in_chans: int, stem_dim: int, dim: int) -> None:
         super().__init__(stem_dim, dim, 2, 2)
         self.convs = nn.ModuleList(
-            [MapConv(stem_dim if i else in_chans, stem_dim, 3, 1 if i else 2, 1) for i in range(3)]
+            [nn.Conv2d(stem_dim if i else in_chans, stem_dim, 3, 1 if i else 2, 1) for i in range(3)]
         )
-        self.norms = nn.ModuleList([MapBatchNorm(stem_dim) for _ in range(3)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(stem_dim) for _ in range(3)])
 
     def grid(self, height: int, width: int) -> Grid:
         return -(-height // 4), -(-width // 4)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        x = pad_to_multiple(x_BHWC, 4)
+        x = to_nchw(pad_to_multiple(x_BHWC, 4))
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = norm(F.gelu(conv(x)))
-        return super().forward(x)
+        return super().forward(to_map(x))
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -119,16 +119,16 @@ class InvertedResidual(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.norm1 = MapBatchNorm(hidden)
-        self.dwconv = ResidualDepthwiseConv(hidden)
-        self.norm2: nn.Module = MapBatchNorm(hidden)
+        self.norm1 = nn.BatchNorm2d(hidden)
+        self.dwconv = depthwise(hidden)
+        self.norm2: nn.Module = nn.BatchNorm2d(hidden)
         self.fc2 = nn.Linear(hidden, dim)
-        self.norm3: nn.Module = MapBatchNorm(dim)
+        self.norm3: nn.Module = nn.BatchNorm2d(dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        x = self.norm1(F.gelu(self.fc1(x_BHWC)))
-        x = self.norm2(F.gelu(self.dwconv(x)))
-        return self.norm3(self.fc2(x))
+        x = on_map(self.norm1, F.gelu(self.fc1(x_BHWC)))
+        x = on_map(self.norm2, F.gelu(with_residual(self.dwconv, x)))
+        return on_map(self.norm3, self.fc2(x))
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -149,10 +149,10 @@ class CMTBlock(Block):
     def __init__(self, dim: int, num_heads: int, reduction: int, mlp_ratio: float, drop_path: float) -> None:
         attn = LightweightAttention(dim, num_heads, reduction)
         super().__init__(dim, attn, InvertedResidual(dim, int(dim * mlp_ratio)), drop_path)
-        self.local = ResidualDepthwiseConv(dim)
+        self.local = depthwise(dim)
 
     def forward(self, x_BHWC: Tensor, *context: Any) -> Tensor:
-        return super().forward(self.local(x_BHWC), *context)
+        return super().forward(with_residual(self.local, x_BHWC), *context)
 
 
 class CMTStage(Stage):
@@ -181,10 +181,10 @@ class HeadConv(nn.Module):
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
         self.fc = nn.Linear(dim, head_dim)
-        self.bn: nn.Module = MapBatchNorm(head_dim)
+        self.bn: nn.Module = nn.BatchNorm2d(head_dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return F.silu(self.bn(self.fc(x_BHWC)))
+        return F.silu(on_map(self.bn, self.fc(x_BHWC)))
 
     def fold(self) -> None:
         if isinstance(self.bn, nn.BatchNorm2d):

@@ -23,8 +23,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from timm.layers import Mlp, QuickGELU
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
 from anyres.layers.attention import Block
@@ -67,25 +67,6 @@ class ConvProjectionAttention(nn.Module):
         k = project(self.conv_proj_k, self.proj_k)
         v = project(self.conv_proj_v, self.proj_v)
         return self.proj(attend(q, k, v, self.num_heads, self.scale))
-
-
-class QuickGELUMlp(nn.Module):
-    """fc1, QuickGELU x·sigmoid(1.702·x), fc2.
-
-    Computed as silu(1.702·x) / 1.702 with both factors inside the matrix products: one pass over the wide tokens, not
-    three.
-    """
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x_BNC: Tensor) -> Tensor:
-        x = x_BNC.flatten(0, 1)
-        x = torch.addmm(self.fc1.bias, x, self.fc1.weight.t(), beta=1.702, alpha=1.702)
-        x = torch.addmm(self.fc2.bias, F.silu(x), self.fc2.weight.t(), alpha=1 / 1.702)
-        return x.view(x_BNC.shape)
 
 
 class CvTStage(Stage):
@@ -141,7 +122,7 @@ class CvT(Pyramid):
                     Block(
                         dim,
                         ConvProjectionAttention(dim, num_heads[i]),
-                        QuickGELUMlp(dim, int(dim * mlp_ratio)),
+                        Mlp(dim, int(dim * mlp_ratio), act_layer=QuickGELU),
                         rate,
                         eps=1e-5,
                     )

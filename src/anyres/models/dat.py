@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant, pair
 from anyres.layers.attention import Block
-from anyres.layers.maps import ConvMlp, DepthwiseConv, ResidualDepthwiseConv, to_nchw
+from anyres.layers.maps import ConvMlp, by_group, depthwise, on_map, with_residual
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
@@ -170,7 +170,7 @@ class DeformableAttention(nn.Module):
         self.proj_k = nn.Linear(dim, dim)
         self.proj_v = nn.Linear(dim, dim)
         self.proj_out = nn.Linear(dim, dim)
-        self.offset_conv = DepthwiseConv(dim // groups, kernel, stride)
+        self.offset_conv = depthwise(dim // groups, kernel, stride)
         self.offset_norm = nn.LayerNorm(dim // groups, eps=1e-5)
         self.offset_proj = nn.Linear(dim // groups, 2, bias=False)
         self.rpe_table = nn.Parameter(torch.empty(num_heads, 2 * native[0] - 1, 2 * native[1] - 1))
@@ -190,23 +190,18 @@ class DeformableAttention(nn.Module):
         return self.proj_out(out.transpose(1, 2).reshape(x_BHWC.shape))
 
     def offsets(self, q_BHWC: Tensor) -> Tensor:
-        """Queries → raw offsets (B, h, w, G, 2) of h·w points, at least in float32; the groups share the network."""
-        conv, G = self.offset_conv, self.groups
-        assert conv.bias is not None
-        # Filters tiled over the groups make one depthwise convolution of the whole map.
-        weight, bias = conv.weight.repeat(G, 1, 1, 1), conv.bias.repeat(G)
-        y = F.conv2d(to_nchw(q_BHWC), weight, bias, conv.stride, conv.padding, groups=q_BHWC.shape[-1])
-        y_BhwGc = y.permute(0, 2, 3, 1).unflatten(3, (G, -1))
-        raw = self.offset_proj(F.gelu(self.offset_norm(y_BhwGc)))
+        """Queries → raw offsets (B, G, h, w, 2) of h·w points, at least in float32; the groups share the network."""
+        y_BhwC = on_map(self.offset_conv, by_group(q_BHWC, self.groups))
+        raw = self.offset_proj(F.gelu(self.offset_norm(y_BhwC))).unflatten(0, (-1, self.groups))
         return raw.to(torch.promote_types(raw.dtype, torch.float32))
 
-    def points(self, raw_BhwG2: Tensor) -> Tensor:
+    def points(self, raw_BGhw2: Tensor) -> Tensor:
         """Raw offsets → positions (B, G, M, 2) of M = h·w points."""
-        h, w = raw_BhwG2.shape[1:3]
-        raw_y, raw_x = raw_BhwG2.unbind(-1)
-        y = self.place(self.references(h, raw_y)[:, None, None], raw_y, h)
-        x = self.place(self.references(w, raw_x)[:, None], raw_x, w)
-        return torch.stack((y, x), dim=-1).flatten(1, 2).transpose(1, 2)
+        h, w = raw_BGhw2.shape[2:4]
+        raw_y, raw_x = raw_BGhw2.unbind(-1)
+        y = self.place(self.references(h, raw_y)[:, None], raw_y, h)
+        x = self.place(self.references(w, raw_x), raw_x, w)
+        return torch.stack((y, x), dim=-1).flatten(2, 3)
 
     def references(self, length: int, like: Tensor) -> Tensor:
         """Where `length` points stand along an axis before they move: the centres of cells."""
@@ -265,10 +260,10 @@ class DATBlock(Block):
 
     def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float, perception: bool) -> None:
         super().__init__(dim, attn, mlp, drop_path, eps=1e-5)
-        self.perception = ResidualDepthwiseConv(dim) if perception else nn.Identity()
+        self.perception = depthwise(dim) if perception else None
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
-        return super().forward(self.perception(x), *context)
+        return super().forward(x if self.perception is None else with_residual(self.perception, x), *context)
 
 
 class ConvStem(ConvEmbed):

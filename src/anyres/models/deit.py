@@ -64,7 +64,7 @@ class DeiT(Plain):
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
         if not self.distilled:
             return super().forward_train(x, targets)
-        tokens = self.encode(x, None if "gap" in targets else 2)
+        tokens = self.encode(x, None if "gap" in targets else self.rows_read())
         logits, dist_logits = self.forward_heads(tokens)
         out = {"logits": logits, "logit": logits, "dist_logits": dist_logits, "cls": tokens[:, 0]}
         if "gap" in targets:

@@ -21,6 +21,7 @@ auxiliary head over the survivors to the logits, but only in evaluation.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -30,9 +31,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant, take_indices
-from anyres.layers.attention import Block, add
+from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
-from anyres.layers.maps import ConvNorm, DepthwiseConv, MapConv, to_map, to_nchw
+from anyres.layers.maps import ConvNorm, conv_grid, depthwise, on_map, to_map, to_nchw
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.sparsify import (
     PolicyAttention,
@@ -242,7 +243,7 @@ class ConvStem(nn.Module):
         self.stem = nn.ModuleList(
             [ConvNorm(in_chans, hidden, 7, 2), ConvNorm(hidden, hidden, 3), ConvNorm(hidden, hidden, 3)]
         )
-        self.proj = MapConv(hidden, dim, 8, 8)
+        self.proj = nn.Conv2d(hidden, dim, 8, 8)
 
     def grid(self, height: int, width: int) -> Grid:
         return -(-height // 16), -(-width // 16)
@@ -252,7 +253,7 @@ class ConvStem(nn.Module):
         x = to_map(F.pad(x_BCHW, (0, -x_BCHW.shape[-1] % 16, 0, -x_BCHW.shape[-2] % 16)))
         for layer in self.stem:
             x = F.relu(layer(x))
-        return to_nchw(self.proj(x))
+        return self.proj(to_nchw(x))
 
 
 class DynamicLVViT(DynamicViT):
@@ -313,9 +314,7 @@ class SparseStage(Stage):
     """A stage whose blocks, from the first in `prune_before` on, have two paths; the predictor before a block decides
     over all positions until the next one does.
 
-    Such a block has `forward(x, slow_rows, fast_rows)` for evaluation and, for training,
-    `forward_both(slow, fast, keep)`, which keeps two maps: one where all positions took the slow path, one where all
-    took the fast one. The companion that the stage returns is the keep masks (B, predictors, N).
+    Such a block is a `TwoPathBlock`. The companion that the stage returns is the keep masks (B, predictors, N).
     """
 
     def __init__(
@@ -330,7 +329,8 @@ class SparseStage(Stage):
         x = self.downsample(x)
         for block in self.blocks[: self.prune_before[0]]:
             x = run(block, x)
-        return self.sample(x, run) if self.training else self.select(x, run)
+        x, decisions = self.sample(x, run) if self.training else self.select(x, run)
+        return self.norm(x), decisions
 
     def spans(self) -> Iterator[tuple[nn.Module, float, Any]]:
         """(predictor, share, the blocks that it decides for), one after the other."""
@@ -349,7 +349,7 @@ class SparseStage(Stage):
             slow, fast = split_by_score(score, keep_count(N, ratio))
             rows = flat_rows(slow, N), flat_rows(fast, N)
             for block in blocks:
-                x = run(block, x, *rows)
+                x = run(block, x, None, rows)
             decisions.append(keep_mask(slow, N))
         return x, torch.stack(decisions, dim=1)
 
@@ -361,9 +361,27 @@ class SparseStage(Stage):
             decisions.append(decide(predictor(x.flatten(1, 2))))
             keep = decisions[-1].view(*x.shape[:-1], 1)
             for block in blocks:
-                slow, fast = run(block.forward_both, slow, fast, keep)
+                slow, fast = run(block, slow, fast, keep)
             x = merge(keep, slow, fast)
         return x, torch.stack(decisions, dim=1)
+
+
+class TwoPathBlock(nn.Module, ABC):
+    """A block of a `SparseStage`."""
+
+    def forward(self, slow: Tensor, fast: Tensor | None, choice: Any) -> Any:
+        """In evaluation one map (B, h, w, C), no second, and as `choice` its (slow rows, fast rows) → the map.
+
+        In training two maps, one where all positions took the slow path, one where all took the fast one, and the keep
+        mask (B, h, w, 1) → both maps.
+        """
+        return self.split(slow, *choice) if fast is None else self.both(slow, fast, choice)
+
+    @abstractmethod
+    def split(self, x: Tensor, slow_rows: Tensor, fast_rows: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def both(self, slow: Tensor, fast: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class DynamicPyramid(Pyramid):
@@ -405,13 +423,13 @@ class NormConv(nn.Module):
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         self.input_norm = nn.LayerNorm(in_dim, eps=1e-6)
-        self.reduction = MapConv(in_dim, dim, 2, 2)
+        self.reduction = nn.Conv2d(in_dim, dim, 2, 2)
 
     def grid(self, height: int, width: int) -> Grid:
-        return self.reduction.grid(height, width)
+        return conv_grid(self.reduction, height, width)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return self.reduction(self.input_norm(x_BHWC))
+        return on_map(self.reduction, self.input_norm(x_BHWC))
 
 
 class ConvNeXtBlock(nn.Module):
@@ -419,7 +437,7 @@ class ConvNeXtBlock(nn.Module):
 
     def __init__(self, dim: int, drop_path: float = 0.0) -> None:
         super().__init__()
-        self.dwconv = DepthwiseConv(dim, 7)
+        self.dwconv = depthwise(dim, 7)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, 4 * dim)
         self.gamma = nn.Parameter(torch.full((dim,), 1e-6))
@@ -429,10 +447,10 @@ class ConvNeXtBlock(nn.Module):
         return self.gamma * self.mlp(self.norm(y))
 
     def forward(self, x: Tensor) -> Tensor:
-        return add(x, self.drop_path(self.slow(self.dwconv(x))))
+        return x + self.drop_path(self.slow(on_map(self.dwconv, x)))
 
 
-class SparseConvNeXtBlock(ConvNeXtBlock):
+class SparseConvNeXtBlock(TwoPathBlock, ConvNeXtBlock):  # type: ignore[misc]  # its forward takes other things
     """ConvNeXt's block with a fast path beside the feed-forward network."""
 
     def __init__(self, dim: int, drop_path: float = 0.0) -> None:
@@ -444,12 +462,13 @@ class SparseConvNeXtBlock(ConvNeXtBlock):
     def fast(self, y: Tensor) -> Tensor:
         return self.fast_gamma * self.fast_linear(self.fast_norm(y))
 
-    def forward(self, x: Tensor, slow_rows: Tensor, fast_rows: Tensor) -> Tensor:  # type: ignore[override]
-        return add(x, self.drop_path(two_paths(self.dwconv(x), slow_rows, fast_rows, self.slow, self.fast)))
+    def split(self, x: Tensor, slow_rows: Tensor, fast_rows: Tensor) -> Tensor:
+        y = on_map(self.dwconv, x)
+        return x + self.drop_path(two_paths(y, slow_rows, fast_rows, self.slow, self.fast))
 
-    def forward_both(self, slow: Tensor, fast: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def both(self, slow: Tensor, fast: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Each branch sees the merged map at its own positions and its own map elsewhere."""
-        y = self.dwconv(merge(keep, slow, fast))
+        y = on_map(self.dwconv, merge(keep, slow, fast))
         return (
             slow + self.drop_path(self.slow(merge(keep, y, slow))),
             fast + self.drop_path(self.fast(merge(keep, fast, y))),
@@ -531,7 +550,7 @@ class DynamicConvNeXt(DynamicPyramid):
 # Swin
 
 
-class SparseSwinBlock(Block):
+class SparseSwinBlock(TwoPathBlock, Block):
     """Swin's block with a fast path beside the feed-forward network; attention is always over the whole map."""
 
     def __init__(self, dim: int, attn: nn.Module, drop_path: float = 0.0) -> None:
@@ -545,11 +564,11 @@ class SparseSwinBlock(Block):
     def fast(self, x: Tensor) -> Tensor:
         return self.fast_linear(self.fast_norm(x))
 
-    def forward(self, x: Tensor, slow_rows: Tensor, fast_rows: Tensor) -> Tensor:
-        x = add(x, self.drop_path1(self.attn(self.norm1(x))))
-        return add(x, self.drop_path2(two_paths(x, slow_rows, fast_rows, self.slow, self.fast)))
+    def split(self, x: Tensor, slow_rows: Tensor, fast_rows: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(two_paths(x, slow_rows, fast_rows, self.slow, self.fast))
 
-    def forward_both(self, slow: Tensor, fast: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def both(self, slow: Tensor, fast: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Both maps go on from the merged one, unlike ConvNeXt's."""
         x = merge(keep, slow, fast)
         x = x + self.drop_path1(self.attn(self.norm1(x)))

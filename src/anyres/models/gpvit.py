@@ -32,9 +32,9 @@ from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant, take_indices
 from anyres.layers.adapter import Adapter
-from anyres.layers.attention import Block, add
+from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
-from anyres.layers.maps import ConvNorm, DepthwiseConv, MapConv, to_map, to_nchw
+from anyres.layers.maps import ConvNorm, depthwise, on_map, to_map, to_nchw
 from anyres.layers.patch_embed import patches_of
 from anyres.layers.positions import Grid
 from anyres.layers.spatial_reduction import attend
@@ -55,7 +55,7 @@ class ConvStem(nn.Module):
         super().__init__()
         self.stem = ConvNorm(in_chans, width, 7, 2)
         self.extra = nn.ModuleList(ConvNorm(width, width, 3) for _ in range(extra))
-        self.projection = MapConv(width, dim, 4, 4)
+        self.projection = nn.Conv2d(width, dim, 4, 4)
 
     def grid(self, height: int, width: int) -> Grid:
         return patches_of(height, width, self.patch_size)
@@ -65,7 +65,7 @@ class ConvStem(nn.Module):
         for conv in self.extra:
             x = conv(x).relu()
         x = F.pad(x, (0, 0, 0, -x.shape[2] % 4, 0, -x.shape[1] % 4))
-        return to_nchw(self.projection(x))
+        return self.projection(to_nchw(x))
 
 
 class LocalLayer(Block):
@@ -73,10 +73,10 @@ class LocalLayer(Block):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__(dim, StripeAttention(dim, num_heads, width=2), Mlp(dim, int(dim * mlp_ratio)), drop_path)
-        self.dw = DepthwiseConv(dim, bias=False)
+        self.dw = depthwise(dim, bias=False)
 
     def forward(self, x_BNC: Tensor, grid: Grid, *_: Any) -> Tensor:
-        return self.dw(super().forward(x_BNC.unflatten(1, grid))).flatten(1, 2)
+        return on_map(self.dw, super().forward(x_BNC.unflatten(1, grid))).flatten(1, 2)
 
 
 class Grouping(nn.Module):
@@ -148,7 +148,7 @@ class Ungrouping(nn.Module):
     def forward(self, x_BNC: Tensor, g_BMC: Tensor) -> Tensor:
         update = self.drop_path1(self.attn(self.norm_query(x_BNC), self.norm_key(g_BMC)))
         z = self.proj(torch.cat((x_BNC, update), dim=-1))
-        return add(z, self.drop_path2(self.mlp(self.norm2(z))))
+        return z + self.drop_path2(self.mlp(self.norm2(z)))
 
 
 class PropagationLayer(nn.Module):

@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
-from anyres.layers.attention import add
-from anyres.layers.maps import ConvMlp, MapConv, to_map, to_nchw
+from anyres.layers.maps import ConvMlp, conv_grid, on_map, to_map, to_nchw
 from anyres.layers.patch_embed import ConvEmbed, Remainder
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.windows import merge, padding_mask, partition, window_attention
@@ -52,15 +51,15 @@ class Stem(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, hidden: int = 16) -> None:
         super().__init__()
-        self.conv1 = MapConv(in_chans, hidden, 3, 2, 1)
+        self.conv1 = nn.Conv2d(in_chans, hidden, 3, 2, 1)
         self.norm1 = ImageNorm(hidden)
-        self.conv2 = MapConv(hidden, dim, 3, 2, 1)
+        self.conv2 = nn.Conv2d(hidden, dim, 3, 2, 1)
 
     def grid(self, height: int, width: int) -> Grid:
-        return self.conv2.grid(*self.conv1.grid(height, width))
+        return conv_grid(self.conv2, *conv_grid(self.conv1, height, width))
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return self.conv2(F.silu(self.norm1(self.conv1(x_BHWC))))
+        return on_map(self.conv2, F.silu(self.norm1(on_map(self.conv1, x_BHWC))))
 
 
 class Downsample(ConvEmbed):
@@ -106,7 +105,7 @@ class HierarchicalAttention(PlainAttention):
         pooled = F.avg_pool2d(to_nchw(z), self.pool, ceil_mode=self.remainder == "pad")
         k, v = self.kv(self.ds_norm(to_map(pooled)).flatten(1, 2)).chunk(2, dim=-1)
         out = attend(self.q(z).flatten(1, 2), k, v, self.num_heads).view(z.shape)
-        return self.proj(add(z, out))
+        return self.proj(z + out)
 
     def inside_windows(self, x_BHWC: Tensor) -> Tensor:
         grid = (x_BHWC.shape[1], x_BHWC.shape[2])
@@ -139,8 +138,8 @@ class HATBlock(nn.Module):
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        x = add(x_BHWC, self.drop_path1(self.attn(x_BHWC)))
-        return add(x, self.drop_path2(self.mlp(x)))
+        x = x_BHWC + self.drop_path1(self.attn(x_BHWC))
+        return x + self.drop_path2(self.mlp(x))
 
 
 class HATNet(Pyramid):

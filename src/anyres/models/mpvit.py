@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
-from anyres.layers.attention import Block, add
+from anyres.layers.attention import Block
 from anyres.layers.init import init_linear, init_linear_and_convolution
-from anyres.layers.maps import ConvNorm, DepthwiseConv, MapBatchNorm, ResidualDepthwiseConv, fold_into, to_nchw
+from anyres.layers.maps import ConvNorm, depthwise, fold_into, on_map, with_residual
 from anyres.pyramid import Grid, Pyramid, Run, drop_path_rates
 
 HEADS = 8
@@ -45,11 +45,11 @@ class PointwiseNorm(nn.Module):
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         self.conv = nn.Linear(in_dim, dim, bias=False)
-        self.norm: nn.Module = MapBatchNorm(dim)
+        self.norm: nn.Module = nn.BatchNorm2d(dim)
         nn.init.normal_(self.conv.weight, std=math.sqrt(2 / dim))
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return self.norm(self.conv(x_BHWC))
+        return on_map(self.norm, self.conv(x_BHWC))
 
     def fold(self) -> None:
         if isinstance(self.norm, nn.BatchNorm2d):
@@ -75,12 +75,12 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
-        self.depthwise = DepthwiseConv(dim, 3, stride, bias=False)
+        self.depthwise = depthwise(dim, 3, stride, bias=False)
         self.pointwise = PointwiseNorm(dim, dim)
         nn.init.normal_(self.depthwise.weight, std=math.sqrt(2 / (9 * dim)))
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return F.hardswish(self.pointwise(self.depthwise(x_BHWC)))
+        return F.hardswish(self.pointwise(on_map(self.depthwise, x_BHWC)))
 
 
 class LocalBranch(nn.Module):
@@ -95,7 +95,7 @@ class LocalBranch(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         y = F.hardswish(self.depthwise(F.hardswish(self.conv1(x_BHWC))))
-        return add(x_BHWC, self.conv2(y))
+        return x_BHWC + self.conv2(y)
 
 
 class FactorisedAttention(nn.Module):
@@ -108,39 +108,29 @@ class FactorisedAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BHWC: Tensor, kernel: Tensor, kernel_bias: Tensor) -> Tensor:
-        """`kernel` (C, 1, 7, 7) and `kernel_bias` (C,) are the path's relative position."""
-        B, H, W, C = x_BHWC.shape
-        weight_q, weight_k, weight_v = self.qkv.weight.chunk(3)
-        bias_q, _, bias_v = self.qkv.bias.chunk(3)
-        q_BHWC, v_BHWC = F.linear(x_BHWC, weight_q, bias_q), F.linear(x_BHWC, weight_v, bias_v)
-        # The keys are made token axis last, along which the softmax is quick. It is over the tokens, so a bias of the
-        # keys, the same for every token, would cancel.
-        k_BCN = torch.bmm(weight_k.expand(B, -1, -1), x_BHWC.flatten(1, 2).mT).softmax(dim=-1)
-        q, v = (part.view(B, H * W, HEADS, -1).transpose(1, 2) for part in (q_BHWC, v_BHWC))
+    def forward(self, x_BHWC: Tensor, position: RelativePosition) -> Tensor:
+        """`position`: the path's, of the values."""
+        q_BHWC, k_BHWC, v_BHWC = self.qkv(x_BHWC).chunk(3, dim=-1)
+        k_BCN = k_BHWC.flatten(1, 2).mT.softmax(dim=-1)  # over the tokens, which is quick where they are the last axis
+        q, v = (part.flatten(1, 2).unflatten(2, (HEADS, -1)).transpose(1, 2) for part in (q_BHWC, v_BHWC))
         context = k_BCN.unflatten(1, (HEADS, -1)) @ v  # (B, heads, d, d)
-        factor = (q @ (context * self.scale)).transpose(1, 2)
-        relative = F.conv2d(to_nchw(v_BHWC), kernel, kernel_bias, padding=3, groups=C).permute(0, 2, 3, 1) * q_BHWC
-        return self.proj(add(factor, relative.view(factor.shape)).reshape(x_BHWC.shape))
+        factor = (q @ (context * self.scale)).transpose(1, 2).reshape(x_BHWC.shape)
+        return self.proj(factor + q_BHWC * position(v_BHWC))
 
 
 class RelativePosition(nn.Module):
-    """Depthwise kernels of 3x3, 5x5 and 7x7 for groups of heads, shared by the layers of a path."""
+    """Depthwise convolutions of 3x3, 5x5 and 7x7 for groups of heads, shared by the layers of a path."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         head = dim // HEADS
-        self.conv_list = nn.ModuleList([DepthwiseConv(heads * head, side) for side, heads in WINDOWS.items()])
+        self.conv_list = nn.ModuleList([depthwise(heads * head, side) for side, heads in WINDOWS.items()])
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """All as one 7x7 kernel (C, 1, 7, 7), the small ones with a border of zeros, and its bias (C,)."""
-        kernels, biases = [], []
-        for conv in self.conv_list:
-            assert isinstance(conv, DepthwiseConv)
-            assert conv.bias is not None
-            kernels.append(F.pad(conv.weight, [3 - conv.kernel_size[0] // 2] * 4))
-            biases.append(conv.bias)
-        return torch.cat(kernels), torch.cat(biases)
+    def forward(self, x_BHWC: Tensor) -> Tensor:
+        """(B, H, W, C) → the same."""
+        head = x_BHWC.shape[-1] // HEADS
+        parts = x_BHWC.split([heads * head for heads in WINDOWS.values()], dim=-1)
+        return torch.cat([on_map(conv, part) for conv, part in zip(self.conv_list, parts, strict=True)], dim=-1)
 
 
 class Path(nn.Module):
@@ -148,7 +138,7 @@ class Path(nn.Module):
 
     def __init__(self, dim: int, mlp_ratio: int, rates: Sequence[float]) -> None:
         super().__init__()
-        self.cpe = ResidualDepthwiseConv(dim)
+        self.cpe = depthwise(dim)
         self.crpe = RelativePosition(dim)
         self.blocks = nn.ModuleList(
             Block(dim, FactorisedAttention(dim), Mlp(dim, dim * mlp_ratio), rate) for rate in rates
@@ -156,9 +146,8 @@ class Path(nn.Module):
         self.apply(init_linear)
 
     def forward(self, x_BHWC: Tensor, run: Run) -> Tensor:
-        kernel, bias = self.crpe()
         for block in self.blocks:
-            x_BHWC = run(block, self.cpe(x_BHWC), kernel, bias)
+            x_BHWC = run(block, with_residual(self.cpe, x_BHWC), self.crpe)
         return x_BHWC
 
 

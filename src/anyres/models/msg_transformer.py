@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
-from anyres.layers.attention import Block, add
+from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.patch_embed import ConvEmbed
@@ -116,14 +116,10 @@ class MessengerBlock(Block):
         self.region = region
 
     def forward(self, x_BnNC: Tensor, grid: Grid, window: Grid, windows: Grid) -> Tensor:
-        x_BnNC = add(x_BnNC, self.drop_path1(self.attn(self.norm1(x_BnNC), grid, window)))
-        if self.region > 1:
-            messengers = shuffle(x_BnNC[:, :, 0], windows, self.region)
-            if torch.is_grad_enabled():
-                x_BnNC = x_BnNC.select_scatter(messengers, 2, 0)
-            else:  # in place: spares a copy of all patches
-                x_BnNC[:, :, 0] = messengers
-        return add(x_BnNC, self.drop_path2(self.mlp(self.norm2(x_BnNC))))
+        x_BnNC = x_BnNC + self.drop_path1(self.attn(self.norm1(x_BnNC), grid, window))
+        if self.region > 1:  # in place: the sum is nobody else's, and all patches would be copied otherwise
+            x_BnNC[:, :, 0] = shuffle(x_BnNC[:, :, 0], windows, self.region)
+        return x_BnNC + self.drop_path2(self.mlp(self.norm2(x_BnNC)))
 
 
 class MessengerStage(Stage):

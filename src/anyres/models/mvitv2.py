@@ -34,7 +34,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import IMAGENET_MEAN, IMAGENET_STD, Family, KeyRule, Variant, pair
-from anyres.layers.attention import add
 from anyres.layers.init import init_linear
 from anyres.layers.maps import to_map
 from anyres.layers.parameter_cache import cached_for_parameter
@@ -219,24 +218,16 @@ class PoolingAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BNC: Tensor, grid: Grid, prefix: int) -> Tensor:
-        # Three linear layers, three contiguous results: one layer's thirds would be copied for every convolution.
         pools = (self.pool_q, self.pool_k, self.pool_v)
-        linears = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
-        q, k, v = (
-            pool(F.linear(x_BNC, weight, bias), grid, prefix, self.num_heads)
-            for pool, (weight, bias) in zip(pools, linears, strict=True)
-        )
+        parts = zip(pools, self.qkv(x_BNC).chunk(3, dim=-1), strict=True)
+        q, k, v = (pool(part, grid, prefix, self.num_heads) for pool, part in parts)
         q_grid, k_grid = pooled(grid, self.stride), pooled(grid, self.kv_stride)
         if self.window is not None:
             out = self.in_windows(q, k, v, q_grid, k_grid, self.window)
         else:
             out = self.attend(q, k, v, q_grid, k_grid, prefix)
-        # Residual pooling; a class token takes no part in it.
-        if torch.is_grad_enabled():
-            out = out + F.pad(q[:, prefix:], (0, 0, 0, 0, prefix, 0))
-        else:
-            out[:, prefix:] += q[:, prefix:]
-        return self.proj(out.flatten(2))
+        residual = F.pad(q[:, prefix:], (0, 0, 0, 0, prefix, 0)) if prefix else q  # a class token takes no part
+        return self.proj((out + residual).flatten(2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, key_grid: Grid, prefix: int = 0) -> Tensor:
         tables = [getattr(self, f"rel_pos_{axis}") for axis in self.axes]
@@ -277,10 +268,10 @@ class MultiscaleBlock(nn.Module):
         shortcut = self.proj(normed) if self.widens_attention else x_BNC
         if self.attn.stride > 1:
             shortcut = max_pool(shortcut, grid, prefix)
-        x_BNC = add(shortcut, self.drop_path1(self.attn(normed, grid, prefix)))
+        x_BNC = shortcut + self.drop_path1(self.attn(normed, grid, prefix))
         normed = self.norm2(x_BNC)
         shortcut = self.proj(normed) if self.widens_mlp else x_BNC
-        return add(shortcut, self.drop_path2(self.mlp(normed)))
+        return shortcut + self.drop_path2(self.mlp(normed))
 
 
 def max_pool(x_BNC: Tensor, grid: Grid, prefix: int) -> Tensor:

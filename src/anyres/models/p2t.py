@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from anyres.backbone import Family, KeyRule, Variant
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
-from anyres.layers.maps import ConvMlp, ResidualDepthwiseConv, to_map, to_nchw
+from anyres.layers.maps import ConvMlp, depthwise, to_map, to_nchw, with_residual
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import attend
 from anyres.pyramid import Pyramid, Run, Stage, drop_path_rates
@@ -40,7 +40,7 @@ class PyramidPooling(nn.ModuleList):
     convolution added, one level behind the other."""
 
     def __init__(self, dim: int, ratios: Sequence[int]) -> None:
-        super().__init__(ResidualDepthwiseConv(dim) for _ in ratios)
+        super().__init__(depthwise(dim) for _ in ratios)
         self.ratios = ratios
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class PyramidPooling(nn.ModuleList):
         for ratio, conv in zip(self.ratios, self, strict=True):
             size = max(round(x_BHWC.shape[1] / ratio), 1), max(round(x_BHWC.shape[2] / ratio), 1)
             pooled = to_map(F.adaptive_avg_pool2d(to_nchw(x_BHWC), size))
-            levels.append(conv(pooled).flatten(1, 2))
+            levels.append(with_residual(conv, pooled).flatten(1, 2))
         return torch.cat(levels, dim=1)
 
 

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from anyres.backbone import Family, KeyRule, Variant, pair
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear, init_linear_and_convolution
-from anyres.layers.maps import ConvMlp, MapConv, to_map, to_nchw
+from anyres.layers.maps import ConvMlp, to_map, to_nchw
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
@@ -170,12 +170,12 @@ class LinearSpatialReductionAttention(SpatialReductionAttention):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__(dim, num_heads)
         self.reduction = 7
-        self.sr = MapConv(dim, dim, 1)
+        self.sr = nn.Conv2d(dim, dim, 1)
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
     def reduce(self, x_BHWC: Tensor) -> Tensor:
         pooled = F.adaptive_avg_pool2d(to_nchw(x_BHWC), self.reduction)
-        return F.gelu(self.norm(self.sr(to_map(pooled)).flatten(1, 2)))
+        return F.gelu(self.norm(to_map(self.sr(pooled)).flatten(1, 2)))
 
 
 class PVTv2(Pyramid):

@@ -26,18 +26,18 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import DropPath, LayerNorm2d, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
-from anyres.layers.attention import add
 from anyres.layers.init import init_linear
-from anyres.layers.maps import MapConv, ResidualDepthwiseConv, to_map
+from anyres.layers.maps import conv_grid, depthwise, on_map, with_residual
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
 from anyres.layers.spatial_reduction import attend
+from anyres.layers.windows import merge, partition, window_attention
 from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
 
 Padding = Literal["published", "clean"]
@@ -52,47 +52,40 @@ class LocalEmbed(nn.Module):
         super().__init__()
         if depth not in (1, 3):
             raise ValueError(f"stem_depth={depth} is not known: choose 1 or 3 convolutions.")
-        self.proj: nn.Module = MapConv(in_chans, dim, 8, 4, 3)
+        self.proj: nn.Module = nn.Conv2d(in_chans, dim, 8, 4, 3)
         if depth == 3:
             self.proj = nn.Sequential(
-                MapConv(in_chans, dim // 4, 3, 2, 1),
-                nn.LayerNorm(dim // 4, eps=1e-5),
+                nn.Conv2d(in_chans, dim // 4, 3, 2, 1),
+                LayerNorm2d(dim // 4, eps=1e-5),
                 nn.GELU(),
-                MapConv(dim // 4, dim // 2, 3, 2, 1),
-                nn.LayerNorm(dim // 2, eps=1e-5),
+                nn.Conv2d(dim // 4, dim // 2, 3, 2, 1),
+                LayerNorm2d(dim // 2, eps=1e-5),
                 nn.GELU(),
-                MapConv(dim // 2, dim, 3, 1, 1),
+                nn.Conv2d(dim // 2, dim, 3, 1, 1),
             )
 
     def grid(self, height: int, width: int) -> Grid:
         for layer in self.modules():
-            if isinstance(layer, MapConv):
-                height, width = layer.grid(height, width)
+            if isinstance(layer, nn.Conv2d):
+                height, width = conv_grid(layer, height, width)
         return height, width
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return self.proj(x_BHWC)
+        return on_map(self.proj, x_BHWC)
 
 
-class RegionalEmbed(MapConv):
-    """Regional tokens straight from the image, one per `patch` x `patch` pixels: (B, H, W, in_chans) → (B, h, w, C)."""
-
-    def __init__(self, in_chans: int, dim: int, patch: int, padding: Padding) -> None:
-        super().__init__(in_chans, dim, patch, patch)
-        self.patch = patch
-        self.clean = padding == "clean"
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        missing = [-side % self.patch for side in x_BHWC.shape[1:3]]
-        if any(missing):
-            if self.clean:
-                (top, bottom), (left, right) = ((0, extra) for extra in missing)
-            else:  # a side that divides gets a whole patch
-                (top, bottom), (left, right) = (
-                    (extra // 2, extra - extra // 2) for extra in (extra or self.patch for extra in missing)
-                )
-            x_BHWC = F.pad(x_BHWC, (0, 0, left, right, top, bottom))
-        return super().forward(x_BHWC)
+def whole_regions(x_BHWC: Tensor, patch: int, clean: bool) -> Tensor:
+    """An image zero-padded to whole regions of `patch` x `patch` pixels; itself if it is made of them."""
+    missing = [-side % patch for side in x_BHWC.shape[1:3]]
+    if not any(missing):
+        return x_BHWC
+    if clean:
+        (top, bottom), (left, right) = ((0, extra) for extra in missing)
+    else:  # a side that divides gets a whole patch
+        (top, bottom), (left, right) = (
+            (extra // 2, extra - extra // 2) for extra in (extra or patch for extra in missing)
+        )
+    return F.pad(x_BHWC, (0, 0, left, right, top, bottom))
 
 
 class Projection(nn.Module):
@@ -101,21 +94,21 @@ class Projection(nn.Module):
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(in_dim, eps=1e-5)
-        self.conv = MapConv(in_dim, dim, 3, 2, 1, groups=in_dim)
+        self.conv = nn.Conv2d(in_dim, dim, 3, 2, 1, groups=in_dim)
 
     def grid(self, height: int, width: int) -> Grid:
-        return self.conv.grid(height, width)
+        return conv_grid(self.conv, height, width)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return self.conv(F.gelu(self.norm(x_BHWC)))
+        return on_map(self.conv, F.gelu(self.norm(x_BHWC)))
 
 
 # Windows with a regional token ----------------------------------------------------------------------------------------
 #
-# A stage works on tokens (R, B, 1 + w·w, C): the R windows first, then the images, then a window's regional token and
-# its local ones, row by row. Regions attend to each other without positions, so the windows may stand in any order.
-# Where the local map had to be padded they are sorted by the mask that they need: those inside, the last column, the
-# last row, the last window. Four masks then serve any number of windows.
+# A stage works on tokens (B, R, 1 + w·w, C): of each of the R windows its regional token and its local ones, row by
+# row. Regions attend to each other without positions, so the windows may stand in any order. Where the local map had to
+# be padded they are sorted by the mask that they need: those inside, the last column, the last row, the last window.
+# Four masks then serve any number of windows.
 
 
 @cached_by_size()
@@ -128,34 +121,23 @@ def window_order(regions: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def to_windows(x_BHWC: Tensor, regional_BhwC: Tensor, window: int) -> tuple[Tensor, Grid]:
-    """Local and regional map → tokens (R, B, 1 + w·w, C), and by how many rows and columns the map was padded."""
-    B, H, W, C = x_BHWC.shape
-    h, w = regional_BhwC.shape[1:3]
-    padding = (h * window - H, w * window - W)
+    """Local and regional map → tokens (B, R, 1 + w·w, C), and by how many rows and columns the map was padded."""
+    regions = (regional_BhwC.shape[1], regional_BhwC.shape[2])
+    padding = (regions[0] * window - x_BHWC.shape[1], regions[1] * window - x_BHWC.shape[2])
+    x_BHWC = F.pad(x_BHWC, (0, 0, 0, padding[1], 0, padding[0])) if padding != (0, 0) else x_BHWC
+    tokens = torch.cat((regional_BhwC.flatten(1, 2)[:, :, None], partition(x_BHWC, (window, window))), dim=2)
     if padding != (0, 0):
-        x_BHWC = F.pad(x_BHWC, (0, 0, 0, padding[1], 0, padding[0]))
-    cut = x_BHWC.view(B, h, window, w, window, C).permute(1, 3, 0, 2, 4, 5).reshape(h * w, B, window * window, C)
-    tokens = torch.cat((regional_BhwC.permute(1, 2, 0, 3).reshape(h * w, B, 1, C), cut), dim=2)
-    if padding != (0, 0):
-        tokens = tokens[window_order((h, w), tokens.device)[0]]
+        tokens = tokens[:, window_order(regions, tokens.device)[0]]
     return tokens, padding
 
 
-def regional_map(t_RBNC: Tensor, regions: Grid, padding: Grid) -> Tensor:
-    """Tokens of `to_windows` → regional map (B, h, w, C)."""
-    r_RBC = t_RBNC[:, :, 0]
+def to_maps(t_BRNC: Tensor, regions: Grid, padding: Grid, window: int) -> tuple[Tensor, Tensor]:
+    """Tokens of `to_windows` → local map (B, H, W, C) and regional map (B, h, w, C)."""
     if padding != (0, 0):
-        r_RBC = r_RBC[window_order(regions, t_RBNC.device)[1]]
-    return r_RBC.unflatten(0, regions).permute(2, 0, 1, 3).contiguous()
-
-
-def local_map(t_RBNC: Tensor, regions: Grid, padding: Grid, window: int) -> Tensor:
-    """Tokens of `to_windows` → local map (B, H, W, C)."""
-    cut = t_RBNC[:, :, 1:]
-    if padding != (0, 0):
-        cut = cut[window_order(regions, t_RBNC.device)[1]]
-    x = cut.reshape(*regions, -1, window, window, t_RBNC.shape[3]).permute(2, 0, 3, 1, 4, 5).flatten(3, 4).flatten(1, 2)
-    return x[:, : x.shape[1] - padding[0], : x.shape[2] - padding[1]].contiguous()
+        t_BRNC = t_BRNC[:, window_order(regions, t_BRNC.device)[1]]
+    x_BHWC = merge(t_BRNC[:, :, 1:], (regions[0] * window, regions[1] * window), (window, window))
+    x_BHWC = x_BHWC[:, : x_BHWC.shape[1] - padding[0], : x_BHWC.shape[2] - padding[1]].contiguous()
+    return x_BHWC, t_BRNC[:, :, 0].unflatten(1, regions)
 
 
 @cached_by_size()
@@ -211,27 +193,14 @@ class RegionalToLocalAttention(nn.Module):
         q, k, v = self.qkv(r_BRC).chunk(3, dim=-1)
         return self.proj(attend(q, k, v, self.num_heads))
 
-    def forward(self, t_RBNC: Tensor, regions: Grid, padding: Grid, queries: int) -> Tensor:
-        """Local self-attention in each window: (R, B, N, C) → (R, B, queries, C), the first tokens of each."""
-        R, B, N, C = t_RBNC.shape
-        if queries == N:
-            q, k, v = self.qkv(t_RBNC).chunk(3, dim=-1)
-        else:
-            weight_q, weight_kv = self.qkv.weight.split((C, 2 * C))
-            bias_q, bias_kv = self.qkv.bias.split((C, 2 * C))
-            q = F.linear(t_RBNC[:, :, :queries], weight_q, bias_q)
-            k, v = F.linear(t_RBNC, weight_kv, bias_kv).chunk(2, dim=-1)
-        q, k, v = (x.flatten(0, 1).unflatten(2, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-        bias = window_bias(self.rel_pos, self.window, padding, self.clean)[:, :, :queries].to(q.dtype)
-        (h, w) = regions
-        counts = [R] if padding == (0, 0) else [(h - 1) * (w - 1), h - 1, w - 1, 1]
-        groups = zip(*(x.split([count * B for count in counts]) for x in (q, k, v)), bias, strict=True)
-        out = [
-            F.scaled_dot_product_attention(q, k, v, attn_mask=mask[None]).transpose(1, 2)
-            for q, k, v, mask in groups
-            if len(q)
-        ]
-        return self.proj((out[0] if len(out) == 1 else torch.cat(out)).reshape(R, B, queries, C))
+    def forward(self, t_BRNC: Tensor, regions: Grid, padding: Grid) -> Tensor:
+        """Local self-attention in each window: (B, R, N, C) → the same."""
+        bias = window_bias(self.rel_pos, self.window, padding, self.clean)
+        h, w = regions
+        counts = [h * w] if padding == (0, 0) else [(h - 1) * (w - 1), h - 1, w - 1, 1]
+        groups = zip(self.qkv(t_BRNC).split(counts, dim=1), bias, strict=True)
+        out = [window_attention(qkv, self.num_heads, mask[None]) for qkv, mask in groups if qkv.shape[1]]
+        return self.proj(out[0] if len(out) == 1 else torch.cat(out, dim=1))
 
 
 class RegionalToLocalBlock(nn.Module):
@@ -247,24 +216,16 @@ class RegionalToLocalBlock(nn.Module):
         self.mlp = Mlp(dim, 4 * dim)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, t_RBNC: Tensor, regions: Grid, padding: Grid, regional_only: bool = False) -> Tensor:
-        """(R, B, N, C) → the same, or (R, B, 1, C): the regional tokens only, when nobody reads the others.
+    def forward(self, t_BRNC: Tensor, regions: Grid, padding: Grid) -> Tensor:
+        """(B, R, N, C) → the same."""
+        r_BRC = t_BRNC[:, :, 0]
+        r_BRC = r_BRC + self.drop_path(self.attn.among_regions(self.norm0(r_BRC)))
+        t_BRNC = torch.cat((r_BRC[:, :, None], t_BRNC[:, :, 1:]), dim=2)
+        t_BRNC = t_BRNC + self.drop_regions(self.attn(self.norm1(t_BRNC), regions, padding))
+        return t_BRNC + self.drop_regions(self.mlp(self.norm2(t_BRNC)))
 
-        Without gradients the regional tokens are overwritten in place.
-        """
-        r_BRC = t_RBNC[:, :, 0].transpose(0, 1)
-        r_RBC = (r_BRC + self.drop_path(self.attn.among_regions(self.norm0(r_BRC)))).transpose(0, 1)
-        if torch.is_grad_enabled():
-            t_RBNC = torch.cat((r_RBC[:, :, None], t_RBNC[:, :, 1:]), dim=2)
-        else:
-            t_RBNC[:, :, 0] = r_RBC
-        queries = 1 if regional_only else t_RBNC.shape[2]
-        y_RBNC = self.attn(self.norm1(t_RBNC), regions, padding, queries)
-        t_RBNC = add(t_RBNC[:, :, :queries], self.drop_regions(y_RBNC))
-        return add(t_RBNC, self.drop_regions(self.mlp(self.norm2(t_RBNC))))
-
-    def drop_regions(self, y_RBNC: Tensor) -> Tensor:
-        return self.drop_path(y_RBNC.flatten(0, 1)).view(y_RBNC.shape)
+    def drop_regions(self, y_BRNC: Tensor) -> Tensor:
+        return self.drop_path(y_BRNC.flatten(0, 1)).view(y_BRNC.shape)
 
 
 class RegionStage(Stage):
@@ -277,36 +238,37 @@ class RegionStage(Stage):
         regional: nn.Module | None,
         blocks: Sequence[nn.Module],
         window: int,
+        clean: bool,
         peg: nn.Module | None,
         norm: nn.Module | None,
     ) -> None:
         super().__init__(downsample, blocks, norm)
         self.regional = regional
         self.window = window
+        self.clean = clean
         self.peg = peg
 
-    def forward(
-        self, x: Tensor, extra: Tensor | None, run: Run, regional_only: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
         """(local map or image, regional map or None) of the stage before → local and regional map of this stage."""
-        regional = self.downsample(extra) if self.regional is None else self.regional(x)
-        return self.mix(self.downsample(x), regional, run, regional_only)
+        return self.mix(*self.enter(x, extra), run)
 
-    def mix(self, x_BHWC: Tensor, r_BhwC: Tensor, run: Run, regional_only: bool = False) -> tuple[Tensor, Tensor]:
-        """The blocks on both maps. `regional_only` spares the last local tokens: the local map is not to be used."""
+    def enter(self, x: Tensor, extra: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `forward` takes → both maps at this stage's size."""
+        if self.regional is None:
+            return self.downsample(x), self.downsample(extra)
+        return self.downsample(x), on_map(self.regional, whole_regions(x, 4 * self.window, self.clean))
+
+    def mix(self, x_BHWC: Tensor, r_BhwC: Tensor, run: Run) -> tuple[Tensor, Tensor]:
+        """The blocks on both maps."""
         regions = (r_BhwC.shape[1], r_BhwC.shape[2])
         tokens, padding = to_windows(x_BHWC, r_BhwC, self.window)
         for i, block in enumerate(self.blocks):
             if i == 1 and self.peg is not None:
-                local, regional = (
-                    local_map(tokens, regions, padding, self.window),
-                    regional_map(tokens, regions, padding),
-                )
-                tokens, _ = to_windows(self.peg(local), self.peg(regional), self.window)
-            tokens = run(block, tokens, regions, padding, regional_only and i == len(self.blocks) - 1)
-        if not regional_only:
-            x_BHWC = self.norm(local_map(tokens, regions, padding, self.window))
-        return x_BHWC, regional_map(tokens, regions, padding)
+                local, regional = to_maps(tokens, regions, padding, self.window)
+                tokens, _ = to_windows(with_residual(self.peg, local), with_residual(self.peg, regional), self.window)
+            tokens = run(block, tokens, regions, padding)
+        local, regional = to_maps(tokens, regions, padding, self.window)
+        return self.norm(local), regional
 
 
 class RegionViT(Pyramid):
@@ -354,10 +316,11 @@ class RegionViT(Pyramid):
         stages = [
             RegionStage(
                 Projection(embed_dims[i - 1], dim) if i else LocalEmbed(in_chans, dim, stem_depth),
-                None if i else RegionalEmbed(in_chans, dim, 4 * window, padding),
+                None if i else nn.Conv2d(in_chans, dim, 4 * window, 4 * window),
                 [RegionalToLocalBlock(dim, num_heads[i], window, padding, rate) for rate in rates[i]],
                 window,
-                ResidualDepthwiseConv(dim, bias=False) if peg else None,
+                padding == "clean",
+                depthwise(dim, bias=False) if peg else None,
                 nn.LayerNorm(dim, eps=1e-5) if dense else None,
             )
             for i, dim in enumerate(embed_dims)
@@ -367,15 +330,8 @@ class RegionViT(Pyramid):
         self.minimum_size = 1 if stem_depth == 3 else 2
         self.apply(init_linear)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """Normed regional tokens (B, h, w, C)."""
-        self.check_size(x)
-        x, extra = to_map(x), None
-        for stage in self.stages:
-            x, extra = stage(x, extra, self.run, regional_only=stage is self.stages[-1])
-        return self.finish(x, extra)
-
     def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
+        """Normed regional tokens (B, h, w, C)."""
         return self.norm(extra)
 
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:

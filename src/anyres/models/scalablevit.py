@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from anyres.backbone import Family, KeyRule, Variant
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear_and_convolution
-from anyres.layers.maps import DepthwiseConv, MapConv
+from anyres.layers.maps import depthwise, on_map
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import SpatialReductionAttention, attend
 from anyres.layers.unshifted_windows import UnshiftedWindowAttention
@@ -44,12 +44,12 @@ class InteractiveWindowAttention(UnshiftedWindowAttention):
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
         super().__init__(dim, num_heads, window)
-        self.local = DepthwiseConv(dim)
+        self.local = depthwise(dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         out_BHWC, v_BnNC = self.attend(x_BHWC)
         v_BHWC = merge(v_BnNC, (x_BHWC.shape[1], x_BHWC.shape[2]), self.window)
-        return self.proj(out_BHWC + self.local(v_BHWC))
+        return self.proj(out_BHWC + on_map(self.local, v_BHWC))
 
 
 class ScalableAttention(nn.Module):
@@ -64,7 +64,7 @@ class ScalableAttention(nn.Module):
         self.num_heads = num_heads
         self.reduction = reduction
         self.q = nn.Linear(dim, width)
-        self.depthwise = MapConv(dim, dim, reduction, reduction, groups=dim)
+        self.depthwise = nn.Conv2d(dim, dim, reduction, reduction, groups=dim)
         self.pointwise = nn.Linear(dim, width)
         self.norm = nn.LayerNorm(width, eps=1e-5)
         self.k = nn.Linear(width, width)
@@ -81,7 +81,7 @@ class ScalableAttention(nn.Module):
         bottom, right = -x_BHWC.shape[1] % self.reduction, -x_BHWC.shape[2] % self.reduction
         if bottom or right:
             x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
-        return F.gelu(self.norm(self.pointwise(self.depthwise(x_BHWC).flatten(1, 2))))
+        return F.gelu(self.norm(self.pointwise(on_map(self.depthwise, x_BHWC).flatten(1, 2))))
 
 
 class ScalableViT(Pyramid):

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from anyres.backbone import Family, KeyRule, Variant
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear_and_convolution
-from anyres.layers.maps import ConvMlp, DepthwiseConv, MapBatchNorm, MapConv, ResidualDepthwiseConv, fold_into
+from anyres.layers.maps import ConvMlp, depthwise, fold_into, on_map, with_residual
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import attend
 from anyres.pyramid import Grid, Pyramid, Stage, drop_path_rates
@@ -41,16 +41,16 @@ class Stem(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for i in range(1 + depth):
-            conv = MapConv(dim, dim, 3, 1, 1, bias=False) if i else MapConv(in_chans, dim, 7, 2, 3, bias=False)
-            layers += [conv, MapBatchNorm(dim), nn.ReLU()]
-        self.conv = nn.Sequential(*layers, MapConv(dim, dim, 2, 2))
+            conv = nn.Conv2d(dim, dim, 3, 1, 1, bias=False) if i else nn.Conv2d(in_chans, dim, 7, 2, 3, bias=False)
+            layers += [conv, nn.BatchNorm2d(dim), nn.ReLU()]
+        self.conv = nn.Sequential(*layers, nn.Conv2d(dim, dim, 2, 2))
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
     def grid(self, height: int, width: int) -> Grid:
         return (height + 1) // 2 // 2, (width + 1) // 2 // 2
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        return self.norm(self.conv(x_BHWC))
+        return self.norm(on_map(self.conv, x_BHWC))
 
     def fold(self) -> None:
         """Fold the batch norms into the convolutions before them; only for evaluation."""
@@ -69,10 +69,10 @@ class TokenAggregation(nn.Module):
     def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
         self.ratio = ratio
-        self.merge = MapConv(dim, dim, ratio, ratio)
+        self.merge = nn.Conv2d(dim, dim, ratio, ratio)
         self.norm = nn.LayerNorm(dim, eps=1e-5)
         self.kv = nn.Linear(dim, dim)
-        self.enhance = ResidualDepthwiseConv(dim // 2)
+        self.enhance = depthwise(dim // 2)
 
     def forward(self, x_BHWC: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, W, C) → keys and values (B, M, C/2)."""
@@ -80,8 +80,8 @@ class TokenAggregation(nn.Module):
         bottom, right = max(self.ratio - H, 0), max(self.ratio - W, 0)
         if bottom or right:
             x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
-        k, v = self.kv(F.gelu(self.norm(self.merge(x_BHWC)))).chunk(2, dim=-1)
-        return k.flatten(1, 2), self.enhance(v).flatten(1, 2)
+        k, v = self.kv(F.gelu(self.norm(on_map(self.merge, x_BHWC)))).chunk(2, dim=-1)
+        return k.flatten(1, 2), with_residual(self.enhance, v).flatten(1, 2)
 
 
 class ShuntedAttention(nn.Module):
@@ -111,13 +111,14 @@ class EnhancedAttention(nn.Module):
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
-        self.local_conv = DepthwiseConv(dim)
+        self.local_conv = depthwise(dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         k, v = self.kv(x_BHWC).chunk(2, dim=-1)
         q_BNC, k_BNC, v_BNC = (part.flatten(1, 2) for part in (self.q(x_BHWC), k, v))
-        return self.proj(attend(q_BNC, k_BNC, v_BNC, self.num_heads).view(x_BHWC.shape) + self.local_conv(v))
+        out = attend(q_BNC, k_BNC, v_BNC, self.num_heads).view(x_BHWC.shape)
+        return self.proj(out + on_map(self.local_conv, v))
 
 
 class Shunted(Pyramid):

@@ -29,6 +29,14 @@ def blocks_of(backbone: nn.Module) -> Iterator[nn.Module]:
             yield from blocks
 
 
+def leave_inputs_alone(network: nn.Module) -> None:
+    """Make every activation that writes into its input, as torchvision's do, return a new tensor: the input is what
+    another module returned, and a hook may hold it."""
+    for module in network.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+
+
 class TaskModel(nn.Module, ABC):
     """A backbone in its dense form and a head.
 

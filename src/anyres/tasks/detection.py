@@ -36,7 +36,7 @@ from anyres.models.uvit import UViT
 from anyres.plain import Plain
 from anyres.pyramid import Pyramid
 from anyres.registry import create_model, entries, resolve_name
-from anyres.tasks.base import TaskModel, is_count
+from anyres.tasks.base import TaskModel, is_count, leave_inputs_alone
 from anyres.tasks.cascade import IOUS, BoxPredictor, Cascade, Stage
 from anyres.tasks.detection_heads import (
     Anchors,
@@ -189,6 +189,7 @@ class Detector(TaskModel):
             if retina
             else two_stage(self.neck.strides, num_classes, head, STYLES[style], settings)
         )
+        leave_inputs_alone(self)
 
     @classmethod
     def dense_backbone(cls, name: str, args: dict[str, Any], options: dict[str, Any]) -> Backbone:

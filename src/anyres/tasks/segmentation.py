@@ -22,7 +22,7 @@ from anyres.backbone import Backbone, pair
 from anyres.errors import UserError
 from anyres.layers.init import init_linear_and_convolution
 from anyres.plain import Plain
-from anyres.tasks.base import TaskModel, is_count
+from anyres.tasks.base import TaskModel, is_count, leave_inputs_alone
 from anyres.tasks.segmentation_heads import HEADS, classifier, resize
 
 AUXILIARY_CHANNELS = 256
@@ -74,6 +74,7 @@ class Segmenter(TaskModel):
             dim = min(AUXILIARY_CHANNELS, channels)
             conv = Conv2dNormActivation(info[self.auxiliary_level]["num_chs"], dim)
             self.auxiliary = nn.Sequential(conv.apply(init_linear_and_convolution), classifier(dim, num_classes))
+        leave_inputs_alone(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_chans, H, W) → logits (B, num_classes, H, W)."""

@@ -134,9 +134,6 @@ class SegFormerHead(nn.Module):
     Args:
         info: `feature_info` of the maps.
         channels: width of all layers (published: 256).
-
-    A 1x1 convolution and a resize may change places, so every level goes through its part of the fusion at its own
-    size, and the parts are summed: the same numbers for a third of the fusion's work, without the wide map.
     """
 
     def __init__(self, info: Sequence[dict[str, Any]], num_classes: int, channels: int = 256) -> None:
@@ -149,12 +146,8 @@ class SegFormerHead(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         size = maps[0].shape[-2:]
-        parts = self.fuse.weight.chunk(len(maps), 1)
-        levels = (
-            resize(F.conv2d(linear(map_), part), size)
-            for map_, linear, part in zip(maps, self.linears, parts, strict=True)
-        )
-        return self.classify(self.norm(reduce(torch.add, levels)).relu())
+        levels = [resize(linear(map_), size) for map_, linear in zip(maps, self.linears, strict=True)]
+        return self.classify(self.norm(self.fuse(torch.cat(levels, 1))).relu())
 
 
 HEADS: dict[str, tuple[type[nn.Module], int]] = {

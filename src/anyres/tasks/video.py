@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from anyres.backbone import Backbone
 from anyres.checkpoints import LoadReport, load_checkpoint
 from anyres.errors import UserError
-from anyres.layers.attention import Attention, Block, add
+from anyres.layers.attention import Attention, Block
 from anyres.layers.init import init_scaled
 from anyres.layers.maps import to_map
 from anyres.models.regionvit import RegionalToLocalBlock, RegionViT
@@ -152,7 +152,7 @@ class SpaceTime(TaskModel):
         tokens, grid, rotation = backbone.embed(frames)
         time = self.time_at(count)[:, :, None].expand(-1, -1, grid[0] * grid[1], -1)
         tokens = (tokens.unflatten(0, (-1, count)) + F.pad(time, (0, 0, prefix, 0))).flatten(0, 1)
-        queries = prefix if backbone.global_pool == "token" and not gap else None
+        queries = None if gap else backbone.rows_read()
         tokens, _ = backbone.through_blocks(tokens, grid, rotation, queries=queries, run=self.runner(count))
         tokens = backbone.norm(tokens)
         return backbone.pool(tokens), tokens[:, prefix:].mean(1) if gap else None
@@ -162,15 +162,15 @@ class SpaceTime(TaskModel):
         a clip before and after it."""
         prefix = self.backbone.num_prefix_tokens
         y = temporal(tokens.unflatten(0, (-1, count))[:, :, prefix:])
-        tokens = add(tokens, F.pad(y, (0, 0, prefix, 0)).flatten(0, 1))
-        y = block.drop_path1(block.attn(block.norm1(tokens), *context))
+        tokens = tokens + F.pad(y, (0, 0, prefix, 0)).flatten(0, 1)
+        y = block.drop_path1(block.attn(block.norm1(tokens), *context)).unflatten(0, (-1, count))
         if prefix:
-            first = y.unflatten(0, (-1, count))[:, :, :prefix]
-            first.copy_(first.mean(1, keepdim=True))
-        tokens = add(tokens[:, : y.shape[1]], y)
+            first = y[:, :, :prefix].mean(1, keepdim=True).expand(-1, count, -1, -1)
+            y = torch.cat((first, y[:, :, prefix:]), dim=2)
+        tokens = tokens[:, : y.shape[2]] + y.flatten(0, 1)
         # Dropped per clip, as its frames share one class token.
         y = block.mlp(block.norm2(tokens)).unflatten(0, (-1, count)).flatten(1, 2)
-        return add(tokens, block.drop_path2(y).view(tokens.shape))
+        return tokens + block.drop_path2(y).view(tokens.shape)
 
     def runner(self, count: int) -> Callable[..., Tensor]:
         """What calls a block in the backbone's place: `step` with the temporal part whose turn it is."""
@@ -265,15 +265,12 @@ class RegionTime(SpaceTime):
         backbone.check_size(frames)
         time = self.time_at(count)[:, :, None, None]
 
-        def at_time(x_BHWC: Tensor) -> Tensor:
-            return (x_BHWC.unflatten(0, (-1, count)) + time).flatten(0, 1)
-
         run = self.runner(count)
-        x = to_map(frames)
         first, *others = self.stages
-        x, regional = first.mix(at_time(first.downsample(x)), at_time(first.regional(x)), run)
+        both = first.enter(to_map(frames), None)
+        x, regional = first.mix(*((map_.unflatten(0, (-1, count)) + time).flatten(0, 1) for map_ in both), run)
         for stage in others:
-            x, regional = stage(x, regional, run, regional_only=not gap and stage is others[-1])
+            x, regional = stage(x, regional, run)
         pooled = backbone.pool(backbone.finish(x, regional))
         return pooled, backbone.mean_patch(backbone.norm(x)) if gap else None
 
@@ -281,9 +278,9 @@ class RegionTime(SpaceTime):
         return chain(*cast(Any, self.temporal), blocks_of(self.backbone))
 
     def step(self, block: Any, temporal: nn.Module, count: int, tokens: Tensor, *context: Any) -> Tensor:
-        """A block on the windows' tokens (R, B·T, 1 + w·w, C)."""
-        y = temporal(tokens.unflatten(1, (-1, count)))
-        return block(add(tokens, y.flatten(1, 2)), *context)
+        """A block on the windows' tokens (B·T, R, 1 + w·w, C)."""
+        y = temporal(tokens.flatten(1, 2).unflatten(0, (-1, count)))
+        return block(tokens + y.flatten(0, 1).view(tokens.shape), *context)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         groups = super().group_matcher(coarse)

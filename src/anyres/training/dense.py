@@ -12,7 +12,6 @@ from torch import nn
 
 from anyres.checkpoints import LoadReport, load_checkpoint
 from anyres.errors import UserError
-from anyres.layers.maps import sync_batch_norms
 from anyres.tasks.base import TaskModel
 from anyres.training.config import DenseConfig
 from anyres.training.task import Task, holds_task
@@ -40,7 +39,7 @@ class DenseTask(Task):
             return model  # a process alone has all the images: the same as "train"
         if not torch.cuda.is_available():
             raise UserError("batch_norm sync over several processes needs GPUs; choose train or frozen")
-        return sync_batch_norms(model)
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
     def backbone_args(self) -> dict[str, Any]:
         """Arguments of the backbone that follow from the options."""
