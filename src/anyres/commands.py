@@ -94,21 +94,14 @@ def _training_command(task: str, about: str, measure: str) -> Callable[..., None
 
 def _train_options(task: str) -> dict[str, tuple[Any, Any, str]]:
     """The options of a recipe, as (type, default, help) by name."""
-    import dataclasses
-    from typing import get_type_hints
-
     from anyres.training.config import CONFIGS
-    from anyres.training.recipe import field_help
 
-    hints, helps = get_type_hints(CONFIGS[task]), field_help(task)
     found = {}
-    # Not from an instance: that would check its values, and load torch for it.
-    for field in dataclasses.fields(CONFIGS[task]):
-        name, text, factory = field.name, helps[field.name], field.default_factory
-        default = field.default if factory is dataclasses.MISSING else factory()
+    for name, field in CONFIGS[task].model_fields.items():
+        default = field.default
         shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
         note = "" if default in (None, {}, "") or isinstance(default, bool) or not shown else f" (default {shown})"
-        found[name] = (hints[name], default, text + note)
+        found[name] = (field.annotation, default, f"{field.description}{note}")
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -43,7 +42,7 @@ def test_text_from_yaml_and_command_lines_becomes_the_option_type() -> None:
         ({"wandb": "maybe"}, "wandb is 'maybe'; it must be true or false"),
         ({"model_args": 3}, "model_args is 3"),
         ({"crop_scale": [1.0, 0.5]}, "crop_scale is"),
-        ({"drop_path": 1.0}, "drop_path is 1.0; it must be at least 0 and below 1"),
+        ({"drop_path": 1.0}, "drop_path is 1; it must be at least 0 and below 1"),
         ({"batch_size": 10, "accumulation": 3}, "batch_size 10 must be a multiple of accumulation, 3"),
         ({"epochs": 3}, "warmup_epochs is 5; it must be less than epochs, 3"),
         ({"distillation": "kl"}, "set distillation_target logit"),
@@ -71,7 +70,7 @@ def test_recipe_files_with_mistakes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", CONFIGS)
 def test_every_option_has_a_help_line(task: str) -> None:
     texts = field_help(task)
-    assert texts.keys() == {field.name for field in dataclasses.fields(CONFIGS[task])}
+    assert texts.keys() == CONFIGS[task].model_fields.keys()
     assert all(text.endswith(".") and "\n" not in text and len(text) > 10 for text in texts.values())
     assert CONFIGS[task]().task == task
 

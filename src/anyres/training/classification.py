@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -134,7 +133,7 @@ def build_sparsification_loss(config: TrainConfig, accelerator: Accelerator, sou
         raise UserError(
             f"sparsify needs a model with score predictors, such as dynamicvit_deit_small; not {config.model}"
         )
-    unpruned = replace(config, model_args={**config.model_args, "prune_before": ()}, drop_path=0.0)
+    unpruned = config.changed(model_args={**config.model_args, "prune_before": ()}, drop_path=0.0)
     teacher = build_classifier(unpruned, source).to(accelerator.device)
     report = load_checkpoint(teacher, weights_file(weights), strict=False)
     if report.missing or report.mismatched:

@@ -1,54 +1,16 @@
-# ruff: noqa: RUF009  (`option` makes a dataclass field; nothing mutable is shared)
-"""Everything a training run can be told: one flat dataclass for each task. An option's help text stands beside it."""
+"""Everything a training run can be told: one flat set of options for each task."""
 
 from __future__ import annotations
 
-import dataclasses
-import typing
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
 
 from anyres.errors import UserError
-from anyres.training.values import convert
+from anyres.options import Options, Range, Sides, option
 
 
-def option(default: Any, text: str) -> Any:
-    """A field of a configuration with its help text; lists and dictionaries are copied for every instance."""
-    if isinstance(default, list | dict):
-        return dataclasses.field(default_factory=default.copy, metadata={"help": text})
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
-_RULES: dict[str, tuple[typing.Callable[[Any], bool], str]] = {
-    "at least 1": (
-        lambda value: value >= 1,
-        "epochs batch_size accumulation repeats eval_every eval_batch_size window keep log_every save_every_steps "
-        "early_stop epoch_size longest divisor frames num_classes",
-    ),
-    "at least 0": (
-        lambda value: value >= 0,
-        "workers seed weight_decay warmup_epochs warmup_lr min_lr mixup cutmix save_every_minutes color_jitter "
-        "distillation_alpha sparsify",
-    ),
-    "between 0 and 1": (
-        lambda value: 0 <= value <= 1,
-        "hflip erasing mix_prob switch_prob teacher_alpha max_bad_fraction",
-    ),
-    "at least 0 and below 1": (lambda value: 0 <= value < 1, "drop_path smoothing ema_decay"),
-    "above 0": (
-        lambda value: value > 0,
-        "lr base_lr layer_decay clip_grad teacher_tau time_limit head_lr stride",
-    ),
-    "above 0 and at most 1": (lambda value: 0 < value <= 1, "fraction crop_pct largest_share"),
-    "two rising numbers above 0": (
-        lambda value: len(value) == 2 and 0 < value[0] <= value[1],
-        "crop_scale crop_ratio scale",
-    ),
-}
-
-
-@dataclass
-class RunConfig:
+class RunConfig(Options):
     """Options that every training run has; those of `Classify` and the other tasks are below."""
 
     task: ClassVar[str]
@@ -65,18 +27,20 @@ class RunConfig:
     init_from: str | None = option(
         None, "Start from the weights of this run or checkpoint file; not the same as resume."
     )
-    epoch_size: int | None = option(None, "Images per epoch: needed for streams of unknown length, a cut for others.")
-    max_bad_fraction: float = option(0.01, "Share of unreadable images in an epoch at which the run stops.")
+    epoch_size: int | None = option(
+        None, "Images per epoch: needed for streams of unknown length, a cut for others.", ge=1
+    )
+    max_bad_fraction: float = option(0.01, "Share of unreadable images in an epoch at which the run stops.", ge=0, le=1)
 
     # Sizes
-    sizes: list[int | str] = option([128, 160, 224], "Training sizes in pixels, each a side or HEIGHTxWIDTH.")
+    sizes: Sides = option([128, 160, 224], "Training sizes in pixels, each a side or HEIGHTxWIDTH.")
     mode: Literal["replicate", "sample"] = option(
         "replicate", "Every image at all sizes per step, or a size per batch."
     )
     per: Literal["iteration", "epoch"] = option(
         "iteration", "How often mode=sample draws a size, the same on all processes."
     )
-    window: int | None = option(None, "mode=replicate with only this many neighbouring sizes per step, sliding.")
+    window: int | None = option(None, "mode=replicate with only this many neighbouring sizes per step, sliding.", ge=1)
     separate_aug: bool = option(True, "Augment every replica on its own; otherwise small ones are resized large ones.")
     distillation: Literal["none", "smooth-l1", "l2", "cosine", "kl"] = option(
         "smooth-l1", "Scale consistency: how a replica is compared with the next larger one."
@@ -84,20 +48,22 @@ class RunConfig:
     distillation_target: Literal["cls", "gap", "logit"] = option(
         "cls", "Scale consistency: what is compared (vector that enters the head, mean patch token, logits)."
     )
-    distillation_alpha: float = option(1.0, "Weight of scale consistency.")
+    distillation_alpha: float = option(1.0, "Weight of scale consistency.", ge=0)
 
     # Optimisation
-    epochs: int = option(300, "Passes over the training images.")
-    batch_size: int = option(128, "Images per optimiser step, over all processes and accumulated passes together.")
-    accumulation: int = option(1, "Passes that a step is split into, to save memory; their gradients add up.")
+    epochs: int = option(300, "Passes over the training images.", ge=1)
+    batch_size: int = option(
+        128, "Images per optimiser step, over all processes and accumulated passes together.", ge=1
+    )
+    accumulation: int = option(1, "Passes that a step is split into, to save memory; their gradients add up.", ge=1)
     optimizer: str = option("adamw", "Optimiser, a name of timm.optim.")
-    lr: float | None = option(None, "Peak learning rate; otherwise base_lr x batch_size / 512.")
-    base_lr: float = option(5e-4, "Peak learning rate of a batch_size of 512.")
-    weight_decay: float = option(0.05, "Weight decay; not for biases, norms and the model's no_weight_decay().")
+    lr: float | None = option(None, "Peak learning rate; otherwise base_lr x batch_size / 512.", gt=0)
+    base_lr: float = option(5e-4, "Peak learning rate of a batch_size of 512.", gt=0)
+    weight_decay: float = option(0.05, "Weight decay; not for biases, norms and the model's no_weight_decay().", ge=0)
     decay_all: bool = option(
         False, "Weight decay for every parameter, without exceptions (PVT's and P2T's dense settings)."
     )
-    layer_decay: float | None = option(None, "Learning rate factor from one layer to the one below it.")
+    layer_decay: float | None = option(None, "Learning rate factor from one layer to the one below it.", gt=0)
     schedule: Literal["iteration", "epoch"] = option(
         "iteration", "Learning rate: changed at every step (ResFormer), or once per epoch as DeiT does."
     )
@@ -105,21 +71,23 @@ class RunConfig:
         "cosine", "How the learning rate falls; poly has the power 0.9, step is 0.1 at each of `drops`."
     )
     drops: list[float] = option([], "decay=step: epochs after which the learning rate is a tenth.")
-    warmup_epochs: float = option(5.0, "Epochs of linear warm-up.")
-    warmup_lr: float = option(0.0, "Learning rate at the start of the warm-up (not scaled).")
-    min_lr: float = option(1e-5, "Learning rate at the end (not scaled).")
-    clip_grad: float | None = option(None, "Largest norm of the gradient.")
-    ema_decay: float = option(0.0, "Decay of an exponential moving average of the weights; 0 keeps none.")
+    warmup_epochs: float = option(5.0, "Epochs of linear warm-up.", ge=0)
+    warmup_lr: float = option(0.0, "Learning rate at the start of the warm-up (not scaled).", ge=0)
+    min_lr: float = option(1e-5, "Learning rate at the end (not scaled).", ge=0)
+    clip_grad: float | None = option(None, "Largest norm of the gradient.", gt=0)
+    ema_decay: float = option(0.0, "Decay of an exponential moving average of the weights; 0 keeps none.", ge=0, lt=1)
     ema_warmup: bool = option(False, "Let the average's decay grow from 0, for runs of a few thousand steps.")
-    drop_path: float = option(0.1, "Stochastic depth of the last block.")
+    drop_path: float = option(0.1, "Stochastic depth of the last block.", ge=0, lt=1)
 
     # Augmentation
-    hflip: float = option(0.5, "Probability of a horizontal flip.")
-    repeats: int = option(1, "Repeated augmentation: copies of an image per epoch (an epoch keeps its length).")
+    hflip: float = option(0.5, "Probability of a horizontal flip.", ge=0, le=1)
+    repeats: int = option(1, "Repeated augmentation: copies of an image per epoch (an epoch keeps its length).", ge=1)
 
     # Validation
-    eval_every: int = option(1, "Epochs between validations at all training sizes; the last one always validates.")
-    eval_batch_size: int = option(128, "Images per process and pass in validation.")
+    eval_every: int = option(
+        1, "Epochs between validations at all training sizes; the last one always validates.", ge=1
+    )
+    eval_batch_size: int = option(128, "Images per process and pass in validation.", ge=1)
 
     # Machine
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
@@ -129,38 +97,34 @@ class RunConfig:
     compile: bool = option(False, "torch.compile, one graph per size.")
     grad_checkpointing: bool = option(False, "Compute activations again in the backward pass to save memory.")
     fsdp: bool = option(False, "Shard weights and optimiser over the processes (FSDP2) instead of copying them (DDP).")
-    workers: int | None = option(None, "Data loading processes per process; otherwise from the number of CPUs.")
-    seed: int = option(0, "Seed of everything random.")
+    workers: int | None = option(None, "Data loading processes per process; otherwise from the number of CPUs.", ge=0)
+    seed: int = option(0, "Seed of everything random.", ge=0)
     deterministic: bool = option(False, "Only deterministic kernels (slower on GPUs).")
 
     # Records, saving and stopping
-    log_every: int = option(50, "Optimiser steps between log entries.")
+    log_every: int = option(50, "Optimiser steps between log entries.", ge=1)
     wandb: bool = option(False, "Log to Weights & Biases too (TensorBoard always).")
     trackio: bool = option(False, "Log to trackio too.")
     progress: bool = option(True, "Progress bar on a terminal, a line per epoch elsewhere; or silence.")
-    save_every_minutes: float = option(10.0, "Save to resume from this often, besides every epoch's end; 0: never.")
-    save_every_steps: int | None = option(None, "Also save it after this many optimiser steps.")
-    keep: int = option(2, "States to keep; the older ones serve if a disk spoils the newest.")
+    save_every_minutes: float = option(
+        10.0, "Save to resume from this often, besides every epoch's end; 0: never.", ge=0
+    )
+    save_every_steps: int | None = option(None, "Also save it after this many optimiser steps.", ge=1)
+    keep: int = option(2, "States to keep; the older ones serve if a disk spoils the newest.", ge=1)
     resume: Literal["auto", "yes", "no"] = option(
         "auto", "Continue the run in `output`: if there is one, or fail, or start over and replace it."
     )
-    time_limit: float | None = option(None, "Minutes after which the run saves and stops; resume continues it.")
-    early_stop: int | None = option(None, "Stop after this many epochs without a better validation.")
-    fraction: float = option(1.0, "Dry run on this part of every epoch and of the validation images.")
+    time_limit: float | None = option(None, "Minutes after which the run saves and stops; resume continues it.", gt=0)
+    early_stop: int | None = option(None, "Stop after this many epochs without a better validation.", ge=1)
+    fraction: float = option(1.0, "Dry run on this part of every epoch and of the validation images.", gt=0, le=1)
 
-    def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, convert(field.name, getattr(self, field.name), hints[field.name]))
+    @model_validator(mode="after")
+    def _together(self) -> Self:
         self.check()
+        return self
 
     def check(self) -> None:
-        """Refuse values that cannot work, before anything is loaded."""
-        for words, (rule, names) in _RULES.items():
-            for name in names.split():
-                value = getattr(self, name, None)
-                if value is not None and not rule(value):
-                    raise UserError(f"{name} is {value}; it must be {words}")
+        """Refuse values that do not go together, before anything is loaded. Raises UserError."""
         count = len(self.shapes)
         if self.window is not None and self.window > count:
             raise UserError(f"window is {self.window}; it must not exceed the number of sizes, {count}")
@@ -193,7 +157,7 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as written to config.yaml."""
-        return {"task": self.task, **dataclasses.asdict(self)}
+        return {"task": self.task, **self.model_dump()}
 
     @property
     def unused_parameters(self) -> bool:
@@ -201,42 +165,46 @@ class RunConfig:
         return False
 
 
-@dataclass
 class LabelConfig(RunConfig):
     """Options of runs whose images or clips carry one label: crops, mixing, smoothing."""
 
     separate_mix: bool = option(False, "Draw mixup/CutMix for every replica on its own.")
-    crop_scale: list[float] = option([0.08, 1.0], "Random crop: range of its share of the image's area.")
-    crop_ratio: list[float] = option([3 / 4, 4 / 3], "Random crop: range of width / height.")
+    crop_scale: Range = option([0.08, 1.0], "Random crop: range of its share of the image's area.")
+    crop_ratio: Range = option([3 / 4, 4 / 3], "Random crop: range of width / height.")
     interpolation: str = option("bicubic", "Interpolation of resizes, in training and validation.")
     auto_augment: str | None = option("rand-m9-mstd0.5-inc1", "timm's RandAugment/AutoAugment policy.")
-    color_jitter: float = option(0.3, "Colour jitter; inactive together with auto_augment.")
-    erasing: float = option(0.25, "Probability of random erasing.")
-    mixup: float = option(0.8, "Mixup alpha; 0 switches it off.")
-    cutmix: float = option(1.0, "CutMix alpha; 0 switches it off.")
-    mix_prob: float = option(1.0, "Probability that a batch is mixed.")
-    switch_prob: float = option(0.5, "Probability of CutMix where both are on.")
-    smoothing: float = option(0.1, "Label smoothing.")
+    color_jitter: float = option(0.3, "Colour jitter; inactive together with auto_augment.", ge=0)
+    erasing: float = option(0.25, "Probability of random erasing.", ge=0, le=1)
+    mixup: float = option(0.8, "Mixup alpha; 0 switches it off.", ge=0)
+    cutmix: float = option(1.0, "CutMix alpha; 0 switches it off.", ge=0)
+    mix_prob: float = option(1.0, "Probability that a batch is mixed.", ge=0, le=1)
+    switch_prob: float = option(0.5, "Probability of CutMix where both are on.", ge=0, le=1)
+    smoothing: float = option(0.1, "Label smoothing.", ge=0, lt=1)
 
 
-@dataclass
 class TrainConfig(LabelConfig):
     """Options of a classifier's run; defaults are ResFormer's published ones where it has one."""
 
     task: ClassVar[str] = "classification"
 
-    crop_pct: float | None = option(None, "Validation: centre crop / resized short side; otherwise 0.875 (digits: 1).")
+    crop_pct: float | None = option(
+        None, "Validation: centre crop / resized short side; otherwise 0.875 (digits: 1).", gt=0, le=1
+    )
 
     # Distillation from a teacher network
     teacher: str | None = option(None, "Teacher network: a timm name (regnety_160), or a run's weights folder.")
     teacher_weights: str | None = option(None, "Checkpoint of a timm teacher; otherwise timm's pretrained weights.")
     teacher_kind: Literal["hard", "soft"] = option("hard", "Learn the teacher's arg-max label, or its probabilities.")
-    teacher_alpha: float = option(0.5, "Weight of the teacher's term; the labels' has 1 minus this.")
-    teacher_tau: float = option(1.0, "Temperature of teacher_kind=soft (its term is divided by batch times classes).")
+    teacher_alpha: float = option(0.5, "Weight of the teacher's term; the labels' has 1 minus this.", ge=0, le=1)
+    teacher_tau: float = option(
+        1.0, "Temperature of teacher_kind=soft (its term is divided by batch times classes).", gt=0
+    )
 
     # Sparsification (DynamicViT)
     sparsify: float = option(
-        0.0, "Weight of the keep-ratio loss; the unpruned model, from teacher_weights or init_from, teaches. 0: off."
+        0.0,
+        "Weight of the keep-ratio loss; the unpruned model, from teacher_weights or init_from, teaches. 0: off.",
+        ge=0,
     )
 
     @property
@@ -250,18 +218,17 @@ class TrainConfig(LabelConfig):
             raise UserError("sparsify has its own teacher, the unpruned model; leave teacher out")
 
 
-@dataclass
 class DenseConfig(RunConfig):
     """Options of runs with a head on a dense backbone; a task gives those without a default here their own."""
 
     head: str = option("", "Head on the backbone.")
     head_args: dict[str, Any] = option({}, "Further arguments of the head, such as {channels: 128}.")
-    head_lr: float = option(1.0, "Learning rate factor of the head.")
+    head_lr: float = option(1.0, "Learning rate factor of the head.", gt=0)
     batch_norm: Literal["train", "sync", "frozen"] = option(
         "train",
         "Batch norms: statistics of a process' own images, of all processes' (GPUs), or the backbone's from init_from.",
     )
-    longest: float = option(4.0, "Largest ratio of the long side to the short one; longer images get smaller.")
+    longest: float = option(4.0, "Largest ratio of the long side to the short one; longer images get smaller.", ge=1)
 
     def check(self) -> None:
         super().check()
@@ -269,7 +236,6 @@ class DenseConfig(RunConfig):
             raise UserError(f"head_lr is {self.head_lr:g}, but layer_decay gives every layer its rate; leave one out")
 
 
-@dataclass
 class SegmentConfig(DenseConfig):
     """Options of a segmentation run; defaults are those of UPerNet on ADE20K in 160k steps of 16 images."""
 
@@ -278,35 +244,39 @@ class SegmentConfig(DenseConfig):
     head: Literal["upernet", "semantic_fpn", "segformer"] = option("upernet", "Head on the backbone.")
     model: str = option("resformer_small", "Backbone, a name from `anyres models`.")
     data: str = option("digits", "Training data: digits, a folder in ADE20K's layout, or hf:NAME.")
-    num_classes: int | None = option(None, "Classes of masks whose folder does not name them.")
+    num_classes: int | None = option(None, "Classes of masks whose folder does not name them.", ge=1)
     reduce_zero_label: bool | None = option(None, "Label 0 is ignored and the others move down (ADE20K: true).")
-    sizes: list[int | str] = option([512], "Training crops in pixels, each a side or HEIGHTxWIDTH.")
+    sizes: Sides = option([512], "Training crops in pixels, each a side or HEIGHTxWIDTH.")
     distillation: Literal["none", "smooth-l1", "l2", "cosine", "kl"] = option(
         "none", "Scale consistency: how a replica is compared with the next larger one."
     )
     distillation_target: Literal["gap"] = option("gap", "Scale consistency compares the mean of the last map.")
-    epochs: int = option(127, "Passes over the training images.")
-    batch_size: int = option(16, "Images per optimiser step, over all processes and accumulated passes together.")
-    lr: float | None = option(6e-5, "Peak learning rate.")
-    weight_decay: float = option(0.01, "Weight decay; not for biases, norms and the model's no_weight_decay().")
+    epochs: int = option(127, "Passes over the training images.", ge=1)
+    batch_size: int = option(16, "Images per optimiser step, over all processes and accumulated passes together.", ge=1)
+    lr: float | None = option(6e-5, "Peak learning rate.", gt=0)
+    weight_decay: float = option(0.01, "Weight decay; not for biases, norms and the model's no_weight_decay().", ge=0)
     decay: Literal["cosine", "linear", "poly", "step"] = option(
         "linear", "How the learning rate falls; poly has the power 0.9, step is 0.1 at each of `drops`."
     )
-    warmup_epochs: float = option(1.2, "Epochs of linear warm-up.")
-    warmup_lr: float = option(1e-6, "Learning rate at the start of the warm-up (not scaled).")
-    min_lr: float = option(0.0, "Learning rate at the end (not scaled).")
-    scale: list[float] = option([0.5, 2.0], "Random scale: range of the image's short side over the crop's.")
+    warmup_epochs: float = option(1.2, "Epochs of linear warm-up.", ge=0)
+    warmup_lr: float = option(1e-6, "Learning rate at the start of the warm-up (not scaled).", ge=0)
+    min_lr: float = option(0.0, "Learning rate at the end (not scaled).", ge=0)
+    scale: Range = option([0.5, 2.0], "Random scale: range of the image's short side over the crop's.")
     largest_share: float = option(
-        0.75, "Training crops in which a class covers more than this are drawn again, up to ten times; 1: never."
+        0.75,
+        "Training crops in which a class covers more than this are drawn again, up to ten times; 1: never.",
+        gt=0,
+        le=1,
     )
     photometric: bool = option(True, "Random brightness, contrast, saturation and hue.")
-    longest: float = option(4.0, "Largest ratio of the long side to the short one; longer images get smaller.")
-    divisor: int = option(1, "Test: sides of images are rounded up to multiples of this (PVT, P2T, GPViT: 32).")
-    eval_every: int = option(10, "Epochs between validations at all training sizes; the last one always validates.")
-    eval_batch_size: int = option(1, "Images per process and pass in validation.")
+    longest: float = option(4.0, "Largest ratio of the long side to the short one; longer images get smaller.", ge=1)
+    divisor: int = option(1, "Test: sides of images are rounded up to multiples of this (PVT, P2T, GPViT: 32).", ge=1)
+    eval_every: int = option(
+        10, "Epochs between validations at all training sizes; the last one always validates.", ge=1
+    )
+    eval_batch_size: int = option(1, "Images per process and pass in validation.", ge=1)
 
 
-@dataclass
 class DetectConfig(DenseConfig):
     """Options of a detection run; defaults are those of Mask R-CNN on COCO in 12 epochs ("1x") of 16 images."""
 
@@ -317,32 +287,33 @@ class DetectConfig(DenseConfig):
     )
     model: str = option("resformer_small", "Backbone, a name from `anyres models`.")
     data: str = option("digits", "Training data: digits, or a folder in COCO's layout.")
-    sizes: list[int | str] = option([800], "Training sizes in pixels: short sides, or boxes HEIGHTxWIDTH.")
+    sizes: Sides = option([800], "Training sizes in pixels: short sides, or boxes HEIGHTxWIDTH.")
     distillation: Literal["none", "smooth-l1", "l2", "cosine", "kl"] = option(
         "none", "Scale consistency: how a replica is compared with the next larger one."
     )
     distillation_target: Literal["gap"] = option("gap", "Scale consistency compares the mean of the last map.")
-    epochs: int = option(12, "Passes over the training images.")
-    batch_size: int = option(16, "Images per optimiser step, over all processes and accumulated passes together.")
-    lr: float | None = option(1e-4, "Peak learning rate.")
+    epochs: int = option(12, "Passes over the training images.", ge=1)
+    batch_size: int = option(16, "Images per optimiser step, over all processes and accumulated passes together.", ge=1)
+    lr: float | None = option(1e-4, "Peak learning rate.", gt=0)
     decay: Literal["cosine", "linear", "poly", "step"] = option(
         "step", "How the learning rate falls; poly has the power 0.9, step is 0.1 at each of `drops`."
     )
     drops: list[float] = option([8, 11], "decay=step: epochs after which the learning rate is a tenth.")
-    warmup_epochs: float = option(0.07, "Epochs of linear warm-up.")
-    warmup_lr: float = option(1e-7, "Learning rate at the start of the warm-up (not scaled).")
+    warmup_epochs: float = option(0.07, "Epochs of linear warm-up.", ge=0)
+    warmup_lr: float = option(1e-7, "Learning rate at the start of the warm-up (not scaled).", ge=0)
     multi_scale: bool = option(False, "Random short sides and crops (the 3x schedules' recipe), within each size.")
     jitter: list[float] = option([], "Large-scale jitter: range of the random scale, such as 0.1,2.0.")
-    longest: float = option(1333 / 800, "Largest ratio of the long side to the short one; longer images get smaller.")
+    longest: float = option(
+        1333 / 800, "Largest ratio of the long side to the short one; longer images get smaller.", ge=1
+    )
     keep_empty: bool = option(False, "Train on images without objects, too.")
-    eval_batch_size: int = option(1, "Images per process and pass in validation.")
+    eval_batch_size: int = option(1, "Images per process and pass in validation.", ge=1)
 
     @property
     def unused_parameters(self) -> bool:
         return True  # a step without a positive proposal leaves the mask head alone
 
 
-@dataclass
 class VideoConfig(LabelConfig):
     """Options of a video run; defaults are those of ResFormer in TimeSformer where the paper has any."""
 
@@ -350,26 +321,26 @@ class VideoConfig(LabelConfig):
 
     model: str = option("resformer_base", "A plain backbone (divided space-time attention) or a video network.")
     data: str = option("digits", "Training data: digits, or a folder in Kinetics' layout (CLASS folders or CSV).")
-    frames: int = option(8, "Frames of a clip.")
-    stride: float = option(32.0, "Source frames (at 30 a second) from one frame of a clip to the next.")
-    epochs: int = option(15, "Passes over the training clips.")
-    batch_size: int = option(64, "Clips per optimiser step, over all processes and accumulated passes together.")
+    frames: int = option(8, "Frames of a clip.", ge=1)
+    stride: float = option(32.0, "Source frames (at 30 a second) from one frame of a clip to the next.", gt=0)
+    epochs: int = option(15, "Passes over the training clips.", ge=1)
+    batch_size: int = option(64, "Clips per optimiser step, over all processes and accumulated passes together.", ge=1)
     optimizer: str = option("sgd", "Optimiser, a name of timm.optim.")
-    lr: float | None = option(5e-3, "Peak learning rate.")
-    weight_decay: float = option(1e-4, "Weight decay; not for biases, norms and the model's no_weight_decay().")
+    lr: float | None = option(5e-3, "Peak learning rate.", gt=0)
+    weight_decay: float = option(1e-4, "Weight decay; not for biases, norms and the model's no_weight_decay().", ge=0)
     decay: Literal["cosine", "linear", "poly", "step"] = option(
         "step", "How the learning rate falls; poly has the power 0.9, step is 0.1 at each of `drops`."
     )
     drops: list[float] = option([11, 14], "decay=step: epochs after which the learning rate is a tenth.")
-    warmup_epochs: float = option(0.0, "Epochs of linear warm-up.")
+    warmup_epochs: float = option(0.0, "Epochs of linear warm-up.", ge=0)
     interpolation: str = option("bilinear", "Interpolation of resizes, in training and validation.")
-    mixup: float = option(0.0, "Mixup alpha; 0 switches it off.")
-    cutmix: float = option(0.0, "CutMix alpha; 0 switches it off.")
-    smoothing: float = option(0.0, "Label smoothing.")
+    mixup: float = option(0.0, "Mixup alpha; 0 switches it off.", ge=0)
+    cutmix: float = option(0.0, "CutMix alpha; 0 switches it off.", ge=0)
+    smoothing: float = option(0.0, "Label smoothing.", ge=0, lt=1)
     auto_augment: str | None = option(None, "timm's RandAugment/AutoAugment policy, the same for all frames.")
-    erasing: float = option(0.0, "Probability of random erasing.")
-    crop_pct: float = option(1.0, "Validation: centre crop / resized short side (MViTv2: 0.875).")
-    eval_batch_size: int = option(16, "Clips per process and pass in validation.")
+    erasing: float = option(0.0, "Probability of random erasing.", ge=0, le=1)
+    crop_pct: float = option(1.0, "Validation: centre crop / resized short side (MViTv2: 0.875).", gt=0, le=1)
+    eval_batch_size: int = option(16, "Clips per process and pass in validation.", ge=1)
 
 
 CONFIGS: dict[str, type[RunConfig]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 import yaml
 
 from anyres.errors import UserError
+from anyres.options import did_you_mean
 from anyres.training.config import CONFIGS
-from anyres.training.values import did_you_mean
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 def field_help(task: str = "classification") -> dict[str, str]:
     """Help text by option name."""
-    return {field.name: field.metadata["help"] for field in dataclasses.fields(CONFIGS[task])}
+    return {name: str(field.description) for name, field in CONFIGS[task].model_fields.items()}
 
 
 def list_recipes(task: str = "classification") -> list[str]:

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from anyres.data import MapSource, SizeSchedule, TrainLoader
 from anyres.data.loading import Views
 from anyres.errors import UserError
+from anyres.options import did_you_mean
 from anyres.training.config import RunConfig
 from anyres.training.losses import BaseLoss, Outputs
 from anyres.training.processes import load_whole_states, shard
 from anyres.training.state import Position
 from anyres.training.task import Task, open_task, weights_file
-from anyres.training.values import did_you_mean
 
 logger = logging.getLogger(__name__)
 

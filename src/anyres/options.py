@@ -1,0 +1,140 @@
+"""Options: typed values with their help and their bounds beside them, from text, YAML or Python.
+
+A component states its options as a subclass of `Options`; what is made of several components inherits from their
+options and hands each its `part`. pydantic does the checking; here are what text means, and one sentence for a mistake.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+
+from anyres.errors import UserError
+
+Part = TypeVar("Part", bound="Options")
+
+
+def option(default: Any, text: str, **bounds: Any) -> Any:
+    """An option with its help text and its bounds: `ge`, `gt`, `le`, `lt` (of every item in a list: see pydantic)."""
+    return Field(default, description=text, **bounds)
+
+
+def _rising(values: list[float]) -> list[float]:
+    if len(values) != 2 or not 0 < values[0] <= values[1]:
+        raise UserError(f"{values}; it must be two rising numbers above 0")
+    return values
+
+
+Range = Annotated[list[float], AfterValidator(_rising)]
+"""Two rising numbers above 0."""
+Sides = list[Annotated[int | str, Field(union_mode="left_to_right")]]
+"""Sizes: sides, or HEIGHTxWIDTH."""
+
+
+class Options(BaseModel):
+    """Base of all options. Construction raises UserError, in one sentence, for the first value that cannot be."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), validate_default=False
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise UserError(_sentence(type(self), error)) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read(cls, value: Any, info: Any) -> Any:
+        return read(value, cls.model_fields[info.field_name].annotation)
+
+    def part(self, component: type[Part]) -> Part:
+        """The options of one component, under their own names."""
+        return component(**{name: getattr(self, name) for name in component.model_fields})
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with other values, checked like the first."""
+        return type(self)(**{**dict(self), **values})
+
+
+def read(value: Any, hint: Any) -> Any:
+    """What text, or YAML's idea of it, means for an option of this type: `none` for None, commas for a list, `no` for
+    the word that YAML takes for False. Numbers in text are left to pydantic: YAML reads 1e-5 as text."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return read(value, arguments[0])
+    if origin in (Union, UnionType):
+        if value == "none" and NoneType in arguments:
+            return None
+        kinds = [kind for kind in arguments if kind is not NoneType]
+        return read(value, kinds[0]) if len(kinds) == 1 else value
+    if origin is Literal:
+        words = {None: "none", False: "no", True: "yes"}
+        return words[value] if isinstance(value, bool | None) and words[value] in arguments else value
+    if origin is list:
+        if value is None or value in ("", "none", "[]"):
+            return []
+        return list(value) if isinstance(value, list | tuple) else str(value).split(",")
+    if isinstance(value, bool) and hint is not bool:
+        raise ValueError("a truth value where another type is wanted")
+    return str(value) if isinstance(value, Path) else value
+
+
+def did_you_mean(word: str, words: Collection[str]) -> str:
+    """The end of a sentence about an unknown word."""
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(words)}"
+
+
+def _sentence(options: type[Options], error: ValidationError) -> str:
+    problem = error.errors()[0]
+    if not problem["loc"]:  # a rule over several options, which says itself what is wrong
+        return str(problem["ctx"]["error"])
+    name = str(problem["loc"][0])
+    if name not in options.model_fields:
+        return f"option {name!r:.80} does not exist{did_you_mean(name, options.model_fields)}"
+    field = options.model_fields[name]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return f"{name} is {cause}"
+    value = problem["input"]
+    shown = f"{value:g}" if isinstance(value, float) else f"{value!r:.80}"
+    bounds = problem["type"] in ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
+    verb = "is" if len(problem["loc"]) == 1 else "holds"
+    return f"{name} {verb} {shown}; it must be {_bounds(field) if bounds else _type(field.annotation)}"
+
+
+def _bounds(field: FieldInfo) -> str:
+    """The bounds of an option in words."""
+    found = {
+        name: value
+        for rule in field.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if (value := getattr(rule, name, None)) is not None
+    }
+    if "ge" in found and "le" in found:
+        return f"between {found['ge']:g} and {found['le']:g}"
+    words = {"ge": "at least", "gt": "above", "lt": "below", "le": "at most"}
+    return " and ".join(f"{text} {found[name]:g}" for name, text in words.items() if name in found)
+
+
+def _type(hint: Any) -> str:
+    """A type in words."""
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "none"}
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin in (Union, UnionType):
+        return " or ".join(_type(choice) for choice in arguments)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is list:
+        return f"a list of values, each {_type(arguments[0])}"
+    return words.get(hint, "`name: value` pairs")
