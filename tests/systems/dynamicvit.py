@@ -5,12 +5,9 @@ from typing import Any
 from torch import Tensor
 
 _PLAIN = {"embed_dim": 48, "depth": 4, "num_heads": 3, "prune_before": (1, 2, 3)}
-_PYRAMID = {"depths": (1, 1, 4, 1), "prune_before": (1, 2, 3)}
 SMALL = {
     "dynamicvit_deit*": _PLAIN,
     "dynamicvit_lvvit*": _PLAIN,
-    "dynamicvit_convnext*": {**_PYRAMID, "embed_dims": (16, 24, 32, 48)},
-    "dynamicvit_swin*": {**_PYRAMID, "embed_dim": 16, "num_heads": (1, 2, 2, 4)},
 }
 FLOORS = True
 

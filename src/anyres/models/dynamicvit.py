@@ -1,57 +1,46 @@
-"""DynamicViT: small predictors score the tokens at three depths, and what scores low costs little from there on.
+"""DynamicViT: small predictors score the tokens at three depths, and plain hosts drop what scores low.
 
-Plain hosts (DeiT, LV-ViT) drop such tokens; hierarchical hosts (ConvNeXt, Swin), whose map has to stay complete, send
-them through one linear layer (fast path) while the others take the feed-forward network (slow path). At test time a
-fixed share of the scores counts (`keep_ratio`), in training a sample of them; both are in `layers/sparsify.py`.
+At test time a fixed share of the scores counts (`keep_ratio`), in training a sample of them; both are in
+`layers/sparsify.py`. Hosts are DeiT and LV-ViT; hierarchical ones are in `dynamic_spatial.py`.
 
-Papers: "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", Rao, Zhao, Liu, Lu, Zhou, Hsieh,
-NeurIPS 2021, arXiv 2106.02034; "Dynamic Spatial Sparsification for Efficient Vision Transformers and Convolutional
-Neural Networks", Rao, Liu, Zhao, Zhou, Lu, TPAMI 2023, arXiv 2207.01580. Published code and weights:
-raoyongming/DynamicViT (MIT).
+Paper: "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", Rao, Zhao, Liu, Lu, Zhou, Hsieh,
+NeurIPS 2021, arXiv 2106.02034. Published code and weights: raoyongming/DynamicViT (MIT).
 
 Any input size: the shares are of the patches of the image at hand (published for 14x14 only in the DeiT host), at
-least one patch stays. Otherwise each host has its own rule: plain hosts pad to whole patches and resize the position
-table bicubically, ConvNeXt floors at every stage, as published, Swin is as in swin.py.
+least one patch stays. Otherwise plain hosts pad to whole patches and resize the position table bicubically.
 
-Quirks that checkpoints depend on: counts round down in floating point (0.7 - 0.2 keeps 97 of 196, not 98); a plain
-host's shares are of all patches, not of those left, and a patch once dropped never comes back, while a hierarchical
-host decides anew over all positions; LV-ViT halves both residual branches and adds half the per-class maximum of its
-auxiliary head over the survivors to the logits, but only in evaluation.
+Quirks that checkpoints depend on: counts round down in floating point (0.7 - 0.2 keeps 97 of 196, not 98); a host's
+shares are of all patches, not of those left, and a patch once dropped never comes back; LV-ViT halves both residual
+branches and adds half the per-class maximum of its auxiliary head over the survivors to the logits, but only in
+evaluation.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant, take_indices
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
-from anyres.layers.maps import ConvNorm, conv_grid, depthwise, on_map, to_map, to_nchw
-from anyres.layers.patch_embed import ConvEmbed
+from anyres.layers.maps import ConvNorm, to_map, to_nchw
 from anyres.layers.sparsify import (
     PolicyAttention,
     ScorePredictor,
     decide,
-    flat_rows,
     gather_tokens,
     keep_count,
     keep_mask,
     masked_mean,
-    merge,
     split_by_score,
-    two_paths,
 )
-from anyres.layers.windows import tables_from_published, tables_to_published
-from anyres.models.swin import PatchMerging, ShiftedWindowAttention, SwinTransformer
 from anyres.plain import Plain
-from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.pyramid import Grid
 
 
 def predictor_keys(published: str, ours: str, unit_axes: Literal["", "conv"] = "") -> tuple[KeyRule, ...]:
@@ -61,9 +50,6 @@ def predictor_keys(published: str, ours: str, unit_axes: Literal["", "conv"] = "
         KeyRule(f"^{published}.{{i}}.{old}", f"^{ours}.{{i}}.{new}", unit_axes if new != "norm" else "")
         for old, new in layers.items()
     )
-
-
-# Plain hosts: tokens are dropped --------------------------------------------------------------------------------------
 
 
 class DynamicViT(Plain):
@@ -307,415 +293,46 @@ class DynamicLVViT(DynamicViT):
         return out
 
 
-# Hierarchical hosts: tokens take a slow or a fast path ----------------------------------------------------------------
-
-
-class SparseStage(Stage):
-    """A stage whose blocks, from the first in `prune_before` on, have two paths; the predictor before a block decides
-    over all positions until the next one does.
-
-    Such a block is a `TwoPathBlock`. The companion that the stage returns is the keep masks (B, predictors, N).
-    """
-
-    def __init__(
-        self, stage: Stage, dim: int, prune_before: Sequence[int], keep_ratios: Sequence[float], eps: float
-    ) -> None:
-        super().__init__(stage.downsample, stage.blocks)
-        self.prune_before = tuple(prune_before)
-        self.keep_ratios = tuple(keep_ratios)
-        self.predictors = nn.ModuleList(ScorePredictor(dim, eps) for _ in self.prune_before)
-
-    def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
-        x = self.downsample(x)
-        for block in self.blocks[: self.prune_before[0]]:
-            x = run(block, x)
-        x, decisions = self.sample(x, run) if self.training else self.select(x, run)
-        return self.norm(x), decisions
-
-    def spans(self) -> Iterator[tuple[nn.Module, float, Any]]:
-        """(predictor, share, the blocks that it decides for), one after the other."""
-        ends = (*self.prune_before[1:], len(self.blocks))
-        for predictor, ratio, start, end in zip(
-            self.predictors, self.keep_ratios, self.prune_before, ends, strict=True
-        ):
-            yield predictor, ratio, self.blocks[start:end]
-
-    def select(self, x: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-        """Evaluation: one map, top-k."""
-        N = x.shape[1] * x.shape[2]
-        decisions = []
-        for predictor, ratio, blocks in self.spans():
-            score = predictor(x.flatten(1, 2))[..., 0]
-            slow, fast = split_by_score(score, keep_count(N, ratio))
-            rows = flat_rows(slow, N), flat_rows(fast, N)
-            for block in blocks:
-                x = run(block, x, None, rows)
-            decisions.append(keep_mask(slow, N))
-        return x, torch.stack(decisions, dim=1)
-
-    def sample(self, x: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-        """Training: two maps, sampled decisions. A position that changes sides goes on with the other map's history."""
-        slow = fast = x
-        decisions = []
-        for predictor, _, blocks in self.spans():
-            decisions.append(decide(predictor(x.flatten(1, 2))))
-            keep = decisions[-1].view(*x.shape[:-1], 1)
-            for block in blocks:
-                slow, fast = run(block, slow, fast, keep)
-            x = merge(keep, slow, fast)
-        return x, torch.stack(decisions, dim=1)
-
-
-class TwoPathBlock(nn.Module, ABC):
-    """A block of a `SparseStage`."""
-
-    def forward(self, slow: Tensor, fast: Tensor | None, choice: Any) -> Any:
-        """In evaluation one map (B, h, w, C), no second, and as `choice` its (slow rows, fast rows) → the map.
-
-        In training two maps, one where all positions took the slow path, one where all took the fast one, and the keep
-        mask (B, h, w, 1) → both maps.
-        """
-        return self.split(slow, *choice) if fast is None else self.both(slow, fast, choice)
-
-    @abstractmethod
-    def split(self, x: Tensor, slow_rows: Tensor, fast_rows: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def both(self, slow: Tensor, fast: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
-class DynamicPyramid(Pyramid):
-    """What hierarchical hosts share: the third of the four stages is a `SparseStage`."""
-
-    @property
-    def keep_ratios(self) -> tuple[float, ...]:
-        """Share of the slow path after each predictor."""
-        stage = self.stages[2]
-        return stage.keep_ratios if isinstance(stage, SparseStage) else ()
-
-    def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
-        """Adds "map", the normed last map (B, h, w, C), and, of a model with predictors, "decisions", their keep masks
-        (B, predictors, N)."""
-        *_, (last, decisions) = self.forward_stages(x)
-        features = self.finish(last, decisions)
-        pooled = self.pool(features)
-        logits = self.head(self.head_drop(pooled))
-        out = {"logits": logits, "logit": logits, "cls": pooled, "map": self.norm(last)}
-        if "gap" in targets:
-            out["gap"] = self.mean_patch(out["map"])
-        if decisions is not None:
-            out["decisions"] = decisions
-        return out
-
-
-def spatial_ratios(keep_ratio: float, predictors: int) -> tuple[float, ...]:
-    """The share of the slow path after each predictor: 0.2 less every time (second paper)."""
-    check_ratio(keep_ratio, 0.2 * (predictors - 1))
-    return tuple(keep_ratio - 0.2 * i for i in range(predictors))
-
-
-# ConvNeXt
-
-
-class NormConv(nn.Module):
-    """ConvNeXt's way into a stage: LayerNorm, then a 2x2 convolution of stride 2."""
-
-    def __init__(self, in_dim: int, dim: int) -> None:
-        super().__init__()
-        self.input_norm = nn.LayerNorm(in_dim, eps=1e-6)
-        self.reduction = nn.Conv2d(in_dim, dim, 2, 2)
-
-    def grid(self, height: int, width: int) -> Grid:
-        return conv_grid(self.reduction, height, width)
-
-    def forward(self, x_BHWC: Tensor) -> Tensor:
-        return on_map(self.reduction, self.input_norm(x_BHWC))
-
-
-class ConvNeXtBlock(nn.Module):
-    """Depthwise 7x7 convolution, LayerNorm, feed-forward network, layer scale, residual."""
-
-    def __init__(self, dim: int, drop_path: float = 0.0) -> None:
-        super().__init__()
-        self.dwconv = depthwise(dim, 7)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, 4 * dim)
-        self.gamma = nn.Parameter(torch.full((dim,), 1e-6))
-        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
-
-    def slow(self, y: Tensor) -> Tensor:
-        return self.gamma * self.mlp(self.norm(y))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.slow(on_map(self.dwconv, x)))
-
-
-class SparseConvNeXtBlock(TwoPathBlock, ConvNeXtBlock):  # type: ignore[misc]  # its forward takes other things
-    """ConvNeXt's block with a fast path beside the feed-forward network."""
-
-    def __init__(self, dim: int, drop_path: float = 0.0) -> None:
-        super().__init__(dim, drop_path)
-        self.fast_norm = nn.LayerNorm(dim, eps=1e-6)
-        self.fast_linear = nn.Linear(dim, dim)
-        self.fast_gamma = nn.Parameter(torch.full((dim,), 1e-6))
-
-    def fast(self, y: Tensor) -> Tensor:
-        return self.fast_gamma * self.fast_linear(self.fast_norm(y))
-
-    def split(self, x: Tensor, slow_rows: Tensor, fast_rows: Tensor) -> Tensor:
-        y = on_map(self.dwconv, x)
-        return x + self.drop_path(two_paths(y, slow_rows, fast_rows, self.slow, self.fast))
-
-    def both(self, slow: Tensor, fast: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Each branch sees the merged map at its own positions and its own map elsewhere."""
-        y = on_map(self.dwconv, merge(keep, slow, fast))
-        return (
-            slow + self.drop_path(self.slow(merge(keep, y, slow))),
-            fast + self.drop_path(self.fast(merge(keep, fast, y))),
-        )
-
-
-def init_convnext(module: nn.Module) -> None:
-    """Truncated normal 0.02 for convolutions and linear layers, zero biases."""
-    if isinstance(module, nn.Linear | nn.Conv2d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-class DynamicConvNeXt(DynamicPyramid):
-    """ConvNeXt with spatial sparsification ("DynamicCNN").
-
-    Args:
-        keep_ratio: share of the third stage's positions on the slow path after the first predictor; 0.2 and 0.4 less
-            after the second and third.
-        prune_before: the blocks of the third stage with a predictor in front; none makes ConvNeXt itself, which is the
-            teacher in training.
-    """
-
-    published_keys = (
-        KeyRule("^downsample_layers.0.0", "^stages.0.downsample.proj"),
-        KeyRule("^downsample_layers.0.1", "^stages.0.downsample.norm"),
-        KeyRule("^downsample_layers.{i}.0", "^stages.{i}.downsample.input_norm"),
-        KeyRule("^downsample_layers.{i}.1", "^stages.{i}.downsample.reduction"),
-        KeyRule("^stages.{i}.{j}", "^stages.{i}.blocks.{j}"),
-        KeyRule("pwconv1", "mlp.fc1"),
-        KeyRule("pwconv2", "mlp.fc2"),
-        KeyRule("fast_path.0", "fast_norm"),
-        KeyRule("fast_path.1", "fast_linear"),
-        KeyRule("fast_path_gamma", "fast_gamma"),
-        KeyRule("^norm{i}", "^out_norms.{i}"),
-        *predictor_keys("score_predictor", "stages.2.predictors", "conv"),
-    )
-
-    def __init__(
-        self,
-        keep_ratio: float = 0.7,
-        prune_before: Sequence[int] = (1, 2, 3),
-        depths: Sequence[int] = (3, 3, 9, 3),
-        embed_dims: Sequence[int] = (96, 192, 384, 768),
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
-        **kwargs: Any,
-    ) -> None:
-        rates = drop_path_rates(drop_path_rate, depths)
-
-        def block(i: int, j: int) -> ConvNeXtBlock:
-            sparse = i == 2 and prune_before and j >= prune_before[0]
-            return (SparseConvNeXtBlock if sparse else ConvNeXtBlock)(embed_dims[i], rates[i][j])
-
-        stages = [
-            Stage(
-                NormConv(embed_dims[i - 1], dim) if i else ConvEmbed(in_chans, dim, 4, 4, eps=1e-6),
-                [block(i, j) for j in range(depths[i])],
-            )
-            for i, dim in enumerate(embed_dims)
-        ]
-        if prune_before:
-            ratios = spatial_ratios(keep_ratio, len(prune_before))
-            stages[2] = SparseStage(stages[2], embed_dims[2], prune_before, ratios, eps=1e-6)
-        norm, *out_norms = (nn.LayerNorm(dim, eps=1e-6) for dim in (embed_dims[-1], *embed_dims))
-        super().__init__(stages, embed_dims, norm, out_norms, in_chans=in_chans, **kwargs)
-        self.minimum_size = 32
-        self.apply(init_convnext)
-
-    def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
-        """The last map as it is: ConvNeXt's norm comes after the mean."""
-        return x_BHWC
-
-    def pool(self, features: Tensor) -> Tensor:
-        return self.norm(super().pool(features))
-
-
-# Swin
-
-
-class SparseSwinBlock(TwoPathBlock, Block):
-    """Swin's block with a fast path beside the feed-forward network; attention is always over the whole map."""
-
-    def __init__(self, dim: int, attn: nn.Module, drop_path: float = 0.0) -> None:
-        super().__init__(dim, attn, Mlp(dim, 4 * dim), drop_path, eps=1e-5)
-        self.fast_norm = nn.LayerNorm(dim, eps=1e-5)
-        self.fast_linear = nn.Linear(dim, dim)
-
-    def slow(self, x: Tensor) -> Tensor:
-        return self.mlp(self.norm2(x))
-
-    def fast(self, x: Tensor) -> Tensor:
-        return self.fast_linear(self.fast_norm(x))
-
-    def split(self, x: Tensor, slow_rows: Tensor, fast_rows: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        return x + self.drop_path2(two_paths(x, slow_rows, fast_rows, self.slow, self.fast))
-
-    def both(self, slow: Tensor, fast: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Both maps go on from the merged one, unlike ConvNeXt's."""
-        x = merge(keep, slow, fast)
-        x = x + self.drop_path1(self.attn(self.norm1(x)))
-        return (
-            x + self.drop_path2(self.slow(merge(keep, x, slow))),
-            x + self.drop_path2(self.fast(merge(keep, fast, x))),
-        )
-
-
-class DynamicSwin(DynamicPyramid):
-    """Swin with spatial sparsification ("DynamicSwin"), windows of 7x7. Arguments as of `DynamicConvNeXt`."""
-
-    no_decay = ("bias_table",)
-    published_keys = (
-        *predictor_keys("layers.2.score_predictor", "stages.2.predictors"),
-        KeyRule("fastmlp.fc1.0", "fast_norm"),
-        KeyRule("fastmlp.fc1.1", "fast_linear"),
-        *SwinTransformer.published_keys,
-    )
-    published_constants = SwinTransformer.published_constants
-
-    def __init__(
-        self,
-        keep_ratio: float = 0.7,
-        prune_before: Sequence[int] = (1, 2, 3),
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
-        dense: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        widths = [embed_dim * 2**i for i in range(len(depths))]
-        rates = drop_path_rates(drop_path_rate, depths)
-
-        def block(i: int, j: int) -> Block:
-            attn = ShiftedWindowAttention(widths[i], num_heads[i], 7, j % 2 == 1, dense)
-            if i == 2 and prune_before and j >= prune_before[0]:
-                return SparseSwinBlock(widths[i], attn, rates[i][j])
-            return Block(widths[i], attn, Mlp(widths[i], 4 * widths[i]), rates[i][j], eps=1e-5)
-
-        stages = [
-            Stage(
-                PatchMerging(widths[i - 1], dim) if i else ConvEmbed(in_chans, dim, 4, 4, pad=True),
-                [block(i, j) for j in range(depths[i])],
-            )
-            for i, dim in enumerate(widths)
-        ]
-        if prune_before:
-            ratios = spatial_ratios(keep_ratio, len(prune_before))
-            stages[2] = SparseStage(stages[2], widths[2], prune_before, ratios, eps=1e-5)
-        norm, *out_norms = (nn.LayerNorm(dim, eps=1e-5) for dim in (widths[-1], *widths))
-        super().__init__(stages, widths, norm, out_norms, in_chans=in_chans, dense=dense, **kwargs)
-        self.minimum_size = 1
-        self.apply(init_linear)
-
-    @classmethod
-    def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return tables_from_published(super().from_published(state))
-
-    @classmethod
-    def to_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return super().to_published(tables_to_published(state))
-
-
 # Variants -------------------------------------------------------------------------------------------------------------
 
 
-def _variant(published: str, args: dict[str, Any], top1: float, drop_path: float = 0.0, notes: str = "") -> Variant:
+def variant(published: str, args: dict[str, Any], top1: float, drop_path: float = 0.0, notes: str = "") -> Variant:
     return Variant(published=published, args=args, drop_path=drop_path, top1={224: top1}, notes=notes)
 
 
 DEIT_VARIANTS = {
-    "dynamicvit_deit_256": _variant("deit-256_0.7", {"embed_dim": 256, "num_heads": 4}, 76.53),
-    "dynamicvit_deit_small": _variant(
+    "dynamicvit_deit_256": variant("deit-256_0.7", {"embed_dim": 256, "num_heads": 4}, 76.53),
+    "dynamicvit_deit_small": variant(
         "deit-s_0.7",
         {"embed_dim": 384, "num_heads": 6},
         79.32,
         notes="keep_ratio 0.9: 79.8, 0.8: 79.6 (NeurIPS paper). Unpruned host: 79.9.",
     ),
-    "dynamicvit_deit_base": _variant(
+    "dynamicvit_deit_base": variant(
         "deit-b_0.7", {"embed_dim": 768, "num_heads": 12}, 81.43, 0.2, notes="Unpruned host: 81.8."
     ),
 }
 LVVIT_VARIANTS = {
-    "dynamicvit_lvvit_small": _variant(
+    "dynamicvit_lvvit_small": variant(
         "lvvit-s_0.7",
         {"embed_dim": 384, "depth": 16, "num_heads": 6, "prune_before": (4, 8, 12)},
         83.08,
         notes="keep_ratio 0.5 (weights lvvit-s_0.5): 81.97. Unpruned host: 83.3.",
     ),
-    "dynamicvit_lvvit_medium": _variant(
+    "dynamicvit_lvvit_medium": variant(
         "lvvit-m_0.7",
         {"embed_dim": 512, "depth": 20, "num_heads": 8, "prune_before": (5, 10, 15)},
         83.82,
         notes="Unpruned host: 84.0.",
     ),
 }
-CONVNEXT_VARIANTS = {
-    "dynamicvit_convnext_tiny": _variant(
-        "convnext-t_0.7",
-        {},
-        81.59,
-        0.2,
-        notes="keep_ratio 0.9 (weights convnext-t_0.9): 82.06. Unpruned host: 82.1.",
-    ),
-    "dynamicvit_convnext_small": _variant(
-        "convnext-s_0.7",
-        {"depths": (3, 3, 27, 3), "prune_before": (3, 6, 9)},
-        82.57,
-        0.2,
-        notes="keep_ratio 0.9 (weights convnext-s_0.9): 83.12. Unpruned host: 83.1.",
-    ),
-    "dynamicvit_convnext_base": _variant(
-        "convnext-b_0.7",
-        {"depths": (3, 3, 27, 3), "embed_dims": (128, 256, 512, 1024), "prune_before": (3, 6, 9)},
-        83.45,
-        0.5,
-        notes="keep_ratio 0.9 (weights convnext-b_0.9): 83.96. Unpruned host: 83.8.",
-    ),
-}
 
-SWIN_VARIANTS = {
-    "dynamicvit_swin_tiny": _variant("swin-t_0.7", {}, 80.91, 0.2, notes="Unpruned host: 81.3."),
-    "dynamicvit_swin_small": _variant(
-        "swin-s_0.7",
-        {"depths": (2, 2, 18, 2), "prune_before": (2, 4, 6)},
-        83.21,
-        0.2,
-        notes="Unpruned host: 83.0.",
-    ),
-    "dynamicvit_swin_base": _variant(
-        "swin-b_0.7",
-        {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "prune_before": (2, 4, 6)},
-        83.43,
-        0.5,
-        notes="Unpruned host: 83.5.",
-    ),
+_SOURCE = {
+    "paper": "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification, NeurIPS 2021, "
+    "arXiv 2106.02034",
+    "repository": "raoyongming/DynamicViT",
+    "licence": "MIT",
 }
-
-_PAPER = (
-    "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification, NeurIPS 2021, arXiv 2106.02034; "
-    "Dynamic Spatial Sparsification for Efficient Vision Transformers and Convolutional Neural Networks, TPAMI 2023, "
-    "arXiv 2207.01580"
-)
-_SOURCE = {"paper": _PAPER, "repository": "raoyongming/DynamicViT", "licence": "MIT"}
 _PLAIN_SIZES = (
     "Any size from one patch up; the position table is resized bicubically, a side that the patch does not divide is "
     "padded, and the shares are of the patches there are."
@@ -728,20 +345,5 @@ LVVIT = Family(
     size_policy=_PLAIN_SIZES,
     classifier=("head", "aux_head"),
     first_conv="patch_embed.stem.0.conv",
-    **_SOURCE,
-)
-CONVNEXT = Family(
-    model=DynamicConvNeXt,
-    variants=CONVNEXT_VARIANTS,
-    size_policy="Any size from 32 up, as published: every convolution floors, and the shares are of the positions "
-    "there are.",
-    first_conv="stages.0.downsample.proj",
-    **_SOURCE,
-)
-SWIN = Family(
-    model=DynamicSwin,
-    variants=SWIN_VARIANTS,
-    size_policy="Any size: windows, padding and merging as in Swin; the shares are of the positions without padding.",
-    first_conv="stages.0.downsample.proj",
     **_SOURCE,
 )
