@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import anyres
 
 ROOT = Path(anyres.__file__).parent
 FLOORS = [
     {"errors"},
     {"files"},
-    {"arguments", "layers", "hub", "data"},
+    {"options", "arguments", "layers", "hub", "data"},
     {"backbone"},
     {"plain", "pyramid"},
     {"models"},
@@ -78,6 +80,12 @@ def test_help_does_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def test_importing_the_package_registers_with_timm() -> None:
-    code = "import anyres, timm; assert timm.is_model('anyres_resformer_small')"
+@pytest.mark.parametrize("order", ["anyres, timm", "timm, anyres"])
+def test_importing_the_package_registers_with_timm_whichever_comes_first(order: str) -> None:
+    code = f"import {order}; assert timm.is_model('anyres_resformer_small')"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import anyres, sys; sys.exit(sum(name in sys.modules for name in ('torch', 'timm', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,14 +1,17 @@
 """anyres: vision transformers that work at any input size.
 
-Importing the package registers every model with timm as `anyres_<name>`. The `anyres` command alone starts without
-that, because its `--help` must not wait for torch.
+Importing the package registers every model with timm as `anyres_<name>`: at once if timm is loaded, else as soon as
+it is. Everything else loads with its first use, so that neither `import anyres` nor the command's `--help` waits for
+torch.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+import wrapt
 
 __version__ = "0.1.0"
 
@@ -45,10 +48,11 @@ __all__ = [  # noqa: RUF022  # in the order of _HOMES
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-if Path(sys.argv[0] if sys.argv else "").stem != "anyres":
-    import anyres.registry  # noqa: F401  # registers the models
+def _register_models(_timm: ModuleType) -> None:
+    importlib.import_module("anyres.registry")
+
+
+wrapt.register_post_import_hook(_register_models, "timm")
