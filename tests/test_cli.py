@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import subprocess
-import sys
+import os
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from PIL import Image
 
 from anyres import cli
 from anyres.registry import create_model
+from anyres.text import from_csv, printable
 
 TINY = "embed_dim=24,depth=1,num_heads=2,patch_size=4"
 
@@ -247,7 +248,73 @@ def test_a_full_disk_is_one_sentence(no_trace, monkeypatch, digits_run, tmp_path
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_a_closed_pipe_is_no_error() -> None:
-    code = f"{sys.executable} -m anyres models | head -1"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", code], capture_output=True, text=True, check=False)
-    assert "Traceback" not in done.stderr
+NAMES = [
+    b"d[bold] :smile:.png",
+    b"[red]a\x1b[31m\x07.png",
+    b"caf\xe9\xff.png",
+    b"=HYPERLINK(1).png",
+    b"-x +y @z.png",
+    "one\ntwo\u202egnp.exe 猫.png".encode(),
+    b"$\\foo_x^2$ %s {0}.png",
+    b"n" * 251 + b".png",
+]
+"""Names of files and folders that the file system takes."""
+
+
+@pytest.fixture(scope="module")
+def named_run(tmp_path_factory):
+    """A run on classes of such names, some of whose files cannot be read; and the folder of its data."""
+    root = tmp_path_factory.mktemp("named")
+    for place, name in enumerate(NAMES):
+        folder = os.fsencode(root / "data") + b"/" + name.removesuffix(b".png")
+        os.makedirs(folder)
+        for number in range(40):
+            Image.new("L", (16, 16), 30 * place).save(os.fsdecode(folder + b"/%d" % number + name[-9:]))
+    (root / "data" / os.fsdecode(NAMES[2][:-4]) / os.fsdecode(b"bad\xff\x1b.png")).write_bytes(b"no image")
+    options = ["sizes=16", f"model_args={TINY}", "epochs=1", "--warmup-epochs=0", "auto_augment=none", "--no-progress"]
+    options += ["batch_size=20", f"output={root / 'run'}", f"data={root / 'data'}", "max_bad_fraction=0.5"]
+    assert run("train", "--model", "resformer_tiny", *options) == 0
+    return root
+
+
+def test_any_name_goes_all_the_way(named_run, capfd, tmp_path) -> None:
+    names = sorted(os.fsdecode(name.removesuffix(b".png")) for name in NAMES)
+    config = json.loads((named_run / "run" / "best" / "config.json").read_text(encoding="utf-8"))
+    assert config["pretrained_cfg"]["label_names"] == names
+    summary = json.loads((named_run / "run" / "summary.json").read_text(encoding="utf-8"))
+    bad = list(summary["bad_images"]["files"])
+    assert [os.fsencode(name).endswith(b"bad\xff\x1b.png") for name in bad] == [True]
+    for name in NAMES:
+        Image.new("L", (16, 16), 90).save(tmp_path / os.fsdecode(name))
+    (tmp_path / "d[").mkdir()
+    Image.new("L", (16, 16), 90).save(tmp_path / "d[" / "foo].png")
+    (tmp_path / os.fsdecode(b"broken\xff\x1b[2J.png")).write_bytes(b"no image")
+    capfd.readouterr()
+    assert run("predict", named_run / "run", tmp_path, "topk=8") == 0
+    table = capfd.readouterr().out
+    assert printable(table, keep="\n") == table
+    assert "d[/foo].png" in table
+    assert "d[bold] :smile:.png" in table
+    assert r"[red]a\x1b[31m\x07" in table
+    assert r"caf\xe9\xff" in table
+    assert run("predict", named_run / "run", tmp_path, "topk=8", "layout=csv") == 0
+    text = capfd.readouterr().out
+    assert run("predict", named_run / "run", tmp_path, "topk=8", f"output={tmp_path / 'p.csv'}") == 0
+    assert (tmp_path / "p.csv").read_text(encoding="utf-8") == text
+    assert printable(text, keep="\n") == text
+    rows = list(csv.DictReader(io.StringIO(text)))
+    found = {from_csv(row["label"]) for row in rows if row["label"]}
+    assert found == {printable(name, keep="\n") for name in names}
+    assert not [row for row in rows if row["label"].startswith(("=", "-", "+", "@"))]
+
+
+def test_a_sweep_of_any_name(named_run, capfd, tmp_path) -> None:
+    for number, label in enumerate((os.fsdecode(b"$\\foo$\x1b[2J\xff"), "=1+1", "x" * 5000)):
+        out = tmp_path / f"{number} \u202eä"
+        model = f"{label}:={named_run / 'run'}"
+        assert run("sweep", model, f"data={named_run / 'data'}", "sizes=16,20", "--no-cost", f"output={out}") == 0
+        printed = capfd.readouterr()
+        for text in (printed.out, printed.err, (out / "report.html").read_text(encoding="utf-8")):
+            assert printable(text, keep="\n") == text
+        rows = list(csv.DictReader((out / "sweep.csv").open(encoding="utf-8")))
+        assert {from_csv(row["model"]) for row in rows} == {printable(label)}

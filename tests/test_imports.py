@@ -13,9 +13,9 @@ import anyres
 
 ROOT = Path(anyres.__file__).parent
 FLOORS = [
-    {"errors"},
+    {"errors", "text"},
     {"files"},
-    {"options", "arguments", "layers", "hub", "data"},
+    {"options", "arguments", "fonts", "layers", "hub", "data"},
     {"backbone"},
     {"plain", "pyramid"},
     {"models"},

@@ -9,6 +9,7 @@ import sys
 from anyres.arguments import parse
 from anyres.commands import COMMANDS
 from anyres.errors import UserError
+from anyres.terminal import note, safe_streams
 
 ABOUT = """Vision transformers that work at any input size.
 
@@ -19,6 +20,7 @@ ABOUT = """Vision transformers that work at any input size.
 """
 
 
+@safe_streams()
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input gives one sentence on the error stream and exit code 2."""
     try:
@@ -26,18 +28,17 @@ def main(arguments: list[str] | None = None) -> int:
         command(**values)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("anyres: interrupted.", file=sys.stderr)
+        note("anyres: interrupted.")
         return 130
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"anyres: {_os_sentence(error)}", file=sys.stderr)
+        note(f"anyres: {_os_sentence(error)}")
         return 2
     except ValueError as error:
         if not isinstance(error, UserError) and os.environ.get("ANYRES_DEBUG"):
             raise
-        print(f"anyres: {error}", file=sys.stderr)
+        note(f"anyres: {error}")
         return 2
     return 0
 

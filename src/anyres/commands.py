@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from anyres.errors import UserError
-from anyres.terminal import number, print_files, print_scores, print_sweep, print_table, show_progress, write_csv
+from anyres.terminal import (
+    note,
+    number,
+    print_files,
+    print_scores,
+    print_sweep,
+    print_table,
+    say,
+    show_progress,
+    write_csv,
+)
 
 _DEMO = """
 
@@ -33,7 +43,9 @@ def _demo_command(task: str, about: str) -> Callable[..., None]:
         folder = output or ("runs/demo" if task == "classification" else f"runs/demo_{task}")
         result = run_demo(task, Path(folder), epochs, seed, device)
         print_sweep(result.rows)
-        print(f"\n{result.finding.headline}\n")
+        print()
+        say(result.finding.headline)
+        print()
         print_files(result.files)
 
     demo.__doc__ = about + _DEMO
@@ -81,11 +93,9 @@ def _training_command(task: str, about: str, measure: str) -> Callable[..., None
                 options[name] = _key_values(name, options[name])
         result = run(load_config(recipe, task, **options))
         best = f"best {measure} {number(result.score)} % over the training sizes"
-        print(f"{result.status}: {best}; weights in {result.folder / 'best'}")
+        say(f"{result.status}: {best}; weights in {result.folder / 'best'}")
         if result.bad_images:
-            print(
-                f"{len(result.bad_images)} unreadable files were skipped; {result.folder / 'summary.json'} names them."
-            )
+            say(f"{len(result.bad_images)} unreadable files were skipped; {result.folder / 'summary.json'} names them.")
 
     train.__doc__ = about + _TRAIN
     train.more_options = lambda: _train_options(task)  # type: ignore[attr-defined]
@@ -286,7 +296,7 @@ def predict(
     if problems:
         if len(problems) == len(paths):
             raise UserError(f"None of the {len(paths)} files could be read, the first because: {problems[0]}.")
-        print(f"{len(problems)} of {len(paths)} files could not be read.", file=sys.stderr)
+        note(f"{len(problems)} of {len(paths)} files could not be read.")
 
 
 def segment_test(
@@ -512,7 +522,7 @@ def info(model: str, *, sizes: str = "96,224,384") -> None:
     }
     for key, value in lines.items():
         if value:
-            print(f"{key + ':':28}{value}")
+            say(f"{key + ':':28}{value}")
 
 
 def convert(file: str, output: str, *, model: str | None = None, to: Literal["anyres", "published"] = "anyres") -> None:
@@ -554,7 +564,7 @@ def convert(file: str, output: str, *, model: str | None = None, to: Literal["an
         save_weights(state, output)
     else:
         network.save_pretrained(output)
-    print(f"wrote {output}: {len(state)} tensors of {str(network.architecture).removeprefix('anyres_')}")
+    say(f"wrote {output}: {len(state)} tensors of {str(network.architecture).removeprefix('anyres_')}")
 
 
 def _numbers(name: str, text: str) -> list[float]:

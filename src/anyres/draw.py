@@ -8,7 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from anyres.fonts import drawable, font_for
+from anyres.text import printable, shorten
+
 MARGIN = 6
+LONGEST = 60
+"""Letters of a line that are drawn."""
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
@@ -55,13 +60,13 @@ def draw_detections(
     drawn = Image.fromarray(np.rint(pixels).astype(np.uint8))
     factor = _enlargement(drawn)
     drawn = _enlarge(drawn)
-    pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(_font_size(drawn))
+    pen, letters = ImageDraw.Draw(drawn), _font_size(drawn)
     width = max(1, round(max(drawn.size) / 320))
     for i, box in enumerate(boxes):
         colour = class_colour(labels[i])
         left, top, right, bottom = (float(value) * factor for value in box)
         pen.rectangle((left, top, right, bottom), outline=colour, width=width)
-        text = f"{names[labels[i]]} {scores[i]:.2f}"
+        text, font = _lettering(f"{names[labels[i]]} {scores[i]:.2f}", letters)
         height = pen.textbbox((0, 0), text, font=font)[3]
         place = (left, top - height - 1 if top > height else top + width)
         pen.rectangle(pen.textbbox(place, text, font=font), fill=colour)
@@ -77,13 +82,13 @@ def draw_clip(frames: np.ndarray, lines: Sequence[str], count: int = 8) -> Image
     """`count` evenly spread frames of a clip (T, H, W, 3) in a row, and lines of text below."""
     chosen = frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)]
     strip = _enlarge(Image.fromarray(np.concatenate(list(chosen), axis=1)), least=960)
-    font = ImageFont.load_default(_font_size(strip))
-    height = font.getbbox("Ag")[3] + 4
-    sheet = Image.new("RGB", (strip.width, strip.height + round(height * len(lines)) + 2 * MARGIN), "white")
+    height = _line_height(_font_size(strip)) + 4
+    sheet = Image.new("RGB", (strip.width, strip.height + height * len(lines) + 2 * MARGIN), "white")
     sheet.paste(strip, (0, 0))
     pen = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        pen.text((MARGIN, strip.height + MARGIN + number * height), line, fill="black", font=font)
+        text, font = _lettering(line, _font_size(strip))
+        pen.text((MARGIN, strip.height + MARGIN + number * height), text, fill="black", font=font)
     return sheet
 
 
@@ -101,6 +106,18 @@ def _font_size(image: Image.Image) -> int:
     return max(12, round(max(image.size) / 50))
 
 
+def _lettering(line: str, size: int) -> tuple[str, ImageFont.ImageFont | ImageFont.FreeTypeFont]:
+    """What is drawn of a line, whatever is in it, and a font of `size` pixels that has its letters."""
+    line = shorten(printable(line), LONGEST)
+    if line.isascii():  # all that Pillow's own font has
+        return line, ImageFont.load_default(size)
+    return drawable(line), ImageFont.truetype(font_for(line).fname, size)
+
+
+def _line_height(size: int) -> int:
+    return round(ImageFont.load_default(size).getbbox("Ag")[3])
+
+
 def _ink(colour: tuple[int, int, int]) -> str:
     red, green, blue = colour
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
@@ -108,13 +125,14 @@ def _ink(colour: tuple[int, int, int]) -> str:
 
 def _beside(image: Image.Image, entries: Sequence[tuple[int, str]]) -> Image.Image:
     """A legend at the right of an image."""
-    font = ImageFont.load_default(_font_size(image))
-    line = round(font.getbbox("Ag")[3]) + MARGIN
-    width = round(max(font.getlength(text) for _, text in entries)) + line + 3 * MARGIN
+    size = _font_size(image)
+    line = _line_height(size) + MARGIN
+    lettered = [(index, *_lettering(text, size)) for index, text in entries]
+    width = round(max(font.getlength(text) for _, text, font in lettered)) + line + 3 * MARGIN
     sheet = Image.new("RGB", (image.width + width, max(image.height, line * len(entries) + 2 * MARGIN)), "white")
     sheet.paste(image, (0, 0))
     pen = ImageDraw.Draw(sheet)
-    for number, (index, text) in enumerate(entries):
+    for number, (index, text, font) in enumerate(lettered):
         left, top = image.width + MARGIN, MARGIN + number * line
         pen.rectangle((left, top, left + line - MARGIN, top + line - MARGIN), fill=class_colour(index))
         pen.text((left + line, top), text, fill="black", font=font)

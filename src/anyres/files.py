@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from anyres.errors import UserError
+from anyres.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -312,9 +313,9 @@ def locked(folder: str | Path) -> Iterator[None]:
             logger.warning("%s is on a disk without locks: let only one process write there", folder)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
         with suppress(PermissionError):  # Windows lets nobody write to a locked file
-            path.write_text(
-                f"process {os.getpid()} on {platform.node()} ({command}, since {time.strftime('%Y-%m-%d %H:%M:%S')})"
-            )
+            now = time.strftime("%Y-%m-%d %H:%M:%S")
+            holder = printable(f"process {os.getpid()} on {platform.node()} ({command}, since {now})")
+            path.write_text(holder, encoding="utf-8")
         remove_temporary(folder)
     try:
         yield
@@ -330,7 +331,7 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 def _holder(lock: Path) -> str:
     try:
-        return lock.read_text(errors="replace")
+        return lock.read_text(encoding="utf-8", errors="replace")
     except PermissionError:  # Windows lets nobody read a locked file
         return "another process"
 

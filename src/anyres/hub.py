@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anyres import files
 from anyres.errors import UserError
+from anyres.text import printable
 
 CONFIG, WEIGHTS, CARD = NAMES = "config.json", "model.safetensors", "README.md"
 KIND = "model"
@@ -31,7 +34,7 @@ def write_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Te
             metadata={"format": "pt"},
         )
         (temporary / CONFIG).write_text(json.dumps(config, indent=2, default=list) + "\n")
-        (temporary / CARD).write_text(model_card(config))
+        (temporary / CARD).write_text(model_card(config), encoding="utf-8")
     return folder
 
 
@@ -64,7 +67,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 f"{folder} holds no {name}: give a folder written by save_pretrained, such as RUN/best."
             )
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return config, load_file(folder / WEIGHTS)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
         raise UserError(f"{folder} is damaged ({error}): restore it from a copy or train again.") from error
@@ -119,24 +122,22 @@ def model_card(config: dict[str, Any]) -> str:
     cfg = config.get("pretrained_cfg", {})
     own = config.get("anyres", {})
     sizes = ", ".join("x".join(map(str, size)) for size in own.get("train_sizes", [])) or "not recorded"
-    licence = str(cfg.get("license") or "other").lower()
     task = config.get("task")
     tag = _PIPELINES[task]
     library = "timm" if task is None else "anyres"  # timm can build the classifiers alone
     name = config["architecture"] if task is None else f"{config['backbone']['architecture']} for {task}"
+    header = {
+        "library_name": library,
+        "pipeline_tag": tag,
+        "license": str(cfg.get("license") or "other").lower(),
+        "tags": [tag, library, "multi-resolution"],
+    }
     return f"""---
-library_name: {library}
-pipeline_tag: {tag}
-license: {licence}
-tags:
-- {tag}
-- {library}
-- multi-resolution
----
-# {name}
+{yaml.safe_dump(header, sort_keys=False)}---
+# {_plain(name)}
 
 A network of {config["num_classes"]} classes made with anyres. It takes inputs of any height and width.
-Training sizes: {sizes}.
+Training sizes: {_plain(sizes)}.
 
 ```python
 import anyres
@@ -144,3 +145,8 @@ import anyres
 model = anyres.load_pretrained("PATH OR hf-hub:OWNER/NAME")
 ```
 """
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*\[\]<>&|#])", r"\\\1", printable(text))

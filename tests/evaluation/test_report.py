@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
 
 import pytest
@@ -8,7 +9,9 @@ from PIL import Image
 
 from anyres.evaluation import plots
 from anyres.evaluation.report import Page, Samples, render
+from anyres.text import printable, shorten
 from tests.evaluation.helpers import make_row
+from tests.test_text import NASTY
 
 SIDES = (16, 24, 32, 64)
 NAMES = ("resformer_mr", "deit <b>&'\"")
@@ -126,3 +129,29 @@ def test_pictures_are_written(tmp_path):
         with Image.open(tmp_path / f"{number}.png") as image:
             assert image.width > 800
             assert image.convert("L").getextrema() == (pytest.approx(20, abs=20), 255)
+
+
+@pytest.mark.parametrize("kind", NASTY)
+def test_pictures_and_pages_hold_any_name(kind, tmp_path, recwarn):
+    name = NASTY[kind]
+    made = [make_row(label, side, side, 50.0 + side, note=name) for label in (name, name + "-", "b") for side in SIDES]
+    made += [make_row(name, 24, 43, 61.0), make_row("b", 8, 8, None, note=name)]
+    text = render(Page(made, {name: [(24, 24)]}, name, {"Command": name, name: name}, {name: name}, bad=[name]))
+    assert printable(text, keep="\n") == text
+    assert text.encode()
+    assert "<script" not in text
+    assert "<img src=x" not in text
+    assert f"<h3>{html.escape(shorten(printable(name), 80))}</h3>" in text
+    assert text.count("<div class='card'") == 3
+    assert len(text) < 3_000_000
+    for number, figure in enumerate(
+        (plots.accuracy_figure(made, {name: [24]}), plots.pareto_figure(made), plots.cost_figure(made, {}))
+    ):
+        plots.save(figure, tmp_path / f"{number}.png")
+        with Image.open(tmp_path / f"{number}.png") as image:
+            assert max(image.size) < 4000
+    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    assert [entry.get_text() for entry in legend.get_texts()] == [
+        plots._label(label) for label in (name, name + "-", "b")
+    ]
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

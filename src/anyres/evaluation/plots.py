@@ -8,13 +8,15 @@ that a grey print can be read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from anyres.evaluation.aspects import aspect_name, size_name
 from anyres.evaluation.results import SHORT_TITLES, TITLES, Row, main_score
+from anyres.fonts import drawable, font_for
+from anyres.text import printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +43,7 @@ def accuracy_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: 
     squares = [row for row in rows if row.square]
     others = [row for row in rows if not row.square]
     models = _models(rows)
-    with _style():
+    with _style(models):
         panels = _non_square_panels(others)
         figure, main, beside = _accuracy_layout(bool(squares), panels, narrow)
         shaded = sorted({side for sides in train_sides.values() for side in sides})
@@ -73,7 +75,7 @@ def pareto_figure(rows: list[Row], narrow: bool = False) -> Figure:
     """The main score against measured time for each image; the grey line is what no other point beats in both."""
     timed = [row for row in rows if row.square and row.score is not None and row.images_per_second]
     models = _models(rows)
-    with _style():
+    with _style(models):
         figure, axes = _figure((4.6, 4.6) if narrow else (7.2, 4.4))
         points = [(_milliseconds(row), row.score or 0.0, row) for row in timed]
         front = _front(points)
@@ -106,7 +108,7 @@ def pareto_figure(rows: list[Row], narrow: bool = False) -> Figure:
             for model in models
         ]
         _name_ends(
-            axes, [(index, end[0], end[1], f"   {_shorten(end[2].model)}") for index, end in enumerate(last) if end]
+            axes, [(index, end[0], end[1], f"   {_label(end[2].model)}") for index, end in enumerate(last) if end]
         )
         return figure
 
@@ -121,7 +123,7 @@ def cost_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: bool
         ("gflops", "GFLOP per image"),
         ("peak_memory_mb", "Peak memory (MB)"),
     )
-    with _style():
+    with _style(models):
         figure = _empty_figure((4.6, 8.0) if narrow else (10.0, 3.1))
         grid = figure.subplots(3, 1) if narrow else figure.subplots(1, 3)
         for axes, (name, title) in zip(grid, panels, strict=True):
@@ -149,10 +151,14 @@ def save(figure: Figure, target: str | PathLike[str] | IO[bytes], kind: Literal[
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def _style(models: Sequence[str] = ()) -> Iterator[None]:
+    """Settings of the pictures, with fonts for the names of `models`."""
     import matplotlib
 
     settings: dict[str, Any] = {
+        # Names are no formulas, whatever dollar signs they hold.
+        "text.parse_math": False, "text.usetex": False,
+        "font.family": list(dict.fromkeys(["DejaVu Sans", *(font_for(_short(model)).name for model in models)])),
         "font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlepad": 10,
         "axes.titlecolor": _INK, "axes.labelsize": 9.5, "axes.labelcolor": _GREY,
         "xtick.labelsize": 9, "ytick.labelsize": 9, "xtick.color": _GREY, "ytick.color": _GREY, "text.color": _INK,
@@ -423,7 +429,7 @@ def _label_ends(axes: Axes, rows: list[Row], models: list[str]) -> None:
     _name_ends(
         axes,
         [
-            (index, *points[-1], f"{_shorten(model)}\n{points[-1][1]:.1f} at {round(points[-1][0])}")
+            (index, *points[-1], f"{_label(model)}\n{points[-1][1]:.1f} at {round(points[-1][0])}")
             for index, model, points in curves
         ],
     )
@@ -494,14 +500,22 @@ def _legend(axes: Axes, models: list[str]) -> None:
 
     handles = [
         Line2D([], [], color=model_colour(index), marker=_MARKERS[index % len(_MARKERS)], ms=5.5, lw=1.8,
-               label=_shorten(model), ls=_LINES[index // len(COLOURS) % len(_LINES)])
-        for index, model in enumerate(models)
+               ls=_LINES[index // len(COLOURS) % len(_LINES)])
+        for index in range(len(models))
     ]  # fmt: skip
-    axes.legend(handles=handles, loc="best", frameon=False, fontsize=8.5)
+    legend = axes.legend(handles, map(str, range(len(models))), loc="best", frameon=False, fontsize=8.5)
+    # Not as labels: matplotlib leaves out those that begin with an underscore.
+    for text, model in zip(legend.get_texts(), models, strict=True):
+        text.set_text(_label(model))
 
 
-def _shorten(name: str) -> str:
-    return name if len(name) <= 24 else name[:11] + "…" + name[-12:]
+def _short(name: str) -> str:
+    return shorten(printable(name), 24)
+
+
+def _label(name: str) -> str:
+    """What pictures call a model: a short line of letters that there are fonts for."""
+    return drawable(_short(name))
 
 
 def _milliseconds(row: Row) -> float:

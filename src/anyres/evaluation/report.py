@@ -7,8 +7,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from dataclasses import dataclass, field, replace
+from html import escape as escape_html
 from typing import TYPE_CHECKING
 
 from anyres.evaluation import plots
@@ -24,6 +24,7 @@ from anyres.evaluation.results import (
     main_score,
     score_names,
 )
+from anyres.text import printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,8 +56,14 @@ class Page:
     bad: Sequence[str] = ()  # names and reasons of the skipped images
 
 
+def escape(text: str) -> str:
+    """Text as HTML, in an element or in a quoted attribute."""
+    return escape_html(printable(text))
+
+
 def render(page: Page) -> str:
     """The page as HTML text."""
+    page = _with_short_names(page)
     rows, train_sizes = page.rows, dict(page.train_sizes)
     models = list(dict.fromkeys(row.model for row in rows))
     finding = find(rows, train_sizes)
@@ -108,6 +115,22 @@ def render(page: Page) -> str:
         f"<title>{title}</title><style>{_STYLE}</style></head><body><main>\n"
         + "\n".join(sections)
         + "\n</main></body></html>\n"
+    )
+
+
+def _with_short_names(page: Page) -> Page:
+    """The page with models called by at most 80 letters, and by as many names as before."""
+    short: dict[str, str] = {}
+    for model in dict.fromkeys(row.model for row in page.rows):
+        name = shorten(printable(model), 80)
+        while name in short.values():
+            name += "'"
+        short[model] = name
+    return replace(
+        page,
+        rows=[replace(row, model=short[row.model]) for row in page.rows],
+        train_sizes={short.get(model, model): sizes for model, sizes in page.train_sizes.items()},
+        preparation={short.get(model, model): way for model, way in page.preparation.items()},
     )
 
 
@@ -172,7 +195,7 @@ def _accuracy_cell(row: Row | None, best: float | None, second: str) -> str:
     if row is None:
         return "<td></td>"
     if row.score is None:
-        return f"<td title='{escape(row.note, quote=True)}'>–</td>"
+        return f"<td title='{escape(row.note)}'>–</td>"
     value = f"{row.score:.1f}"
     if row.score == best:
         value = f"<b>{value}</b>"
@@ -280,7 +303,7 @@ def _picture(wide: Figure, narrow: Figure, caption: str, description: str, kind:
     """Two drawings of one picture: the page of a phone takes the narrow one, so that its letters stay readable."""
     return (
         f"<figure class='{kind}'><picture><source media='(max-width: 620px)' srcset='{_svg(narrow)}'>"
-        f"<img src='{_svg(wide)}' alt='{escape(description, quote=True)}'></picture>"
+        f"<img src='{_svg(wide)}' alt='{escape(description)}'></picture>"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 

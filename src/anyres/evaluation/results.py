@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from anyres.errors import UserError
 from anyres.files import atomic_write
+from anyres.text import csv_text, from_csv
 
 Size = tuple[int, int]
 
@@ -88,16 +88,15 @@ def main_score(rows: list[Row]) -> str:
 
 def write_csv(rows: list[Row], path: str | Path) -> None:
     """Write the rows as a table: a column for each field of `Row` and each score, an empty cell for None, every digit
-    kept."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    kept. See `csv_text` for what becomes of names."""
     names = score_names(rows)
-    writer.writerow([*_FIRST, *names, *_LAST])
-    for row in rows:
-        values = [*(getattr(row, name) for name in _FIRST), *map(row.scores.get, names)]
-        writer.writerow([_to_cell(value) for value in [*values, *(getattr(row, name) for name in _LAST)]])
+    table = [
+        [*(getattr(row, name) for name in _FIRST), *map(row.scores.get, names), *(getattr(row, name) for name in _LAST)]
+        for row in rows
+    ]
     with atomic_write(path, "sweep") as temporary:
-        temporary.write_text(buffer.getvalue(), encoding="utf-8")
+        text = csv_text([[*_FIRST, *names, *_LAST], *(map(_to_cell, values) for values in table)])
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_csv(path: str | Path) -> list[Row]:
@@ -121,7 +120,7 @@ def row_from_cells(cells: dict[str, str]) -> Row:
         if name not in _FIRST and name not in _LAST:
             scores |= {name: float(cell)} if cell else {}
         elif name in texts:
-            values[name] = cell
+            values[name] = from_csv(cell)
         elif name == "trained":
             values[name] = cell == "yes"
         elif name in integers or (name in optional_integers and cell):
@@ -131,12 +130,8 @@ def row_from_cells(cells: dict[str, str]) -> Row:
     return Row(**values, scores=scores)  # type: ignore[arg-type]
 
 
-def _to_cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return repr(value) if isinstance(value, float) else str(value)
+def _to_cell(value: object) -> object:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
 def area_over_log_size(accuracy: dict[int, float]) -> float:

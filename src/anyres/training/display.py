@@ -24,6 +24,7 @@ class Display:
         self._loss = math.nan
         self._next = 0.0
         console = Console(stderr=True)
+        moves = console.is_terminal and not console.is_dumb_terminal
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -32,7 +33,7 @@ class Display:
             TimeRemainingColumn(),
             console=console,
             auto_refresh=False,  # its thread would compete with the training on a small machine
-            disable=not (console.is_terminal and run.config.progress and run.accelerator.is_main_process),
+            disable=not (moves and run.config.progress and run.accelerator.is_main_process),
             speed_estimate_period=120,
         )
         self._speaks = run.config.progress and run.accelerator.is_main_process
@@ -69,7 +70,7 @@ class Display:
             parts = [f"epoch {row['epoch']}/{run.config.epochs}", f"loss {row['loss']:.4f}"]
             parts += [f"{name} {value:.2f}" for name, value in row.items() if name.startswith((score, f"ema_{score}"))]
             parts.append(f"{row['images_per_second']:.0f} images/s")
-            self._bar.console.print("  ".join(parts), highlight=False, soft_wrap=True)
+            self._bar.console.print("  ".join(parts), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def images_per_second(run: Run) -> float:

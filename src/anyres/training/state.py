@@ -8,7 +8,6 @@ from the state, never the other way round, so a kill between the two loses nothi
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -26,6 +25,7 @@ import yaml
 from anyres import files, hub
 from anyres.errors import UserError
 from anyres.files import atomic_folder, atomic_write
+from anyres.text import csv_text
 
 FOLDERS = ("best", "best_ema", "last", "last_ema")
 FILES = ("config.yaml", "metrics.csv", "summary.json")
@@ -186,16 +186,14 @@ def write_config(folder: Path, options: dict[str, Any]) -> None:
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
     """metrics.csv: one row per finished epoch."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    with (
-        atomic_write(folder / "metrics.csv", KIND) as path,
-        path.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    with atomic_write(folder / "metrics.csv", KIND) as path:
+        text = csv_text([names, *([row.get(name) for name in names] for row in rows)])
+        path.write_text(text, encoding="utf-8")
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
     """summary.json: what came of the run."""
     with atomic_write(folder / "summary.json", KIND) as path:
-        path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
+        # Bytes of a file name that are no UTF-8 become escapes, which JSON reads back.
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
