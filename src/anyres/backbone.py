@@ -122,7 +122,9 @@ class Backbone(nn.Module, ABC):
     head: nn.Module
     minimum_size: int
     feature_info: list[dict[str, Any]]
-    output_fmt = "NCHW"
+    """Of every level: `num_chs`, `reduction`, and `module`, the name of one that returns it as a single tensor."""
+    output_fmt: str
+    """The layout of what these modules return: "NHWC", "NLC" (all tokens, prefix first) or "NCHW"."""
     grad_checkpointing = False
     num_frames: int | None = None
     """Frames of a native clip of a video model, whose inputs are (B, in_chans, T, H, W); None for image models."""

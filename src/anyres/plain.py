@@ -101,6 +101,7 @@ class Plain(Backbone):
         global_pool: "token" (first prefix token), "avg" (mean patch token), or "" (no pooling).
     """
 
+    output_fmt = "NLC"
     pools: tuple[str, ...] = ("token", "avg", "")
 
     def __init__(

@@ -31,7 +31,8 @@ class Stage(nn.Module):
     Args:
         downsample: module (B, H, W, C) → (B, h, w, C') with a method `grid(H, W) -> (h, w)`.
         blocks: modules that take and return the map.
-        norm: what the next stage and the outputs get the map through; nothing by default.
+        norm: what the next stage and the outputs get the map through; nothing by default. It is called in any case:
+            what it returns is the stage's map, the place for a hook.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
@@ -88,6 +89,7 @@ class Pyramid(Backbone):
             stages' maps (B, C_i, h_i, w_i), as the published dense code hands them out.
     """
 
+    output_fmt = "NHWC"
     reductions: tuple[int, ...] = (4, 8, 16, 32)
     """Nominal stride of each stage."""
     no_decay: tuple[str, ...] = ()
@@ -115,14 +117,14 @@ class Pyramid(Backbone):
         self.num_features = self.head_hidden_size = widths[-1]
         self.num_prefix_tokens = 0
         self.stages = nn.ModuleList(stages)
+        self.norm: nn.Module = norm if norm is not None and not dense else nn.Identity()
+        own_norms = out_norms if dense else None
+        self.out_norms = nn.ModuleList([nn.Identity() for _ in widths] if own_norms is None else own_norms)
+        map_name = "stages.{}.norm" if own_norms is None else "out_norms.{}"
         self.feature_info = [
-            {"num_chs": width, "reduction": reduction, "module": f"stages.{i}"}
+            {"num_chs": width, "reduction": reduction, "module": map_name.format(i)}
             for i, (width, reduction) in enumerate(zip(widths, self.reductions, strict=True))
         ]
-        self.norm: nn.Module = norm if norm is not None and not dense else nn.Identity()
-        self.out_norms = nn.ModuleList(
-            out_norms if dense and out_norms is not None else [nn.Identity() for _ in widths]
-        )
         self.head_drop = nn.Dropout(drop_rate)
         self.head: nn.Module = nn.Identity()
         self.num_classes = num_classes

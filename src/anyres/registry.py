@@ -13,13 +13,16 @@ import importlib
 import inspect
 import pkgutil
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureListNet
+from timm.models._features_fx import FeatureGraphNet
 from torch import Tensor, nn
 
 from anyres import models
@@ -247,6 +250,30 @@ _TIMM_OPTIONS = {
 }  # fmt: skip
 
 
+class _FeatureDict(FeatureGetterNet):
+    """Maps by the number of their level as a string: what timm's `feature_cls="dict"` is expected to return."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        levels = cast(Sequence[int], self.out_indices)
+        return {str(level): map_ for level, map_ in zip(levels, super().forward(x), strict=True)}
+
+
+_FEATURE_CLASSES: dict[Any, Any] = {
+    "list": FeatureGetterNet,
+    "dict": _FeatureDict,
+    FeatureListNet: FeatureGetterNet,
+    FeatureDictNet: _FeatureDict,
+}
+"""timm's own classes for lists and dictionaries run a model's children one after the other, as only plain chains can
+be."""
+
+
+def _feature_class(wanted: Any) -> Any:
+    if wanted in ("fx", FeatureGraphNet):
+        raise UserError('feature_cls="fx" needs a traceable network: choose "getter", "list", "dict" or "hook".')
+    return _FEATURE_CLASSES.get(wanted, wanted)
+
+
 def _register(name: str, entry: Entry) -> None:
     family, variant = entry
 
@@ -261,6 +288,8 @@ def _register(name: str, entry: Entry) -> None:
             return model
 
         args = {**variant.args, **options}
+        if "feature_cls" in timm_options:
+            timm_options["feature_cls"] = _feature_class(timm_options["feature_cls"])
         features = {"feature_cls": "getter", "out_indices": family.model.default_out_indices(args)}
         model: nn.Module = build_model_with_cfg(
             build,

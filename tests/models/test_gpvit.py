@@ -43,3 +43,16 @@ def test_pooling_can_be_exchanged() -> None:
     assert model(x).shape == (1, 5)
     model.reset_classifier(5, "avg")
     assert not any(name.startswith("neck.") for name in model.state_dict())
+
+
+@torch.no_grad()
+def test_adapter_names_the_modules_that_return_its_maps() -> None:
+    model = create_model("gpvit_l1", **TINY, adapter=True).eval()
+    seen = []
+    for info in model.feature_info:
+        model.get_submodule(info["module"]).register_forward_hook(lambda _, __, out: seen.insert(0, out))
+    maps = model(torch.randn(2, 3, 41, 70))
+    assert model.output_fmt == "NCHW"
+    assert len(seen) == len(maps) == 4
+    for out, map_ in zip(seen, maps, strict=True):
+        assert torch.equal(out[..., : map_.shape[-2], : map_.shape[-1]], map_)

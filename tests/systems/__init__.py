@@ -2,7 +2,8 @@
 
 `SMALL`: constructor arguments (by model name pattern, first match counts) that make its models quick, everything else
 as published. `options(about, record)`: the options of `create_model` with which a recorded case was made, besides its
-variant. `OUTPUTS`: how to get recorded outputs that are not common to all.
+variant. `UNREAD_MAPS`: modules of `feature_info` that no logit depends on. `OUTPUTS`: how to get recorded outputs that
+are not common to all.
 """
 
 from __future__ import annotations

@@ -172,7 +172,7 @@ class CMTStage(Stage):
         bias = position_bias(self.relative_pos, self.native, self.reduction, (x.shape[1], x.shape[2]))
         for block in self.blocks:
             x = run(block, x, bias)
-        return x, extra
+        return self.norm(x), extra
 
 
 class HeadConv(nn.Module):

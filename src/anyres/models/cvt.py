@@ -87,8 +87,8 @@ class CvTStage(Stage):
         for block in self.blocks:
             tokens = run(block, tokens, grid)
         if self.cls_token is None:
-            return tokens.unflatten(1, grid), extra
-        return tokens[:, 1:].unflatten(1, grid), tokens[:, :1]
+            return self.norm(tokens.unflatten(1, grid)), extra
+        return self.norm(tokens[:, 1:].unflatten(1, grid)), tokens[:, :1]
 
 
 class CvT(Pyramid):

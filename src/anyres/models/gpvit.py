@@ -268,6 +268,7 @@ class GPViT(Plain):
         if adapter:
             self.adapter = Adapter(in_chans, embed_dim, drop_path_rate, len(self.dense_levels), finest)
             self.norm = nn.Identity()
+            self.output_fmt = "NCHW"
             self.feature_info = [
                 {"num_chs": embed_dim, "reduction": 4 * 2**i, "module": f"adapter.norms.{i}"}
                 for i in range(finest // 8, 4)

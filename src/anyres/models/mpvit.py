@@ -164,6 +164,7 @@ class MultiPathStage(nn.Module):
         self.local = LocalBranch(dim)
         self.paths = nn.ModuleList(Path(dim, mlp_ratio, rates) for _ in range(paths))
         self.aggregate = PointwiseNorm((paths + 1) * dim, out_dim)
+        self.norm = nn.Identity()
 
     def grid(self, height: int, width: int) -> Grid:
         stride = 4 if isinstance(self.stem, Stem) else 2
@@ -177,7 +178,7 @@ class MultiPathStage(nn.Module):
             if i == 0:
                 outputs.append(self.local(x))
             outputs.append(path(x, run))
-        return F.hardswish(self.aggregate(torch.cat(outputs, dim=-1))), extra
+        return self.norm(F.hardswish(self.aggregate(torch.cat(outputs, dim=-1)))), extra
 
 
 _SHARED = re.compile(r"(.*\.mhca_blks\.\d+\.)(c(?:pe|rpe)\..*)")

@@ -150,7 +150,7 @@ class MessengerStage(Stage):
         tokens = torch.cat((messengers.flatten(1, 2)[:, :, None], partition(x, window)), dim=2)
         for block in self.blocks:
             tokens = run(block, tokens, grid, window, windows)
-        return merge(tokens[:, :, 1:], grid, window), tokens[:, :, 0].unflatten(1, windows)
+        return self.norm(merge(tokens[:, :, 1:], grid, window)), tokens[:, :, 0].unflatten(1, windows)
 
     def first_messengers(self, batch: int, windows: Grid) -> Tensor:
         """(B, h', w', C), the same in every region."""

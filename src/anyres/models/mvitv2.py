@@ -321,7 +321,7 @@ class MultiscaleStage(Stage):
             assert isinstance(block, MultiscaleBlock)
             tokens = run(block, tokens, grid, prefix)
             grid = pooled(grid, block.attn.stride)
-        return tokens[:, prefix:].unflatten(1, grid), tokens[:, :1] if prefix else None
+        return self.norm(tokens[:, prefix:].unflatten(1, grid)), tokens[:, :1] if prefix else None
 
 
 class MViTv2(Pyramid):

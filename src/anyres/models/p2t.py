@@ -81,7 +81,7 @@ class PoolingStage(Stage):
         x = self.downsample(x)
         for block in self.blocks:
             x = run(block, x, self.pooling)
-        return x, extra
+        return self.norm(x), extra
 
 
 class P2T(Pyramid):

@@ -75,12 +75,12 @@ class PVTStage(Stage):
         if self.cls_token is None:
             for block in self.blocks:
                 x = run(block, x)
-            return x, extra
+            return self.norm(x), extra
         first = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
         tokens = torch.cat((first, x.flatten(1, 2)), dim=1)
         for block in self.blocks:
             tokens = run(block, tokens)
-        return tokens[:, 1:].unflatten(1, grid), tokens[:, :1]
+        return self.norm(tokens[:, 1:].unflatten(1, grid)), tokens[:, :1]
 
 
 class PVT(Pyramid):
