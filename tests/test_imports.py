@@ -14,7 +14,7 @@ import anyres
 ROOT = Path(anyres.__file__).parent
 FLOORS = [
     {"errors", "text"},
-    {"files"},
+    {"files", "finite"},
     {"options", "arguments", "fonts", "layers", "hub", "data"},
     {"backbone"},
     {"plain", "pyramid"},

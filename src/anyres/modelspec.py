@@ -10,6 +10,7 @@ from anyres import hub
 from anyres.backbone import Backbone
 from anyres.checkpoints import load_checkpoint
 from anyres.files import existing
+from anyres.finite import check_weights
 from anyres.registry import create_model, entries, guess_model, resolve_name
 from anyres.tasks import load_pretrained
 
@@ -22,11 +23,17 @@ FORMS = (
 def open_model(spec: str) -> tuple[str, nn.Module]:
     """(short name, model in eval mode). `spec` is one of `FORMS`, optionally named as LABEL:=SPEC.
 
-    Errors: UserError or FileNotFoundError with one sentence.
+    Errors: UserError or FileNotFoundError with one sentence, also for weights that are not finite.
     """
+    name, model = _open(spec)
+    check_weights(model, spec)
+    return name, model
+
+
+def _open(spec: str) -> tuple[str, nn.Module]:
     label, sign, rest = spec.partition(":=")
     if sign:
-        return label, open_model(rest)[1]
+        return label, _open(rest)[1]
     if spec.startswith("timm:"):
         from anyres.evaluation import timm_model
 

@@ -19,6 +19,7 @@ from anyres.errors import UserError
 from anyres.evaluation.accuracy import Preparation, check_size
 from anyres.evaluation.measure import fitting_of
 from anyres.files import atomic_write, check_files
+from anyres.finite import check_found, check_outputs, check_weights, layers_watched
 from anyres.predict import label_names, preparation_of
 from anyres.tasks import task_of
 
@@ -75,9 +76,11 @@ def overlays(
     """Predict item after item at `size` (their labels are not looked at) and write a PNG of each into `folder`.
 
     `topk` classes of clips are named, and detections with a score of at least `threshold`. An item that cannot be read
-    gives an `Overlay` with its `problem`. Raises UserError for a size below the model's minimum. See `check_folder`.
+    gives an `Overlay` with its `problem`. Raises UserError for a size below the model's minimum, and for weights or
+    outputs that are not finite. See `check_folder`.
     """
     check_size(model, size)
+    check_weights(model)
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(device).eval()
     draw = {"segmentation": _segment, "detection": _detect, "video": _recognise}[task_of(model)]
@@ -106,10 +109,12 @@ def _open(model: Any, item: Item, size: Size) -> tuple[Image.Image, Tensor, Prep
 def _segment(
     model: Any, item: Item, size: Size, topk: int, threshold: float, device: torch.device
 ) -> tuple[list[list[str]], Image.Image]:
-    from anyres.tasks.segmentation import segment
+    from anyres.tasks.segmentation import predict_probabilities
 
     image, x, _ = _open(model, item, size)
-    classes = segment(model, x.to(device), (image.height, image.width))[0].cpu().numpy()
+    probabilities = predict_probabilities(model, x.to(device), (image.height, image.width))
+    check_outputs(model, not probabilities[:, 0].isnan().any(), item.name)
+    classes = probabilities.argmax(1)[0].cpu().numpy()
     names = label_names(model)
     present, counts = np.unique(classes, return_counts=True)
     order = np.argsort(-counts)
@@ -124,7 +129,9 @@ def _detect(
     from anyres.tasks.detection import paste_masks
 
     image, x, _ = _open(model, item, size)
-    found = model(x.to(device))[0]
+    with layers_watched(model.head) as finite:
+        found = model(x.to(device))[0]
+    check_found(model, [found], finite, item.name)
     kept = found["scores"] >= threshold
     found = {name: values[kept].cpu() for name, values in found.items()}
     across, down = image.width / x.shape[-1], image.height / x.shape[-2]
@@ -154,7 +161,9 @@ def _recognise(
     item = item._replace(label=0)
     sample = test.prepare(item)
     batch = test.collate([item], [sample])
-    top = model(test.view(batch.pixels[:, 0]).to(device)).float().softmax(-1)[0].cpu()
+    logits = model(test.view(batch.pixels[:, 0]).to(device)).float()
+    check_outputs(model, bool(logits.isfinite().all()), item.name)
+    top = logits.softmax(-1)[0].cpu()
     values, indices = top.topk(min(topk, len(top)))
     names = label_names(model)
     cells = [[names[i], f"{value:.4f}"] for value, i in zip(values.tolist(), indices.tolist(), strict=True)]

@@ -16,6 +16,7 @@ from anyres.data.video_sources import EXTENSIONS as VIDEO_EXTENSIONS
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import Preparation
 from anyres.evaluation.cost import input_channels
+from anyres.finite import check_outputs, check_weights
 
 
 class Prediction(NamedTuple):
@@ -74,8 +75,10 @@ def predict(
 ) -> Iterator[Prediction]:
     """Classify image files at `size` (height, width), prepared as in evaluation; in the order given.
 
-    A file that cannot be read gives a `Prediction` with its `problem` and no labels.
+    A file that cannot be read gives a `Prediction` with its `problem` and no labels. Raises UserError for weights or
+    logits that are not finite.
     """
+    check_weights(model)
     size = size or default_size(model)
     way = preparation_of(model)
     names = label_names(model)
@@ -93,7 +96,9 @@ def predict(
         if views:
             batch = normalize(to_batch(list(views.values())), way.mean, way.std)
             with torch.inference_mode():
-                top = model(batch.to(device)).float().softmax(-1)
+                logits = model(batch.to(device)).float()
+            check_outputs(model, bool(logits.isfinite().all()), ", ".join(map(str, views)))
+            top = logits.softmax(-1)
             values, indices = top.topk(min(topk, top.shape[-1]))
             best = dict(zip(views, zip(indices.tolist(), values.tolist(), strict=True), strict=True))
         for file in chunk:

@@ -133,3 +133,28 @@ def test_list_images_is_sorted_and_ignores_what_is_hidden_or_no_image(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(io.BytesIO().getvalue())
     assert list_images(tmp_path) == ["a.png", "b.JPG", "deep/c.webp"]
+
+
+def test_every_file_is_listed_once(tmp_path):
+    """Links to folders in circles, to files, to nothing and to themselves, and a second name of a file."""
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    for name in ("z.png", "b/y.png", "b/c/x.png"):
+        (tmp_path / name).write_bytes(b"")
+    for link, target in {
+        "a1": ".",
+        "a2": ".",
+        "b/up": "..",
+        "b/c/up": "../..",
+        "a": "b",
+        "a.png": "b/y.png",
+        "gone.png": "nowhere.png",
+        "self.png": "self.png",
+        "gone": "nowhere",
+    }.items():
+        (tmp_path / link).symlink_to(target)
+    (tmp_path / "zz.png").hardlink_to(tmp_path / "z.png")
+    assert list_images(tmp_path) == ["b/c/x.png", "b/y.png", "z.png"]
+    assert list_images(tmp_path / "a1") == list_images(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "linked").symlink_to("../b")
+    assert list_images(tmp_path / "elsewhere") == ["linked/c/up/z.png", "linked/c/x.png", "linked/y.png"]

@@ -384,3 +384,14 @@ def test_loaders_take_them_and_leave_out_what_is_broken(tmp_path):
     tests = EvalLoader(source, SegmentationTest((32, 32), source.mean, source.std), 8)
     assert sum(len(batch.names) for group in tests for batch in group) == 19
     assert len(tests.bad) == 1
+
+
+def test_pictures_may_share_a_mask_by_links(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "masks" / "none.png")
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{number}.jpg")
+        (tmp_path / "masks" / f"{number}.png").symlink_to("none.png")
+    source = open_segmentation(tmp_path, "all", num_classes=2)
+    assert [source.item(i).label.data.name for i in range(3)] == ["0.png", "1.png", "2.png"]

@@ -288,14 +288,15 @@ def test_classes_are_matched_by_name() -> None:
         evaluate_detection(model, source, (64, 64))
 
 
-def test_broken_numbers_are_no_detections() -> None:
+def test_broken_numbers_stop_the_test() -> None:
     source = Boxes()
 
     class Diverged(Knows):
         def forward(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
             return [{**output, "scores": output["scores"] * torch.nan} for output in super().forward(images, sizes)]
 
-    assert set(evaluate_detection(Diverged(source), source, (64, 64)).scores.values()) == {0.0}
+    with pytest.raises(UserError, match=r"outputs of Diverged for the images \[100\] hold NaN"):
+        evaluate_detection(Diverged(source), source, (64, 64))
 
 
 def test_a_hundred_detections_count() -> None:

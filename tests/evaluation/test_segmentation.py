@@ -142,13 +142,15 @@ def test_classes_are_matched_by_name_and_one_that_is_absent_leaves_the_mean():
     assert measured.scores["miou"] == 100
 
 
-def test_pixels_without_a_number_are_wrong():
+def test_a_pixel_without_a_number_stops_the_test():
     class Diverged(Nearest):
         def forward(self, images):
-            return super().forward(images) * torch.nan
+            logits = super().forward(images)
+            logits[0, 2, 5, 5] = torch.nan
+            return logits
 
-    measured = evaluate_segmentation(Diverged(), Greys(), (24, 24))
-    assert measured.scores == {"miou": 0, "pixel_accuracy": 0, "mean_accuracy": 0}
+    with pytest.raises(UserError, match="outputs of Diverged for greys/0 hold NaN"):
+        evaluate_segmentation(Diverged(), Greys(), (24, 24))
 
 
 def test_refusals():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import math
+import os
+import stat
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
@@ -182,18 +185,31 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 def list_images(folder: str | Path, extensions: Collection[str] = EXTENSIONS) -> list[str]:
     """Return the image files below `folder`, or those of other `extensions`: sorted relative paths with forward
-    slashes, without hidden ones."""
-    folder = Path(folder)
+    slashes, without hidden ones.
+
+    Links are followed. A file or folder that several paths lead to is listed once, by the path with the fewest links,
+    so links in circles end; a link that leads nowhere is ignored.
+    """
     found: list[str] = []
-    waiting = [""]
+    seen: set[tuple[int, int]] = set()
+    waiting = [(0, "")]  # paths by their number of links
     while waiting:
-        inside = waiting.pop()
-        for path in (folder / inside).iterdir():
-            relative = f"{inside}{path.name}"
-            if path.name.startswith("."):
-                continue
-            if path.is_dir():
-                waiting.append(f"{relative}/")
-            elif path.suffix.lower() in extensions and path.is_file():
-                found.append(relative)
+        links, inside = heapq.heappop(waiting)
+        path = os.path.join(folder, inside)
+        status = os.stat(path)
+        real = status.st_dev, status.st_ino
+        # Where no link of either kind leads to it, it is new, whatever numbers the file system gives.
+        if real in seen and (links or status.st_nlink > 1):
+            continue
+        seen.add(real)
+        if not stat.S_ISDIR(status.st_mode):
+            found.append(inside)
+            continue
+        with os.scandir(path) as entries:
+            for entry in entries:
+                link = entry.is_symlink()
+                if entry.name.startswith(".") or (link and not os.path.exists(entry.path)):
+                    continue
+                if entry.is_dir() or (os.path.splitext(entry.name)[1].lower() in extensions and entry.is_file()):
+                    heapq.heappush(waiting, (links + link, f"{inside}/{entry.name}".lstrip("/")))
     return sorted(found)

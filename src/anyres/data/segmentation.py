@@ -225,9 +225,12 @@ def _pairs(root: Path, marks: str, part: str, share: str) -> list[tuple[str, str
         raise FileNotFoundError(f"there is no folder {masks} with the masks of {images}: add it")
     files = list_images(images)
     by_stem: dict[str, str] = {}
-    for file in reversed(list_images(masks)):
-        if file.lower().endswith(MASK_EXTENSIONS):
-            by_stem[os.path.splitext(file)[0]] = file
+    # Not by `list_images`, which lists a mask once: many pictures may share it by links.
+    for inside in {os.path.dirname(file) for file in files}:
+        for name in sorted(os.listdir(masks / inside), reverse=True) if (masks / inside).is_dir() else ():
+            if name.lower().endswith(MASK_EXTENSIONS) and (masks / inside / name).is_file():
+                file = os.path.join(inside, name).replace(os.sep, "/")
+                by_stem[os.path.splitext(file)[0]] = file
     alone = [file for file in files if os.path.splitext(file)[0] not in by_stem]
     if alone:
         raise UserError(

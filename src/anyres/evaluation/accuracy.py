@@ -15,6 +15,7 @@ from anyres.data import EvalBatch, EvalLoader, ImageTest, Source
 from anyres.errors import UserError
 from anyres.evaluation.cost import input_channels, precision_context
 from anyres.evaluation.results import Measured, Size
+from anyres.finite import check_outputs, check_weights
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,10 +81,10 @@ def evaluate(
     """Classify every image of `source` at `size` (height, width) in inference mode, with the preprocessing of
     `preparation_for`: scores "top1", "top5" (with more than five classes) and "loss" (mean cross-entropy, nats).
 
-    `precision` "bfloat16" and "float16" run under autocast. An image whose logits hold a NaN counts as wrong. Under
-    torch.distributed every process takes its own share of the images and all return the sums; each image counts once.
-    The model is moved to `device` and put back into its mode afterwards. Raises UserError when no image is readable
-    or the classes do not fit the model's.
+    `precision` "bfloat16" and "float16" run under autocast. Under torch.distributed every process takes its own
+    share of the images and all return the sums; each image counts once. The model is moved to `device` and put back
+    into its mode afterwards. Raises UserError when no image is readable, the classes do not fit the model's, or
+    weights or logits are not finite.
     """
     device = torch.device(device)
     loader = _open_loader(model, source, size, batch_size, workers, *process())
@@ -105,6 +106,7 @@ def tally(
     """The scores of `evaluate` over a loader whose batches have `labels`; `logits_of(batch)` has the model classify
     one, on `device`."""
     places = label_places(model, source)
+    check_weights(model)
     was_training = model.training
     model = model.to(device).eval()
     sums: list[Tensor] = []
@@ -126,23 +128,25 @@ def tally(
                 )  # summed at the end: no wait for the device here
     finally:
         model.train(was_training)
-    right1, right5, loss = torch.stack(sums).double().sum(0).tolist() if sums else (0.0, 0.0, 0.0)
-    shares = _gather((right1, right5, loss, count, classes, tuple(str(image) for image in loader.bad)))
-    right1, right5, loss, count = (sum(share[column] for share in shares) for column in range(4))
-    classes = max(share[4] for share in shares)
-    bad = tuple(name for share in shares for name in share[5])
+    totals = torch.stack(sums).cpu().double().sum(0).tolist() if sums else [0.0] * 4
+    shares = _gather((*totals, count, classes, tuple(str(image) for image in loader.bad)))
+    right1, right5, loss, lost, count = (sum(share[column] for share in shares) for column in range(5))
+    classes = max(share[5] for share in shares)
+    bad = tuple(name for share in shares for name in share[6])
     if not count:
         raise UserError(f"{source.name} has no readable image ({len(bad)} skipped): check the files")
+    check_outputs(model, not lost, f"{int(lost)} of the {int(count)} items of {source.name}")
     top5 = {"top5": 100 * right5 / count} if classes > 5 else {}
     return Measured({"top1": 100 * right1 / count, **top5, "loss": loss / count}, int(count), bad)
 
 
 def _score(logits: Tensor, targets: Tensor) -> Tensor:
-    """(right in the first place, right in the first five, sum of the cross-entropy) of a batch."""
-    order = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
-    # topk takes a NaN for the largest value.
-    hits = (order == targets[:, None]) & ~logits.isnan().any(-1, keepdim=True)
-    return torch.stack([hits[:, 0].sum(), hits.any(-1).sum(), F.cross_entropy(logits, targets, reduction="sum")])
+    """(right in the first place, right in the first five, sum of the cross-entropy, rows that are not finite) of a
+    batch."""
+    hits = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == targets[:, None]
+    loss = F.cross_entropy(logits, targets, reduction="sum")
+    lost = logits.isfinite().all(-1).logical_not().sum()
+    return torch.stack([hits[:, 0].sum(), hits.any(-1).sum(), loss, lost])
 
 
 def process() -> tuple[int, int]:

@@ -19,6 +19,7 @@ from anyres.evaluation.accuracy import _gather, check_size, label_places, prepar
 from anyres.evaluation.cost import precision_context
 from anyres.evaluation.results import Measured, Size
 from anyres.files import atomic_write, check_file
+from anyres.finite import check_found, check_weights, layers_watched
 from anyres.tasks.detection import paste_masks
 
 Entry = dict[str, Any]
@@ -60,8 +61,8 @@ def evaluate_detection(
     of the original picture. `results` is a file to write all detections to, in COCO's layout. Under torch.distributed
     every process takes its own share of the pictures and all return the same scores.
 
-    Raises UserError when no picture is readable, no object is marked, the classes do not fit the model's, or the size
-    is below its minimum.
+    Raises UserError when no picture is readable, no object is marked, the classes do not fit the model's, weights or
+    outputs (also those of the head's layers) are not finite, or the size is below the model's minimum.
     """
     rle.coco_masks()  # it complains now, not after the last picture
     check_size(model, size)
@@ -73,6 +74,7 @@ def evaluate_detection(
     categories = _categories(model, source)
     test = DetectionTest(size, way.mean, way.std, longest)
     loader = EvalLoader(source, test, batch_size, workers, rank=rank, world=world)
+    check_weights(model)
     was_training = model.training
     model = model.to(device).eval()
     images: list[Entry] = []
@@ -82,8 +84,9 @@ def evaluate_detection(
     try:
         with torch.inference_mode():
             for view, marked in loader:
-                with precision_context(precision, device):
+                with precision_context(precision, device), layers_watched(getattr(model, "head", model)) as finite:
                     outputs = model(view.images.to(device, non_blocking=True), view.sizes)
+                check_found(model, outputs, finite, f"the images {[objects.image_id for objects in marked]}")
                 for output, objects, seen in zip(outputs, marked, view.sizes, strict=True):
                     images.append({"id": objects.image_id, "height": objects.size[0], "width": objects.size[1]})
                     truth += _truth(objects, source.category_ids)
@@ -197,8 +200,7 @@ def _detections(output: dict[str, Tensor], objects: Objects, seen: Size, categor
     """What the model found in a picture that it saw at size `seen`, in the picture's own pixels."""
     scale = torch.tensor([objects.size[1] / seen[1], objects.size[0] / seen[0]], device=output["boxes"].device)
     known = torch.tensor([label in categories for label in output["labels"].tolist()], dtype=torch.bool)
-    finite = output["boxes"].isfinite().all(1) & output["scores"].isfinite()
-    kept = torch.where(known.to(finite.device) & finite)[0]
+    kept = torch.where(known.to(output["labels"].device))[0]
     kept = kept[output["scores"][kept].argsort(descending=True, stable=True)[:DETECTIONS]]
     boxes = output["boxes"][kept].float() * scale.repeat(2)
     entries: list[Entry] = [

@@ -17,6 +17,7 @@ from anyres.errors import UserError
 from anyres.evaluation.accuracy import _gather, check_size, label_places, preparation_for, process
 from anyres.evaluation.cost import precision_context
 from anyres.evaluation.results import Measured, Size
+from anyres.finite import check_outputs, check_weights
 from anyres.tasks.segmentation import predict_probabilities
 
 
@@ -101,10 +102,10 @@ def evaluate_segmentation(
     `flip`, whole or through a sliding `window` (see `predict_probabilities`). Classes are ranked at the size of the
     original labels. Images of one size share a batch.
 
-    `precision` "bfloat16" and "float16" run under autocast. A pixel whose logits hold a NaN counts as wrong. Under
-    torch.distributed every process takes its own share of the images and all return the same; each image counts once.
-    The model is moved to `device` and put back into its mode afterwards. Raises UserError when no image is readable, no
-    pixel is labelled, the classes do not fit the model's, or the size is below its minimum.
+    `precision` "bfloat16" and "float16" run under autocast. Under torch.distributed every process takes its own
+    share of the images and all return the same; each image counts once. The model is moved to `device` and put back
+    into its mode afterwards. Raises UserError when no image is readable, no pixel is labelled, the classes do not fit
+    the model's, weights or outputs are not finite, or the size is below the model's minimum.
     """
     check_size(model, size)
     device = torch.device(device)
@@ -116,6 +117,7 @@ def evaluate_segmentation(
         table[: len(places)] = places.byte()
     test = SegmentationTest(size, way.mean, way.std, longest, divisor)
     loader = EvalLoader(source, test, batch_size, workers, rank=rank, world=world)
+    check_weights(model)
     was_training = model.training
     model = model.to(device).eval()
     matrix: ConfusionMatrix | None = None
@@ -133,10 +135,9 @@ def evaluate_segmentation(
                         f"{source.name} has {len(source.label_names)} classes, and the model {matrix.num_classes}: use"
                         " the data set it was trained for"
                     )
-                prediction = probabilities.argmax(1)
-                # One NaN makes all of a pixel's probabilities NaN, and argmax takes it for the largest.
-                prediction[probabilities[:, 0].isnan()] = matrix.num_classes
-                matrix.add(prediction, table[labels.long()].to(device))
+                # One logit that is not finite makes all of a pixel's probabilities NaN.
+                check_outputs(model, not probabilities[:, 0].isnan().any(), ", ".join(names))
+                matrix.add(probabilities.argmax(1), table[labels.long()].to(device))
                 count += len(names)
     finally:
         model.train(was_training)

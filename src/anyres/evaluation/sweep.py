@@ -32,6 +32,7 @@ from anyres.evaluation.measure import measure, preparation_text, sample_images
 from anyres.evaluation.report import Page, Samples, render
 from anyres.evaluation.results import Finding, Row, Size, areas, find, write_csv
 from anyres.files import atomic_write, check_files, locked
+from anyres.finite import check_weights
 
 Progress = Callable[[Row, int, int], None]
 _JOURNAL = "sweep.partial.jsonl"
@@ -105,6 +106,7 @@ def sweep(
         rows: list[Row] = []
         bad: dict[str, None] = {}
         for name, model in models.items():
+            check_weights(model, name)
             identity = [name, _fingerprint(model), preparation_text(model, source), *settings]
             for size in sizes:
                 key = json.dumps([identity, size])

@@ -162,13 +162,17 @@ def step(run: Run, batches: Iterator[Any]) -> Decision:
     return decision
 
 
+FLOAT64 = ("cpu", "cuda")
+"""Kinds of devices that have it."""
+
+
 def record(run: Run, batch: Any, losses: list[Tensor]) -> None:
     """Add a batch to the epoch's metrics, without waiting for the device."""
     sums = run.position.sums
     for size, loss in zip(batch.sizes, losses, strict=True):
         name = f"loss_{shape_name(size)}"
         if name not in sums:
-            wide = torch.float32 if loss.device.type == "mps" else torch.float64
+            wide = torch.float64 if loss.device.type in FLOAT64 else torch.float32
             sums[name] = [torch.zeros((), dtype=wide, device=loss.device), 0]
         sums[name][0] += loss
         sums[name][1] += 1

@@ -1,0 +1,71 @@
+"""Numbers that are not finite (NaN, infinity) are an error, and it says whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from anyres.errors import UserError
+
+
+def model_name(model: nn.Module) -> str:
+    """The architecture of a model, or of the backbone that it stands on; else the name of its class."""
+    backbone = getattr(model, "backbone", model)
+    return str(getattr(backbone, "architecture", None) or type(backbone).__name__).removeprefix("anyres_")
+
+
+def check_weights(model: nn.Module, name: str | None = None) -> None:
+    """Raises UserError that names the model (by default its architecture) if any of its weights is not finite."""
+    weights = {
+        key: value
+        for key, value in model.state_dict().items()
+        if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    if not weights:
+        return
+    finite = torch.stack([value.isfinite().all() for value in weights.values()]).tolist()  # waits for the device once
+    bad = [key for key, good in zip(weights, finite, strict=True) if not good]
+    if bad:
+        raise UserError(
+            f"{len(bad)} of the {len(weights)} weights of {name or model_name(model)} hold NaN or infinity, the first "
+            f"is {bad[0]}: its training diverged or its file is damaged; use other weights"
+        )
+
+
+def check_outputs(model: nn.Module, finite: bool, what: str) -> None:
+    """Raises UserError if the model's outputs, which are for `what`, are not `finite`."""
+    if not finite:
+        raise UserError(
+            f"the outputs of {model_name(model)} for {what} hold NaN or infinity: its numbers are too large for the "
+            "arithmetic (use precision float32), or its training diverged (use other weights)"
+        )
+
+
+def check_found(model: nn.Module, found: Sequence[dict[str, Tensor]], layers: Sequence[Tensor], what: str) -> None:
+    """Raises UserError if what a detector found in pictures called `what`, or any of its `layers_watched`, is not
+    finite."""
+    finite = [*layers, *(values.isfinite().all() for objects in found for values in objects.values())]
+    check_outputs(model, not finite or bool(torch.stack(finite).all()), what)
+
+
+@contextmanager
+def layers_watched(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect, for every call of a linear layer or convolution in `module`, whether its output is finite.
+
+    What a detector finds does not tell: the choice of boxes drops scores and boxes that are not numbers.
+    """
+    finite: list[Tensor] = []
+
+    def look(layer: nn.Module, inputs: object, output: Tensor) -> None:
+        finite.append(output.isfinite().all())
+
+    layers = (layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d))
+    handles = [layer.register_forward_hook(look) for layer in layers]
+    try:
+        yield finite
+    finally:
+        for handle in handles:
+            handle.remove()
