@@ -184,6 +184,11 @@ def test_flags_and_empty_lists_as_words() -> None:
         assert values("sweep", "x", word)["cost"] is value
     given = values("detect", "train", "decay=linear", "drops=", "wandb=true")
     assert given == {"recipe": None, "decay": "linear", "drops": "", "wandb": True}
+    # Options may stand between the files of a list, and behind -- is none.
+    given = values("predict", "run", "a b.png", "size=3", "ä=1.png", "--topk", "2", "--", "-c.png", "--size=4")
+    assert given["files"] == ["a b.png", "ä=1.png", "-c.png", "--size=4"]
+    assert (given["size"], given["topk"]) == ("3", 2)
+    assert values("predict", "run", "./-x.png", "--output", "-out.csv")["output"] == "-out.csv"
     # The value of an option by itself may look like an option.
     assert values("train", "--model_args", "patch_size=8", "--no-wandb", "lr=1")["model_args"] == "patch_size=8"
 
@@ -195,6 +200,8 @@ WRONG = {
     "bare option": (["sweep", "x", "szies=12"], "no option --szies; did you mean --sizes"),
     "demo's epochs": (["segment", "demo", "epochs=0"], "epochs"),
     "bare option value": (["sweep", "x", "sizes=12,abc"], "abc"),
+    "file like an option": (["predict", "x", "-y.png"], "no option -y.png; write .* as ./-y.png"),
+    "no value": (["predict", "x", "y", "--topk"], "--topk: expected one argument"),
     "number": (["predict", "x", "y", "--topk", "three"], "whole number"),
     "model": (["info", "resformer_smal"], "resformer_small"),
     "no model matches": (["models", "bert"], "bert"),

@@ -141,19 +141,21 @@ def test_wide_letters_keep_columns_straight(capsys) -> None:
 
 
 def test_lines_log_and_warnings_are_made_harmless(capsys) -> None:
-    text = "".join(NASTY.values())
+    text = "".join(value for kind, value in NASTY.items() if kind != "long")
     with safe_streams():
         say(text)
         note(text)
         logging.getLogger("anyres.data").warning("skipped %s", text)
         warnings.warn(text, stacklevel=1)
+        note(NASTY["long"])
     out, err = capsys.readouterr()
     assert harmless(out + err)
     assert out == printable(text) + "\n"
     lines = err.splitlines()
     assert lines[:2] == [printable(text), f"skipped {printable(text)}"]
     assert lines[2].endswith(f": UserWarning: {printable(text)}")
-    assert len(lines) == 3
+    assert len(lines[3]) == 2000
+    assert len(lines) == 4
 
 
 def test_sentences_about_mistakes_are_made_harmless(capsys) -> None:

@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from anyres.errors import UserError
@@ -89,21 +90,22 @@ def _option_names(parser: argparse.ArgumentParser) -> list[str]:
 def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
     """`batch_size=8` and `--batch_size 8` → `--batch-size=8`, `--batch-size 8`; `cost=false` → `--no-cost`; an unknown
     option is an error with a near miss. So is a word NAME=VALUE whose NAME is close to an option's, unless VALUE looks
-    like a path. What follows `--option` is its value, whatever it looks like."""
-    normal: list[str] = []
-    awaited = False
-    for word in arguments:
-        if awaited:
-            normal.append(word)
-            awaited = False
-            continue
+    like a path. What follows `--option` is its value, whatever it looks like; nothing behind a bare `--` is an option.
+    The command comes first, its options next, the rest last: argparse wants the files of a list side by side."""
+    given: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += words
+            break
         bare = re.fullmatch(r"([A-Za-z][A-Za-z0-9_-]*)=(.*)", word, flags=re.S)
         if bare:
             name = f"--{bare[1].replace('_', '-')}"
             path = "/" in word or any(map(os.path.exists, (word, bare[2])))
             if name in options or (not path and _near(name, options, cutoff=0.75)):
                 word = f"--{word}"
-        if word.startswith("--") and len(word) > 2:
+        if word.startswith("--"):
             name, sign, value = word.partition("=")
             name = name.replace("_", "-")
             if options and name not in options:
@@ -114,9 +116,13 @@ def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
                     raise UserError(f"{name} is {value!r}; it must be true or false.")
                 word = name if value.lower() == "true" else f"--no-{name.removeprefix('--')}"
             flag = f"--no-{name.removeprefix('--')}" in options or name.startswith("--no-")
-            awaited = not sign and not flag and name not in ("--help", "--version")
-        normal.append(word)
-    return normal
+            value_follows = not sign and not flag and name not in ("--help", "--version")
+            given.append("=".join([word, *islice(words, value_follows)]))
+        elif word.startswith("-") and word != "-h":
+            raise UserError(f"There is no option {word}; write a file's name that begins with - as ./{word}.")
+        else:
+            (given if word == "-h" else rest).append(word)
+    return [*rest[:1], *given, *(["--"] if rest[1:] else []), *rest[1:]]
 
 
 def _near(word: str, known: list[str], cutoff: float = 0.6) -> str:

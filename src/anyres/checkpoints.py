@@ -212,10 +212,12 @@ def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema
         only_head = report.loaded and all(
             item.split(".")[0].startswith("head") for item in report.mismatched + report.missing + report.unexpected
         )
+        # Said on the command line, too, which has no `strict`.
         fix = (
-            "build the model with the file's num_classes, or pass strict=False to keep the model's own head"
+            "build the model with the file's number of classes (num_classes), or start a training from it with "
+            "init_from, which leaves out the head"
             if only_head
-            else "choose the model and options that the file was made with, or pass strict=False to load what fits"
+            else "choose the model and options that the file was made with"
         )
         raise UserError(f"{path} does not fit {name} ({report}): {fix}.")
     model.load_state_dict({name: state[name] for name in report.loaded}, strict=False)

@@ -517,7 +517,7 @@ def info(model: str, *, sizes: str = "96,224,384") -> None:
         "published code": facts["repository"],
         "licence": facts["licence"],
         "weights": facts["download"]
-        or "no direct address; load your copy of the file with checkpoint_path or MODEL=FILE",
+        or "no direct address; give your copy of the file as MODEL=FILE to a command, or as checkpoint_path in Python",
         "notes": facts["notes"],
     }
     for key, value in lines.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 from anyres.text import escaped
@@ -14,6 +15,8 @@ def font_for(text: str) -> Any:
     which comes with matplotlib, or where that lacks some, the best of those installed."""
     from matplotlib.font_manager import fontManager
 
+    # It would remark on every font that comes in one weight alone.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     # One font of last resort draws a box for every character there is.
     fonts = [font for font in fontManager.ttflist if font.style == "normal" and not font.name.startswith("Last Resort")]
     own = next(font for font in fonts if font.name == "DejaVu Sans" and font.weight == 400)

@@ -63,9 +63,7 @@ def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     folder = files.existing(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no {name}: give a folder written by save_pretrained, such as RUN/best."
-            )
+            raise FileNotFoundError(f"{folder} holds no {name}: give the folder of a saved model, such as RUN/best.")
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         return config, load_file(folder / WEIGHTS)

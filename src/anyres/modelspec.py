@@ -15,8 +15,8 @@ from anyres.registry import create_model, entries, guess_model, resolve_name
 from anyres.tasks import load_pretrained
 
 FORMS = (
-    "a run folder, a folder written by save_pretrained, hf-hub:OWNER/NAME, a published weights file "
-    "(FILE or MODEL=FILE), a name from `anyres models`, or timm:NAME"
+    "a run folder, the folder of a saved model, hf-hub:OWNER/NAME, a published weights file (FILE or MODEL=FILE), "
+    "a name from `anyres models`, or timm:NAME"
 )
 
 

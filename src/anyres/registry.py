@@ -137,7 +137,8 @@ def create_model(
         if pretrained and checkpoint_path is None and entries()[stem].variant.url is None:
             raise UserError(
                 f"{stem} has no weights that can be downloaded directly: get the file from "
-                f"{entries()[stem].family.repository} and pass checkpoint_path=FILE."
+                f"github.com/{entries()[stem].family.repository} and give it as {stem}=FILE to a command, or as "
+                "checkpoint_path to create_model."
             )
         name = PREFIX + stem + dot + tag
     model: nn.Module = timm.create_model(name, pretrained=pretrained and checkpoint_path is None, **chosen)
@@ -174,7 +175,7 @@ def guess_model(path: str | Path) -> str:
         best = max(best, (shared, name))
     raise UserError(
         f"{path} fits no registered model exactly (the closest, {best[1]}, shares {best[0]:.0%} of its parameters): "
-        "name the model and its options yourself."
+        "say which model it is for, as MODEL=FILE, or in Python build that with its options and load_checkpoint."
     )
 
 

@@ -14,12 +14,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyres.text import csv_text, printable
+from anyres.text import csv_text, printable, shorten
 
 if TYPE_CHECKING:
     from anyres.evaluation.results import Measured, Row
 
 
+_LONGEST = 2000
+"""Letters of a note."""
 _FOLDED = 12
 """Letters of a text that a line of a table has room for at least."""
 _NUMBER = re.compile(r"[ –]*|-?\d+(\.\d+)?( %|\*| )?", re.ASCII)
@@ -33,7 +35,7 @@ def say(text: object) -> None:
 def note(text: object) -> None:
     """Print a line about the work on the error stream: progress, warnings, mistakes."""
     with suppress(OSError):  # nobody listens
-        print(printable(text), file=sys.stderr, flush=True)
+        print(shorten(printable(text), _LONGEST), file=sys.stderr, flush=True)
 
 
 @contextmanager

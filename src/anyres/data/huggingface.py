@@ -108,7 +108,7 @@ def _names(feature: Any, name: str, label_names: Sequence[str] | None) -> list[s
     if getattr(feature, "names", None):
         return list(feature.names)
     if label_names is None:
-        raise UserError(f"data set {name} numbers its classes without naming them: pass label_names")
+        raise UserError(f"data set {name} numbers its classes without naming them: read it with hf:, which counts them")
     return list(label_names)
 
 

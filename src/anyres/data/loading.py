@@ -349,7 +349,7 @@ def _epoch_images(source: Source, repeats: int, epoch_size: int | None) -> int:
         size = epoch_size or source.size
         if size is None:
             raise UserError(
-                f"the number of images in {source.name} is not known: pass epoch_size, the images of one epoch"
+                f"the number of images in {source.name} is not known: set epoch_size, the images of one epoch"
             )
         return size
     assert isinstance(source, MapSource)

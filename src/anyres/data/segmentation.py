@@ -179,7 +179,7 @@ class MaskFolder(SegmentationSource):
         if num_classes is None:
             num_classes = len(names) or (ADE20K_CLASSES if ade20k else None)
         if num_classes is None:
-            raise UserError(f"{folder} does not say how many classes it has: pass num_classes, or add a classes.txt")
+            raise UserError(f"{folder} does not say how many classes it has: set num_classes, or add a classes.txt")
         if names and len(names) != num_classes:
             raise UserError(f"{folder} names {len(names)} classes, and num_classes is {num_classes}: make them agree")
         if reduce_zero_label is None:
@@ -267,7 +267,7 @@ class _Table(SegmentationSource):
             missing = "image column" if self.mask else f"mask column ({', '.join(MASK_COLUMNS[:4])})"
             raise UserError(f"data set hf:{name} has no {missing} among its images {', '.join(pictures) or '(none)'}")
         if num_classes is None:
-            raise UserError(f"data set hf:{name} does not say how many classes its masks have: pass num_classes")
+            raise UserError(f"data set hf:{name} does not say how many classes its masks have: set num_classes")
         super().__init__(
             f"hf:{name}/{split}", [str(place) for place in range(num_classes)], in_chans, reduce_zero_label
         )

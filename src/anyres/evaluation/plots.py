@@ -26,6 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", ":")
 _INK, _GREY, _GRID, _BAND = "#1a1a1a", "#666666", "#e4e4e4", "#f0f0f0"
+_LETTERS = 24  # of a model's name
 _NON_SQUARE_DOTS = 12  # more non-square sizes than this are drawn as curves, one small panel for each aspect ratio
 
 
@@ -510,12 +511,12 @@ def _legend(axes: Axes, models: list[str]) -> None:
 
 
 def _short(name: str) -> str:
-    return shorten(printable(name), 24)
+    return shorten(printable(name), _LETTERS)
 
 
 def _label(name: str) -> str:
     """What pictures call a model: a short line of letters that there are fonts for."""
-    return drawable(_short(name))
+    return shorten(drawable(_short(name)), _LETTERS)
 
 
 def _milliseconds(row: Row) -> float:

@@ -191,9 +191,8 @@ def timm_model(name: str, pretrained: bool = True) -> nn.Module:
     if not timm.is_model(name):
         known = timm.list_models(pretrained=pretrained)
         near = difflib.get_close_matches(name, known, 1)
-        raise UserError(
-            f"timm has no model '{name}'; {f'did you mean {near[0]}?' if near else 'timm.list_models() names them'}"
-        )
+        hint = f"did you mean {near[0]}?" if near else "in Python, timm.list_models() names them"
+        raise UserError(f"timm has no model '{name}'; {hint}")
     try:
         return timm.create_model(name, pretrained=pretrained, dynamic_img_size=True).eval()
     except TypeError:  # the model does not know the option
