@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from tests.fuzz.core import HEADING, run_kind
+from tests.fuzz.core import HEADING, run_kind, scratch
 from tests.fuzz.kinds import KINDS, warm
 
 
@@ -19,10 +19,11 @@ def main() -> int:
     options = parser.parse_args()
     warm()
     tallies = []
-    for kind in map(KINDS.__getitem__, options.kinds):
-        count = round((kind.short if options.short else kind.long) * options.scale)
-        cases = range(count) if options.case is None else [options.case]
-        tallies.append(run_kind(kind, options.seed, cases, lambda text: print(text, file=sys.stderr, flush=True)))
+    with scratch() as root:
+        for kind in map(KINDS.__getitem__, options.kinds):
+            count = round((kind.short if options.short else kind.long) * options.scale)
+            cases = range(count) if options.case is None else [options.case]
+            tallies.append(run_kind(kind, options.seed, cases, root, lambda text: print(text, file=sys.stderr)))
     for tally in tallies:
         for story in tally.explained():
             print(story)

@@ -36,8 +36,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SHOWN = 400_000
-"""Bytes that a command may print."""
+SENTENCE, SHOWN = 20_000, 400_000
+"""Characters of the longest sentence (what a person wrote is in it), and of all that a command may print."""
 
 
 class Failure(AssertionError):  # noqa: N818 - it is what a case reports
@@ -64,7 +64,7 @@ class Kind:
     """Cases that share a process: one where a case changes the process's state."""
     seconds: float = 30
     megabytes: int = 1000
-    """What a case may add to the memory in use."""
+    """What a case may add to the memory in use, if it does not begin work that takes what it takes."""
 
 
 @dataclass
@@ -105,20 +105,19 @@ def repeat_command(kind: str, seed: int, case: int) -> str:
 # Running --------------------------------------------------------------------------------------------------------------
 
 
-def run_kind(kind: Kind, seed: int, cases: Sequence[int], progress: Callable[[str], None]) -> Tally:
-    """Run the cases of a kind; `progress` is told how far it is about every ten seconds."""
+def run_kind(kind: Kind, seed: int, cases: Sequence[int], root: Path, progress: Callable[[str], None]) -> Tally:
+    """Run the cases of a kind in the folder of `scratch`; `progress` is told how far it is every ten seconds."""
     tally = Tally(kind.name, seed)
     began = told = time.monotonic()
-    with scratch() as root:
-        material = kind.prepare(new_folder(root / "material"))
-        gc.freeze()  # children then do not touch the pages that they share with this process
-        done = 0
-        while done < len(cases):
-            done += _run_batch(kind, seed, material, cases[done : done + kind.batch], root, tally)
-            if time.monotonic() - told > 10:
-                told = time.monotonic()
-                progress(f"{kind.name}: {done} of {len(cases)}, {tally.verdicts['failure']} failures")
-        gc.unfreeze()
+    material = kind.prepare(new_folder(root / "material" / kind.name))
+    gc.freeze()  # children then do not touch the pages that they share with this process
+    done = 0
+    while done < len(cases):
+        done += _run_batch(kind, seed, material, cases[done : done + kind.batch], root, tally)
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            progress(f"{kind.name}: {done} of {len(cases)}, {tally.verdicts['failure']} failures")
+    gc.unfreeze()
     tally.seconds = time.monotonic() - began
     return tally
 
@@ -203,7 +202,7 @@ def _status(status: int) -> str:
 def _child(kind: Kind, seed: int, material: Any, cases: Sequence[int], root: Path, send: int) -> None:
     os.setpgid(0, 0)
     # Address space, so that an absurd allocation is an error here and not the end of other people's work.
-    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (4 * kind.megabytes << 20)
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (2 * kind.megabytes << 20)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, _time_is_over)
@@ -230,10 +229,11 @@ def _verdict(kind: Kind, rng: random.Random, material: Any, touched: list[str]) 
         if touched:
             raise Failure(f"touched what is not its own: {touched.pop()}")
         added = _memory("VmHWM") - before
-        if added > kind.megabytes:
+        if added > kind.megabytes and verdict != "began":
             raise Failure(f"took {added} MB")
     except BaseException as error:  # whatever it is, it is what we are looking for
-        return "failure", _cause(error), traceback.format_exc()[-8000:]
+        story = traceback.format_exc()
+        return "failure", _cause(error), story if len(story) < 6000 else f"{story[:5000]}\n…\n{story[-500:]}"
     return verdict, "", ""
 
 
@@ -263,9 +263,9 @@ def _memory(name: str) -> int:
     return int(found[1]) >> 10
 
 
-_PATHS = {"os.rename": 2, "os.link": 2, "os.symlink": 2}
+_PATHS = {"os.rename": slice(2), "os.link": slice(1, 2), "os.symlink": slice(1, 2)}
 _WRITES = (*_PATHS, *(f"os.{name}" for name in ("remove", "rmdir", "mkdir", "truncate", "chmod", "chown", "utime")))
-"""Audit events that change files, and how many paths they begin with where it is not one."""
+"""Audit events that change files, and which of their arguments are those where it is not the first alone."""
 
 
 def _forbid_elsewhere(root: Path, touched: list[str]) -> None:
@@ -288,7 +288,9 @@ def _forbid_elsewhere(root: Path, touched: list[str]) -> None:
                 check(event, path)
         elif event in _WRITES:
             # `shutil.rmtree` goes down by names in open folders; where it began has been looked at.
-            for path in arguments[: _PATHS.get(event, 1)] if event in _PATHS or arguments[-1] in (-1, None) else ():
+            for path in (
+                arguments[_PATHS.get(event, slice(1))] if event in _PATHS or arguments[-1] in (-1, None) else ()
+            ):
                 check(event, path)
         elif event == "shutil.rmtree":
             check(event, arguments[0])
@@ -319,7 +321,7 @@ class Ran:
         complaint = ""
         if "Traceback (most recent call last)" in text:
             complaint = "a traceback was printed"
-        elif len(text) > SHOWN:
+        elif len(text) > (SENTENCE if self.code else SHOWN):
             complaint = f"{len(text)} characters were printed"
         elif self.code not in (0, 2):
             complaint = f"exit code {self.code}"
@@ -353,6 +355,12 @@ def command(*words: Any) -> Ran:
                 sys.stdout, sys.stderr = before
         printed = [file.read_bytes().decode(errors="replace") for file in files]
     return Ran(texts, code, *printed)
+
+
+def check_sentence(error: Exception) -> None:
+    """Whether what is told to a person is short enough to be read. Raises Failure."""
+    if not str(error) or len(str(error)) > SENTENCE:
+        raise Failure(f"a sentence of {len(str(error))} characters") from error
 
 
 def in_child(work: Callable[[], None]) -> int:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
 
-from tests.fuzz import checkpoints, images
+from tests.fuzz import annotations, checkpoints, images, options, recipes, run_states, saved_models
 from tests.fuzz.core import Kind
+from tests.fuzz.runs import little_data
 
-KINDS: dict[str, Kind] = {module.KIND.name: module.KIND for module in (images, checkpoints)}
+KINDS: dict[str, Kind] = {
+    module.KIND.name: module.KIND
+    for module in (images, checkpoints, saved_models, run_states, annotations, recipes, options)
+}
 
 
 def warm() -> None:
@@ -20,16 +25,21 @@ def warm() -> None:
     for name in (
         "anyres.cli",
         "anyres.commands",
-        "anyres.evaluation",
+        "anyres.evaluation.sweep",
         "anyres.evaluation.plots",
         "anyres.evaluation.report",
+        *(f"anyres.evaluation.{task}" for task in ("segmentation", "detection", "video")),
+        "av",
         "anyres.overlay",
         "anyres.predict",
         "anyres.training.loop",
         *(f"anyres.training.{task}" for task in ("classification", "segmentation", "detection", "video")),
         "faster_coco_eval",
+        "matplotlib.font_manager",
         "rich.table",
         "sklearn.datasets",
         "torch.utils.tensorboard",
     ):
         importlib.import_module(name)
+    platform.processor()  # asks a program the first time
+    little_data()

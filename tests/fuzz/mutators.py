@@ -213,3 +213,59 @@ def mutate_pickle(rng: random.Random, data: bytes) -> bytes:
         else:
             pieces[at] = mutate_bytes(rng, pieces[at])
     return b"".join(pieces)
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+WORDS = (
+    *("", " ", "0", "-1", "1", "2", "3", "007", "1.5", "1e3", "1e309", "-1e309", "nan", "inf", "0x10", "1_000", "٣"),
+    *(" 4 ", "99999999999", "9" * 40, "9" * 5000, "none", "null", "true", "yes", "off", "~", "[]", "{}", "[1,2", "a=b"),
+    *("{a: 1}", "a", "ä ö", "x" * 300, "x" * 5000, "🙂", "\u202e", "a\nb", "\t", '"', "'", "`", "$(touch canary)", ";"),
+    *(
+        "|",
+        "&",
+        "*",
+        "%s%n",
+        "{0}",
+        "\\",
+        "$\\foo$",
+        "[red]a",
+        "[/foo]",
+        "\x1b[31m",
+        "=1+1",
+        "<script>",
+        "#",
+        "-",
+        "--",
+    ),
+    *("-x", "@", ",", "\udcff", "1,2", "1:2", "16:8", "8:16:0", "8:16:-1", "1:1000000000:1", "16x", "x16", "0x0"),
+    *("8x12x16", "16,,8"),
+)
+"""What people write, by mistake or not, where a word belongs. No zero bytes: command lines cannot hold them."""
+
+
+def mutate_text(rng: random.Random, text: str, words: Sequence[str] = WORDS) -> bytes:
+    """Text as a file's content, with damaged lines, words and encodings."""
+    lines = text.split("\n")
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(lines))
+        way = rng.randrange(8)
+        if way == 0:
+            del lines[at]
+        elif way == 1:
+            lines.insert(at, rng.choice((*lines, *words)))
+        elif way == 2:
+            lines[at] = rng.choice(words)
+        elif way == 3:
+            lines[at] += rng.choice(words)
+        elif way == 4:
+            lines *= rng.choice((2, 30))
+        else:
+            parts = re.split(r"([\w.-]+)", lines[at])
+            parts[rng.randrange(len(parts))] = rng.choice(words)
+            lines[at] = "".join(parts)
+        lines = lines or [""]
+    joined = rng.choice(("\n", "\n", "\n", "\n", "\r\n", "\r")).join(lines)
+    encoding = rng.choice((*["utf-8"] * 8, "utf-8-sig", "utf-16", "latin-1"))
+    data = joined.encode(encoding, "surrogateescape" if encoding == "utf-8" else "replace")
+    return mutate_bytes(rng, data) if rng.random() < 0.2 else data
