@@ -35,7 +35,7 @@ NAMES = (
         "dog",
         "ä ö",
         "[red]a",
-        "[/foo]",
+        "foo]",
         "$\\foo$",
         "=1+1",
         "<script>",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import hashlib
+import io
 import json
 import os
 import random
@@ -342,19 +343,20 @@ def command(*words: Any) -> Ran:
 
     os.environ["ANYRES_DEBUG"] = "1"
     texts = [str(word) for word in words]
-    with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder, "out"), Path(folder, "err")
-        before = sys.stdout, sys.stderr
-        with files[0].open("w", encoding="utf-8") as out, files[1].open("w", errors="backslashreplace") as err:
-            sys.stdout, sys.stderr = out, err
-            try:
-                code = cli.main(texts)
-            except SystemExit as stop:
-                code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
-            finally:
-                sys.stdout, sys.stderr = before
-        printed = [file.read_bytes().decode(errors="replace") for file in files]
-    return Ran(texts, code, *printed)
+    before = sys.stdout, sys.stderr
+    printed = io.BytesIO(), io.BytesIO()  # no files: some cases let those fail
+    out, err = (
+        io.TextIOWrapper(stream, "utf-8", errors, write_through=True)
+        for stream, errors in zip(printed, ("strict", "backslashreplace"), strict=True)
+    )
+    sys.stdout, sys.stderr = out, err
+    try:
+        code = cli.main(texts)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    finally:
+        sys.stdout, sys.stderr = before
+    return Ran(texts, code, *(stream.getvalue().decode(errors="replace") for stream in printed))
 
 
 def check_sentence(error: Exception) -> None:

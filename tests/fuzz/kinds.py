@@ -6,14 +6,12 @@ import importlib
 import os
 import platform
 
-from tests.fuzz import annotations, checkpoints, images, options, recipes, run_states, saved_models
+from tests.fuzz import annotations, checkpoints, folders, images, kills, options, recipes, run_states, saved_models
 from tests.fuzz.core import Kind
 from tests.fuzz.runs import little_data
 
-KINDS: dict[str, Kind] = {
-    module.KIND.name: module.KIND
-    for module in (images, checkpoints, saved_models, run_states, annotations, recipes, options)
-}
+_MODULES = (images, folders, checkpoints, saved_models, run_states, annotations, recipes, options, kills)
+KINDS: dict[str, Kind] = {module.KIND.name: module.KIND for module in _MODULES}
 
 
 def warm() -> None:

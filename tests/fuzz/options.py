@@ -38,11 +38,26 @@ PATHS = (
     *("run/metrics.csv", "run/config.yaml", "run/best/model.safetensors", "pictures/0.png", "é/ü", "x" * 300),
 )
 
+FOREIGN = (
+    *("thesis.txt", "config.json", "model.safetensors", "README.md", "config.yaml", "metrics.csv", "summary.json"),
+    *("sweep.csv", "sweep.png", "pareto.png", "report.html", "a.png", "0.png", "best/thesis.txt", "last/config.json"),
+    *(
+        "state/notes.txt",
+        "state/step_000000001_000000/notes.txt",
+        "tensorboard/mine",
+        "report/x",
+        "pictures/x",
+        "out/x",
+    ),
+    *(".best.old/x", ".theirs.old/x", ".config.x.tmp.yaml", "digits/best/x"),
+)
+"""Files of somebody else in the folder theirs, some with names that we write, too."""
+
 
 @dataclass(frozen=True)
 class Material:
     folder: Path
-    """What every case finds in its own folder: pictures, a clip, a folder of somebody else."""
+    """What every case finds in its own folder: pictures and a clip."""
     runs: dict[str, Path]
     hints: dict[str, dict[str, Any]]
     """Type of every option, by command and name."""
@@ -55,9 +70,6 @@ def prepare(folder: Path) -> Material:
     for number in range(3):
         (folder / "pictures").mkdir(exist_ok=True)
         (folder / "pictures" / f"{number}.png").write_bytes(encode(noise(32, 32, number), "PNG"))
-    (folder / "theirs" / "out").mkdir(parents=True)
-    for name in ("thesis.txt", "config.json", "out/notes.txt"):
-        (folder / "theirs" / name).write_text("months of work")
     return Material(folder, runs, {name: _hints(function) for name, function in COMMANDS.items()})
 
 
@@ -72,12 +84,14 @@ def case(rng: random.Random, material: Material) -> str:
     task = rng.choice(list(OPTIONS))
     shutil.copytree(material.folder, ".", dirs_exist_ok=True)
     shutil.copytree(material.runs[task], "run")
-    name, words = _base(rng, task)
-    words = _disturb(rng, name, words, material.hints[name])
-    theirs = [Path(name) for name in ("theirs", "a.png", "a.mp4", "pictures")]
+    command_name, words = _base(rng, task)
+    words = _disturb(rng, command_name, words, material.hints[command_name])
+    for name in rng.sample(FOREIGN, rng.randint(1, 4)):
+        Path("theirs", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("theirs", name).write_text("months of work")
     demo.ProcessPoolExecutor = no_processes
-    with kept(*theirs):
-        return until_work(lambda: command(*words), seconds=0 if rng.random() < 0.8 else 4)
+    with kept(Path("theirs"), Path("a.png"), Path("a.mp4"), Path("pictures")):
+        return until_work(lambda: command(*words), seconds=rng.choice((0, 4)))
 
 
 def no_processes(*_: Any) -> None:
