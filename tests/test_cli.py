@@ -199,6 +199,8 @@ WRONG = {
     "option": (["train", "--batch-siz=3"], "--batch-size"),
     "bare option": (["sweep", "x", "szies=12"], "no option --szies; did you mean --sizes"),
     "demo's epochs": (["segment", "demo", "epochs=0"], "epochs"),
+    "separator as a value": (["sweep", "x", "--output", "--"], "--output is '--'"),
+    "separator as a bare value": (["sweep", "x", "output=--"], "--output is '--'"),
     "bare option value": (["sweep", "x", "sizes=12,abc"], "abc"),
     "file like an option": (["predict", "x", "-y.png"], "no option -y.png; write .* as ./-y.png"),
     "no value": (["predict", "x", "y", "--topk"], "--topk: expected one argument"),

@@ -117,7 +117,10 @@ def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
                 word = name if value.lower() == "true" else f"--no-{name.removeprefix('--')}"
             flag = f"--no-{name.removeprefix('--')}" in options or name.startswith("--no-")
             value_follows = not sign and not flag and name not in ("--help", "--version")
-            given.append("=".join([word, *islice(words, value_follows)]))
+            word = "=".join([word, *islice(words, value_follows)])
+            if word.partition("=")[2] == "--":  # argparse before Python 3.13 drops it
+                raise UserError(f"{name} is '--', which stands between options and files; give it a value.")
+            given.append(word)
         elif word.startswith("-") and word != "-h":
             raise UserError(f"There is no option {word}; write a file's name that begins with - as ./{word}.")
         else:

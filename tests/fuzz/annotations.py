@@ -269,4 +269,4 @@ def _load(task: str, options: dict[str, Any]) -> str:
     return "worked"
 
 
-KIND = Kind("annotations", case, prepare, short=60, long=2000, batch=10, megabytes=800)
+KIND = Kind("annotations", case, prepare, short=0, long=2000, batch=10, megabytes=800)

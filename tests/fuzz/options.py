@@ -213,4 +213,4 @@ def _pairs(rng: random.Random) -> str:
     return json.dumps(values) if rng.random() < 0.5 else ",".join(f"{name}={value}" for name, value in values.items())
 
 
-KIND = Kind("options", case, prepare, short=60, long=2000, batch=1, megabytes=1500)
+KIND = Kind("options", case, prepare, short=0, long=2000, batch=1, megabytes=1500)

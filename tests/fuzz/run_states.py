@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from anyres import files
 from tests.fuzz.core import Failure, Kind, command, in_child, kept
 from tests.fuzz.mutators import mutate_file, mutate_text, mutate_tree
 from tests.fuzz.runs import OPTIONS, PREFIX, Outcome, finished, interrupted, train_words
@@ -42,13 +43,17 @@ def case(rng: random.Random, material: list[Interrupted]) -> str:
     for place in (run, run / "thesis"):
         (place / "notes.txt").write_text("months of work")
     newest = max((run / "state").iterdir())
-    what = rng.choice(("bytes", "bytes", "content", "both", "texts", "weights", "parts"))
+    what = rng.choice(("bytes", "bytes", "signed", "content", "both", "texts", "weights", "parts"))
     if what in ("bytes", "both"):
         for state in (run / "state").iterdir() if what == "both" else [newest]:
             _damage(rng, state / "state.pt")
-    elif what == "content":
-        content = torch.load(newest / "state.pt", weights_only=True)
-        torch.save(mutate_tree(rng, content, most=2), newest / "state.pt")
+    elif what in ("content", "signed"):  # as if anyres had written it
+        if what == "signed":
+            _damage(rng, newest / "state.pt")
+        else:
+            content = torch.load(newest / "state.pt", weights_only=True)
+            torch.save(mutate_tree(rng, content, most=2), newest / "state.pt")
+        files.adopt(newest, "state", ["state.pt"])
     elif what == "texts":
         _damage(rng, run / rng.choice(TEXTS))
     elif what == "weights":
@@ -56,7 +61,7 @@ def case(rng: random.Random, material: list[Interrupted]) -> str:
     else:
         _lose_parts(rng, run)
     with kept(run / "notes.txt", run / "thesis"):
-        return _read(run) if rng.random() < 0.2 else _resume(rng, chosen, run, what)
+        return _read(rng, run) if rng.random() < 0.2 else _resume(rng, chosen, run, what)
 
 
 def _damage(rng: random.Random, path: Path) -> None:
@@ -79,15 +84,18 @@ def _lose_parts(rng: random.Random, run: Path) -> None:
             path.unlink()
             path.mkdir()
         elif way == 3:
-            (run / "state" / rng.choice(("step_999999999_999999", "step_x", "step_", "x"))).mkdir(exist_ok=True)
+            (run / "state" / rng.choice(("step_999999999_999999", "step_x", "step_", "x"))).mkdir(
+                parents=True, exist_ok=True
+            )
         elif path.is_dir():
             (path / f".{path.name}.old").mkdir(exist_ok=True)
 
 
-def _read(run: Path) -> str:
+def _read(rng: random.Random, run: Path) -> str:
     """Readers never write, whatever they find."""
+    model = rng.choice(("run", "run/last", "run/last_ema"))
     with kept(run):
-        return command("sweep", "run", "sizes=32", "--no-cost", "output=sweep").verdict()
+        return command("sweep", model, "sizes=32", "--no-cost", "output=sweep").verdict()
 
 
 def _resume(rng: random.Random, chosen: Interrupted, run: Path, what: str) -> str:
@@ -102,4 +110,4 @@ def _resume(rng: random.Random, chosen: Interrupted, run: Path, what: str) -> st
     return verdict
 
 
-KIND = Kind("run_states", case, prepare, short=20, long=2000, batch=1, megabytes=1000, seconds=60)
+KIND = Kind("run_states", case, prepare, short=0, long=2000, batch=1, megabytes=1000, seconds=60)
