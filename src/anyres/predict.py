@@ -11,6 +11,7 @@ from torch import nn
 
 from anyres.backbone import IMAGENET_MEAN, IMAGENET_STD, pair
 from anyres.data import BadImage, Item, evaluation_views, list_images, normalize, to_batch
+from anyres.data.classes import imagenet_words
 from anyres.data.decode import EXTENSIONS
 from anyres.data.video_sources import EXTENSIONS as VIDEO_EXTENSIONS
 from anyres.errors import UserError
@@ -110,14 +111,7 @@ def predict(
 
 
 def label_names(model: nn.Module) -> list[str]:
-    """Names of the classes: stored with the weights, else ImageNet's for 1000 classes, else numbers."""
+    """Names of the classes: stored with the weights, else ImageNet's for as many classes, else numbers."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
     count = int(getattr(model, "num_classes", 0))
-    if names:
-        return list(names)
-    if count == 1000:
-        from timm.data import ImageNetInfo
-
-        info = ImageNetInfo()
-        return [info.index_to_description(i).split(",")[0] for i in range(1000)]
-    return [str(i) for i in range(count)]
+    return list(names) if names else imagenet_words(count) or [str(i) for i in range(count)]

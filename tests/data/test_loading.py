@@ -1,5 +1,6 @@
 import pickle
 import random
+import shutil
 import time
 from itertools import chain
 
@@ -225,6 +226,7 @@ def test_a_folder_of_bad_files_stops(tmp_path, workers):
     root = tmp_path / "images"
     (root / "cat").mkdir(parents=True)
     spoil(root, ["empty.jpg", "text.jpg"], each=4)
+    shutil.copytree(root / "cat", root / "dog")
     with pytest.raises(UserError, match="no readable image") as caught:
         list(loader(open_source(root, "all"), 2, workers=workers, max_bad_fraction=1.0).epoch(0))
     assert "\n" not in str(caught.value)

@@ -148,7 +148,7 @@ def test_what_is_missing_is_named(tmp_path):
     write(tmp_path, "images/train", "masks/train", ["a", "b", "c"])
     with pytest.raises(UserError, match="how many classes"):
         open_segmentation(tmp_path)
-    with pytest.raises(FileNotFoundError, match="validation, val"):
+    with pytest.raises(FileNotFoundError, match=r"val, valid.*add one"):
         open_segmentation(tmp_path, "val", num_classes=3)
     for count in (0, 256):
         with pytest.raises(UserError, match=f"{count} classes"):

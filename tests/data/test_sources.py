@@ -72,12 +72,37 @@ def test_folder_without_val_holds_out_the_same_tenth(tmp_path):
     assert {open_source(tmp_path, "val").item(i).name for i in range(4)} == names[1]
 
 
+@pytest.mark.parametrize(
+    ("train", "val"), [("Training", "Testing"), ("TRAIN", "Valid"), ("train", "dev"), ("training", "test")]
+)
+def test_splits_are_known_under_the_names_that_people_use(tmp_path, train, val):
+    write_folder(tmp_path / train, ("cat", "dog"), each=3)
+    write_folder(tmp_path / val, ("cat", "dog"), each=2)
+    (tmp_path / "__MACOSX").mkdir()
+    sources = [open_source(tmp_path, split) for split in ("train", "val", "all")]
+    assert [len(source) for source in sources] == [6, 4, 10]
+    assert all(source.label_names == ["cat", "dog"] for source in sources)
+
+
+def test_a_part_alone_never_turns_into_a_class(tmp_path):
+    write_folder(tmp_path / "Test", ("cat", "dog"), each=2)
+    assert open_source(tmp_path, "val").label_names == ["cat", "dog"]
+    with pytest.raises(FileNotFoundError, match="no folder for the train split"):
+        open_source(tmp_path, "train")
+
+
+def test_val_comes_before_test(tmp_path):
+    for part, each in (("train", 3), ("test", 1), ("valid", 2)):
+        write_folder(tmp_path / part, ("cat", "dog"), each=each)
+    assert len(open_source(tmp_path, "val")) == 4
+
+
 def test_labels_of_a_checkpoint(tmp_path):
     write_folder(tmp_path, ("cat", "dog"), each=2)
     source = open_source(tmp_path, "all", label_names=["ape", "dog", "cat"])
     assert source.label_names == ["ape", "dog", "cat"]
     assert [source.item(i).label for i in range(4)] == [2, 2, 1, 1]
-    with pytest.raises(UserError, match="class 'cat'") as caught:
+    with pytest.raises(UserError, match=r"'cat'.*'dog'") as caught:
         open_source(tmp_path, "all", label_names=["dog"])
     assert one_sentence(caught)
 
@@ -91,7 +116,10 @@ def test_mistakes_with_folders_get_one_sentence(tmp_path):
     (tmp_path / "flat" / "a.jpg").write_bytes(encode(noise(8, 8)))
     write_folder(tmp_path / "hole", ("a", "b"), each=2)
     (tmp_path / "hole" / "c").mkdir()
-    write_folder(tmp_path / "extra" / "train", ("a",), each=2)
+    write_folder(tmp_path / "extra" / "train", ("a", "b"), each=2)
+    write_folder(tmp_path / "one", ("a",), each=2)
+    write_folder(tmp_path / "mixed" / "Test", ("a",), each=2)
+    write_folder(tmp_path / "mixed", ("a", "b"), each=2)
     write_folder(tmp_path / "extra" / "val", ("z",), each=2)
     write_folder(tmp_path / "single", ("a", "b"), each=1)
     for name, split, words in [
@@ -101,6 +129,8 @@ def test_mistakes_with_folders_get_one_sentence(tmp_path):
         ("extra", "val", "train folder does not have"),
         ("single", "val", "second image"),
         ("extra", "test", "split 'test'"),
+        ("one", "train", "1 classes .*at least two"),
+        ("mixed", "train", "Test, which looks like a part of a data set"),
     ]:
         with pytest.raises(UserError, match=words) as caught:
             open_source(tmp_path / name, split)
@@ -130,7 +160,7 @@ def test_linked_folders_are_followed(tmp_path):
 
 
 def test_a_bad_file_says_its_name(tmp_path):
-    write_folder(tmp_path, ("a",), each=1)
+    write_folder(tmp_path, ("a", "b"), each=1)
     (tmp_path / "a" / "zz.jpg").write_bytes(bad_files()["truncated.jpg"])
     with pytest.raises(BadImage) as caught:
         open_source(tmp_path, "all")[1]

@@ -35,7 +35,8 @@ class TableModel(nn.Module):
         super().__init__()
         self.table = nn.Parameter(logits.float())
         self.refuses = refuses
-        self.pretrained_cfg = {"input_size": (1, 32, 32), **cfg}
+        names = [f"class{number}" for number in range(logits.shape[1])]
+        self.pretrained_cfg = {"input_size": (1, 32, 32), "label_names": names, **cfg}
         self.calls: list[tuple[int, int]] = []
         self.inference: set[bool] = set()
 

@@ -85,7 +85,7 @@ def test_bad_files_of_a_folder_are_counted(tmp_path: Path):
     (tmp_path / "val" / "a" / "2.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "val" / "b" / "3.jpg").write_bytes(b"")
     source = open_source(tmp_path, "val", in_chans=1)
-    measured = evaluate(TableModel(torch.eye(6), mean=(0.0,), std=(1.0,)), source, (16, 16))
+    measured = evaluate(TableModel(torch.eye(6), mean=(0.0,), std=(1.0,), label_names=list("abcdef")), source, (16, 16))
     assert (measured.count, len(measured.bad_images), measured.scores["top1"]) == (2, 2, 100)
 
 
@@ -96,20 +96,31 @@ def test_labels_are_matched_by_name():
     assert evaluate(model, source, (16, 16)).scores["top1"] == 100
     with pytest.raises(UserError, match="class0"):
         evaluate(TableModel(logits, label_names=["class1", "class2", "x", "y"]), source, (16, 16))
-    # No name in common: the numbers are taken to agree.
-    assert evaluate(TableModel(torch.eye(3), label_names=["cat", "dog", "cow"]), source, (16, 16)).scores["top1"] == 100
+    with pytest.raises(UserError, match=r"class0.*cow"):  # no name in common: both lists are shown
+        evaluate(TableModel(torch.eye(3), label_names=["cat", "dog", "cow"]), source, (16, 16))
+
+
+def test_numbers_are_matched_as_numbers():
+    source = GreySource([0, 1, 2], classes=3)
+    source.label_names = ["10", "2", "999"]  # as folders are sorted
+    model = TableModel(torch.eye(1000), label_names=None)
+    model.num_classes = 1000
+    assert label_places(model, source).tolist() == [10, 2, 999]
+    source.label_names = ["cats", "dogs", "tench"]
+    with pytest.raises(UserError, match=r"cats.*ImageNet's 1000 classes.*names=FILE"):
+        label_places(model, source)
 
 
 def test_a_thousand_classes_take_wordnet_ids():
     source = GreySource([0], classes=1)
     source.label_names = ["n01491361"]  # tiger shark, class 3 of ImageNet-1k
-    model = TableModel(torch.eye(1000))
+    model = TableModel(torch.eye(1000), label_names=None)
     model.num_classes = 1000
     assert label_places(model, source).tolist() == [3]
 
 
 def test_a_source_with_more_classes_is_refused():
-    with pytest.raises(UserError, match="beyond the model's 2 classes"):
+    with pytest.raises(UserError, match="class2"):
         evaluate(TableModel(torch.eye(2)), GreySource([5], classes=6), (16, 16))
 
 

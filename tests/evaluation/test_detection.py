@@ -193,7 +193,8 @@ class Knows(nn.Module):
 
     def __init__(self, source: Boxes, off: float = 0.0, **cfg: Any) -> None:
         super().__init__()
-        self.source, self.off, self.num_classes, self.pretrained_cfg, self.in_chans = source, off, 2, cfg, 1
+        self.source, self.off, self.num_classes, self.in_chans = source, off, 2, 1
+        self.pretrained_cfg = {"label_names": source.label_names, **cfg}
         self.weight = nn.Parameter(torch.zeros(1))
         self.shift = 0
 
@@ -283,8 +284,8 @@ def test_classes_are_matched_by_name() -> None:
     model = Knows(source, label_names=["bird", "cat", "dog"])
     model.shift, model.num_classes = 1, 3
     assert evaluate_detection(model, source, (64, 64)).scores["ap"] == pytest.approx(100)
-    model.pretrained_cfg = {}
-    with pytest.raises(UserError, match="2 classes and the model 3"):
+    model.pretrained_cfg = {}  # three outputs that say nothing of themselves
+    with pytest.raises(UserError, match="cannot be matched"):
         evaluate_detection(model, source, (64, 64))
 
 

@@ -13,10 +13,12 @@ import numpy as np
 from anyres.data import rle
 from anyres.data.detection import REPORT, DetectionSource, Objects, Segment, pixel_wide
 from anyres.data.sources import Item
+from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, find_split
 from anyres.errors import UserError
 
 Entry = dict[str, Any]
 
+ROBOFLOW = "_annotations.coco.json"
 FARTHEST = 10
 """Coordinates of polygons reach at most this many times the image's long side."""
 
@@ -26,8 +28,9 @@ class Coco(DetectionSource):
 
     The file may also be called instances_SPLIT.json, SPLIT.json or *_SPLIT.json, and the images may lie in
     FOLDER/SPLIT, FOLDER/images/SPLIT2017, FOLDER/images/SPLIT or FOLDER/images. With `keypoints` the file is
-    person_keypoints_SPLIT2017.json before all others. Classes are numbered in the order of their ids, which may have
-    gaps.
+    person_keypoints_SPLIT2017.json before all others. Or FOLDER/SPLIT holds the images and _annotations.coco.json, as
+    Roboflow writes it. Other names of the splits are those of `data.splits`. Classes are numbered in the order of their
+    ids, which may have gaps.
 
     Broken marks are left out and counted in `report`. Raises FileNotFoundError for missing files, and UserError for a
     damaged file and for annotations of images or categories that it does not list.
@@ -45,12 +48,14 @@ class Coco(DetectionSource):
     ) -> None:
         if masks:
             rle.coco_masks()  # it complains now, not in a worker
-        path = _annotation_file(Path(folder), split, keypoints)
+        if not Path(folder).is_dir():
+            raise FileNotFoundError(f"there is no folder {folder!r}: give digits, or a folder in COCO's layout")
+        path, called = _annotation_file(Path(folder), split, keypoints)
         images, categories, annotations = _read(path)
         super().__init__(f"{folder}/{split}", [category["name"] for category in categories], in_chans)
         self.category_ids = [category["id"] for category in categories]
         self.keypoint_names = _keypoint_names(path, categories) if keypoints else ()
-        self.folder = _image_folder(Path(folder), split, images[0]["file_name"])
+        self.folder = _image_folder(Path(folder), called, images[0]["file_name"])
         self.report = dict.fromkeys(REPORT, 0)
 
         # A few arrays hold everything: a million small objects would be copied into every worker as it is touched.
@@ -162,21 +167,28 @@ class _Segments:
         return np.split(self.numbers[ends[0] : ends[-1]], ends[1:-1] - ends[0])
 
 
-def _annotation_file(folder: Path, split: str, keypoints: bool) -> Path:
+def _annotation_file(folder: Path, split: str, keypoints: bool) -> tuple[Path, str]:
+    """The annotations of a split, and what the split is called there."""
     kind = "person_keypoints" if keypoints else "instances"
     place = folder / "annotations"
-    names = [f"{kind}_{split}2017.json", f"{kind}_{split}.json", f"{split}.json"]
-    files = [place / name for name in names if (place / name).is_file()] or sorted(place.glob(f"*_{split}.json"))[:2]
-    if not files:
-        raise FileNotFoundError(
-            f"there is no {place / names[0]}: give digits, or a folder with annotations/{names[0]} (or {names[1]},"
-            f" {names[2]}, *_{split}.json) and its images in {split}2017, {split} or images"
-        )
-    if len(files) > 1 and files[0].name not in names:
-        raise UserError(
-            f"{place} has both {files[0].name} and {files[1].name}: rename the one to be used to {names[1]}"
-        )
-    return files[0]
+    called = find_split((path.name for path in folder.iterdir() if path.is_dir()), split)
+    if called is not None and (folder / called / ROBOFLOW).is_file():
+        return folder / called / ROBOFLOW, called
+    for name in TRAIN_NAMES if split == "train" else VALIDATION_NAMES:
+        exact = [f"{kind}_{name}2017.json", f"{kind}_{name}.json", f"{name}.json"]
+        files = [place / file for file in exact if (place / file).is_file()] or sorted(place.glob(f"*_{name}.json"))[:2]
+        if len(files) > 1 and files[0].name not in exact:
+            raise UserError(
+                f"{place} has both {files[0].name} and {files[1].name}: rename the one to be used to {exact[1]}"
+            )
+        if files:
+            return files[0], name
+    name = f"{kind}_{split}2017.json"
+    raise FileNotFoundError(
+        f"there is no {place / name}: give digits, a folder with annotations/{name} (or {kind}_{split}.json, "
+        f"{split}.json, *_{split}.json) and its images in {split}2017, {split} or images, or one with "
+        f"{split}/{ROBOFLOW} beside the images"
+    )
 
 
 def _image_folder(folder: Path, split: str, first_file: str) -> Path:

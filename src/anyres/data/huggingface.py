@@ -10,7 +10,8 @@ import numpy as np
 
 from anyres.data.decode import BadImage, Data
 from anyres.data.seeding import generator
-from anyres.data.sources import VALIDATION_NAMES, Item, MapSource, StreamSource, check_split
+from anyres.data.sources import Item, MapSource, StreamSource
+from anyres.data.splits import check_split, find_split
 from anyres.errors import UserError
 
 SHUFFLE_BUFFER = 1000
@@ -62,8 +63,8 @@ def _first_line(error: Exception) -> str:
 
 def _pick_split(datasets: Any, splits: dict[str, Any], name: str, split: str) -> tuple[Any, str]:
     """Return the table and which share of it to use: "all", or "train" or "val" where every tenth image is held out."""
-    validation = next((splits[key] for key in ("validation", *VALIDATION_NAMES) if key in splits), None)
-    train = splits.get("train")
+    names = {part: find_split(splits, part) for part in ("train", "val")}
+    train, validation = (None if name is None else splits[name] for name in names.values())
     if split == "val" and validation is not None:
         return validation, "all"
     if train is None:

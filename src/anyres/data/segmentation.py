@@ -14,7 +14,8 @@ from anyres.data.composed import Scenes
 from anyres.data.decode import MAX_PIXELS, BadImage, Data, list_images, load_indices
 from anyres.data.huggingface import cell, open_table, rows
 from anyres.data.schedule import Size
-from anyres.data.sources import VALIDATION_NAMES, Item, MapSource, check_split, held_out
+from anyres.data.sources import Item, MapSource, check_classes, folders, held_out
+from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, check_split, find_split
 from anyres.errors import UserError
 
 IGNORED = 255
@@ -23,7 +24,6 @@ IGNORED = 255
 ADE20K_CLASSES = 150
 MASK_FOLDERS = ("annotations", "masks", "labels")
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp")  # lossless, and nobody renumbers their indices
-SPLIT_FOLDERS = {"train": ("training", "train"), "val": ("validation", *VALIDATION_NAMES)}
 NAME_FILES = ("objectInfo150.txt", "classes.txt", "names.txt")
 MASK_COLUMNS = ("label", "annotation", "mask", "segmentation", "labels", "annotations", "masks", "segmentation_mask")
 
@@ -106,9 +106,10 @@ def open_segmentation(
     - "digits": scenes composed of handwritten digits, drawn as they are read, 11 classes: background and the digits
       ("train" and "val" only);
     - a folder FOLDER/images/train/*.jpg with FOLDER/masks/train/*.png (or annotations, labels) and the same for val
-      (validation, valid, test), or FOLDER/images/*.jpg with FOLDER/masks/*.png, of which a fixed tenth is the
-      validation split. A mask has the name of its image. FOLDER/images/training with FOLDER/annotations/training is
-      ADE20K's layout: its masks store 1 to 150, and 0 for other things;
+      (`data.splits` has other names), or FOLDER/train/images with FOLDER/train/masks, or FOLDER/images/*.jpg with
+      FOLDER/masks/*.png, of which a fixed tenth is the validation split. A mask has the name of its image.
+      FOLDER/images/training with FOLDER/annotations/training is ADE20K's layout: its masks store 1 to 150, and 0 for
+      other things;
     - "hf:NAME" or "hf:NAME@CONFIG": a Hugging Face data set by hub id or local folder, with an image column and another
       image column that is called label, annotation, mask or segmentation.
 
@@ -168,12 +169,7 @@ class MaskFolder(SegmentationSource):
             raise FileNotFoundError(
                 f"there is no folder {folder!r}: give digits, a folder of images and masks, or hf:NAME"
             )
-        marks = next((name for name in MASK_FOLDERS if (root / name).is_dir()), None)
-        if not (root / "images").is_dir() or marks is None:
-            raise FileNotFoundError(
-                f"{folder} must have a folder images and one of {', '.join(MASK_FOLDERS)}, as in {folder}/images/train"
-                f" and {folder}/masks/train"
-            )
+        parts = _parts(root, split)
         ade20k = (root / "annotations" / "training").is_dir()
         names = _class_names(root)
         if num_classes is None:
@@ -185,10 +181,11 @@ class MaskFolder(SegmentationSource):
         if reduce_zero_label is None:
             reduce_zero_label = ade20k and num_classes == ADE20K_CLASSES
         names = names or [str(place) for place in range(num_classes)]
+        check_classes(names, folder)
         super().__init__(f"{folder}/{split}", names, in_chans, reduce_zero_label)
-        pairs = [pair for part, share in _parts(root, split) for pair in _pairs(root, marks, part, share)]
+        pairs = [pair for images, masks, share in parts for pair in _pairs(root, images, masks, share)]
         if not pairs:
-            raise UserError(f"{root / 'images'} has no images for the {split} split: add some")
+            raise UserError(f"{root / parts[0][0]} has no images for the {split} split: add some")
         self.root = root
         # One block of bytes, as in ImageFolder.
         self.files = np.array([tuple(os.fsencode(file) for file in pair) for pair in pairs])
@@ -201,26 +198,52 @@ class MaskFolder(SegmentationSource):
         return Item(image, self.root / image, self.root / mask)
 
 
-def _parts(root: Path, split: str) -> list[tuple[str, str]]:
-    """The folders below images that a split reads ("" for images itself), and which share of each."""
-    found = {
-        part: next((name for name in names if (root / "images" / name).is_dir()), None)
-        for part, names in SPLIT_FOLDERS.items()
-    }
+def _parts(root: Path, split: str) -> list[tuple[str, str, str]]:
+    """The folder of images, that of their masks (both from the root), and the share of them that a split reads."""
+    found = {part: _part(root, part) for part in ("train", "val")}
+    marks = _marks(root)
     if found["train"] is None and found["val"] is None:
-        return [("", split)]
-    parts = list(SPLIT_FOLDERS) if split == "all" else [split]
-    for part in parts:
-        if found[part] is None:
+        if marks is None:
             raise FileNotFoundError(
-                f"{root / 'images'} has none of the folders {', '.join(SPLIT_FOLDERS[part])}: add one for this split"
+                f"{root} must have a folder images and one of {', '.join(MASK_FOLDERS)}, as in {root}/images/train and "
+                f"{root}/masks/train (or {root}/train/images and {root}/train/masks)"
             )
-    return [(str(found[part]), "all") for part in parts]
+        return [("images", marks, split)]
+    parts = []
+    for part in found if split == "all" else [split]:
+        pair = found[part]
+        if pair is None:
+            raise FileNotFoundError(
+                f"{root / 'images' if marks else root} has no folder for the {part} split (one of "
+                f"{', '.join(TRAIN_NAMES if part == 'train' else VALIDATION_NAMES)}): add one"
+            )
+        parts.append((*pair, "all"))
+    return parts
 
 
-def _pairs(root: Path, marks: str, part: str, share: str) -> list[tuple[str, str]]:
-    """The images of a part and their masks, as paths from the root."""
-    images, masks = root / "images" / part, root / marks / part
+def _part(root: Path, part: str) -> tuple[str, str] | None:
+    """The folders of images and of masks of "train" or "val": images/PART and masks/PART, or PART/images and
+    PART/masks."""
+    marks = _marks(root)
+    if marks is not None:
+        name = find_split(folders(root / "images"), part)
+        masks = find_split(folders(root / marks), part)
+        return None if name is None else (f"images/{name}", f"{marks}/{masks or name}")
+    name = find_split(folders(root), part)
+    marks = None if name is None else _marks(root / name)
+    return None if marks is None else (f"{name}/images", f"{name}/{marks}")
+
+
+def _marks(folder: Path) -> str | None:
+    """What the folder of masks beside a folder images is called."""
+    if not (folder / "images").is_dir():
+        return None
+    return next((name for name in MASK_FOLDERS if (folder / name).is_dir()), None)
+
+
+def _pairs(root: Path, image_folder: str, mask_folder: str, share: str) -> list[tuple[str, str]]:
+    """The images of a folder and their masks, as paths from the root."""
+    images, masks = root / image_folder, root / mask_folder
     if not masks.is_dir():
         raise FileNotFoundError(f"there is no folder {masks} with the masks of {images}: add it")
     files = list_images(images)
@@ -240,8 +263,7 @@ def _pairs(root: Path, marks: str, part: str, share: str) -> list[tuple[str, str
     if share != "all":
         lowest = held_out(files)
         files = [file for file in files if (file in lowest) == (share == "val")]
-    prefix = f"{part}/" if part else ""
-    return [(f"images/{prefix}{file}", f"{marks}/{prefix}{by_stem[os.path.splitext(file)[0]]}") for file in files]
+    return [(f"{image_folder}/{file}", f"{mask_folder}/{by_stem[os.path.splitext(file)[0]]}") for file in files]
 
 
 def _class_names(root: Path) -> list[str]:
@@ -249,7 +271,7 @@ def _class_names(root: Path) -> list[str]:
     file = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
     if file is None:
         return []
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if file.name == NAME_FILES[0]:  # a table with a line of headings, the name in the last column
         return [line.split("\t")[-1].strip() for line in lines[1:]]
     return [line.strip() for line in lines]

@@ -20,7 +20,8 @@ from typing import Any
 
 from anyres.data.decode import EXTENSIONS, BadImage, Data
 from anyres.data.seeding import generator
-from anyres.data.sources import VALIDATION_NAMES, Item, StreamSource, check_split
+from anyres.data.sources import Item, StreamSource
+from anyres.data.splits import VALIDATION_NAMES, check_split
 from anyres.errors import UserError
 
 SHUFFLE_BUFFER = 1000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -13,13 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from anyres.data.classes import match_classes, shown
 from anyres.data.decode import EXTENSIONS, Data, list_images, load_image
+from anyres.data.splits import VALIDATION_NAMES, check_split, find_split, looks_like_split
 from anyres.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 STATISTICS = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 """ImageNet's mean and standard deviation, of its luminance for one channel."""
 
-VALIDATION_NAMES = ("val", "validation", "valid", "test")
 HELD_OUT = 0.1
 
 
@@ -51,15 +55,12 @@ class Source(ABC):
         self._relabel: dict[int, int] | None = None
 
     def use_labels(self, label_names: Sequence[str]) -> None:
-        """Number the labels by another list of names, such as a checkpoint's; it must hold all names of this source."""
-        places = {name: place for place, name in enumerate(label_names)}
-        for name in self.label_names:
-            if name not in places:
-                raise UserError(
-                    f"{self.name} has a class {name!r} that is not among the {len(places)} labels given: use the same"
-                    " classes"
-                )
-        self._relabel = {old: places[name] for old, name in enumerate(self.label_names)}
+        """Number the labels by another list of names, such as a checkpoint's, which must hold all classes of this
+        source (see `match_classes`). Raises UserError."""
+        places = match_classes(label_names, self.label_names, knower="the labels given", namer=self.name)
+        if len(places) < len(label_names):
+            logger.info("%s has %d of the %d classes", self.name, len(places), len(label_names))
+        self._relabel = dict(enumerate(places))
         self.label_names = list(label_names)
 
     def _labelled(self, item: Item) -> Item:
@@ -144,12 +145,6 @@ def open_source(
     return source
 
 
-def check_split(split: str) -> None:
-    """Refuse a split that is none of train, val and all."""
-    if split not in ("train", "val", "all"):
-        raise UserError(f"split {split!r} must be 'train', 'val' or 'all'")
-
-
 class Digits(MapSource):
     """scikit-learn's handwritten digits (UCI, test part): 1797 grey 8x8 images of ten classes, white on black.
 
@@ -200,9 +195,10 @@ def _digits_table() -> np.ndarray:
 class ImageFolder(MapSource):
     """Images in one folder per class. Classes are numbered in sorted order; hidden files and other files are ignored.
 
-    With FOLDER/train, the classes are those of train, and val is FOLDER/val (or validation, valid, test). Without it
-    the classes are the folders of FOLDER, and the tenth of each class whose names hash lowest is for validation (none
-    of a class with one image).
+    With FOLDER/train (or training, in any case), the classes are those of train, and val is FOLDER/val, or the first of
+    `VALIDATION_NAMES` that is there. Without such folders the classes are the folders of FOLDER, and the tenth of each
+    class whose names hash lowest is for validation (none of a class with one image). Folders that look like splits
+    never become classes.
     """
 
     extensions = EXTENSIONS
@@ -220,20 +216,8 @@ class ImageFolder(MapSource):
             raise UserError(
                 f"data set {folder!r} is a file: give the folder that holds one folder of {self.kind}s per class"
             )
-        validation = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
-        has_train = (root / "train").is_dir()
-        self.label_names = _class_names(root / "train" if has_train else root)
-        if not has_train:
-            parts = [(root, split)]
-        elif split == "train":
-            parts = [(root / "train", "all")]
-        elif validation is None:
-            raise FileNotFoundError(
-                f"{folder} has a folder train but none of {', '.join(VALIDATION_NAMES)}: add one, or give"
-                f" {root / 'train'} to hold out a tenth of it"
-            )
-        else:
-            parts = [(validation, "all")] if split == "val" else [(root / "train", "all"), (validation, "all")]
+        parts = self._parts(root, split)
+        self.label_names = _class_names(self._train_folder(root) or parts[0][0], self.kind)
         files: list[str] = []
         labels: list[int] = []
         for part, share in parts:
@@ -250,8 +234,35 @@ class ImageFolder(MapSource):
         self.files = np.array([os.fsencode(file) for file in files])
         self.labels = np.array(labels)
 
+    def _train_folder(self, root: Path) -> Path | None:
+        name = find_split(folders(root), "train")
+        return None if name is None else root / name
+
+    def _parts(self, root: Path, split: str) -> list[tuple[Path, str]]:
+        """The folders of classes that a split reads, and which share of each."""
+        inside = folders(root)
+        names = {part: find_split(inside, part) for part in ("train", "val")}
+        splits = [name for name in inside if looks_like_split(name)]
+        if not splits:
+            return [(root, split)]
+        if (names["train"] is None or names["val"] is None) and len(splits) < len(inside):
+            other = next(name for name in inside if name not in splits)
+            raise UserError(
+                f"{root} has a folder {splits[0]}, which looks like a part of a data set, beside {other}, which does "
+                f"not: give folders train and val with one folder of {self.kind}s per class, or rename {splits[0]}"
+            )
+        wanted = ("train", "val") if split == "all" else (split,)
+        for part in wanted:
+            if names[part] is None and split != "all":
+                known = f"train or training; {splits[0]} is there" if part == "train" else ", ".join(VALIDATION_NAMES)
+                raise FileNotFoundError(
+                    f"{root} has no folder for the {part} split (one of {known}): add one, or give {root / splits[0]} "
+                    "to hold out a tenth of it"
+                )
+        return [(root / name, "all") for part in wanted if (name := names[part]) is not None]
+
     def _class_files(self, folder: Path, share: str) -> Iterator[tuple[str, list[str]]]:
-        for class_name in _class_names(folder):
+        for class_name in folders(folder):
             if class_name not in self.label_names:
                 raise UserError(
                     f"{folder / class_name} is a class that the train folder does not have: move it there or remove it"
@@ -274,11 +285,27 @@ class ImageFolder(MapSource):
         return Item(file, self.root / file, int(self.labels[index]))
 
 
-def _class_names(folder: Path) -> list[str]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, without hidden ones."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _class_names(folder: Path, kind: str) -> list[str]:
+    """The class folders, at least two."""
+    names = folders(folder)
     if not names:
         raise UserError(f"{folder} holds no class folders: expected {folder}/CLASS/FILE or {folder}/train/CLASS/FILE")
+    check_classes(names, f"{folder} (one folder of {kind}s per class)")
     return names
+
+
+def check_classes(names: Sequence[str], where: str) -> None:
+    """Refuse fewer than two classes, among which there is nothing to tell apart, and a name given twice."""
+    if len(names) < 2:
+        raise UserError(f"{where} has {shown(names)}: at least two are needed to tell apart")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise UserError(f"{where} names the class {twice!r} twice: rename one")
 
 
 def held_out(files: Sequence[str]) -> set[str]:

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from anyres.data.decode import list_images
-from anyres.data.sources import VALIDATION_NAMES, Digits, ImageFolder, Item, MapSource, check_split
+from anyres.data.sources import Digits, ImageFolder, Item, MapSource
+from anyres.data.splits import check_split, find_split
 from anyres.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def open_video_source(
         raise FileNotFoundError(f"there is no data set {text!r}: give digits, a folder of videos, or a list FILE.csv")
     if text == "digits":
         source = MovingDigits(split)
-    elif Path(text, "train.csv").is_file() or text.endswith(".csv"):
+    elif text.endswith(".csv") or find_split([path.stem for path in Path(text).glob("*.csv")], "train"):
         source = VideoList(text, split)
     else:
         source = VideoFolder(text, split)
@@ -75,7 +76,7 @@ class VideoList(MapSource):
     anywhere below the folder, are named ID_START_END with six digits each, or ID. As many of these are no longer to be
     had, those that are not there are left out and counted in the log.
 
-    `spec` is a folder with train.csv and a list of one of the names val, validate, validation, valid and test, or one
+    `spec` is a folder with train.csv and a list called like one of `VALIDATION_NAMES`, or one
     list, which then is every split. Raises UserError for lines of another kind, and classes that train does not have.
     """
 
@@ -85,16 +86,15 @@ class VideoList(MapSource):
         self.mean, self.std = MEAN, STD
         train = val = Path(spec)
         if train.suffix != ".csv":
-            train = Path(spec, "train.csv")
-            names = (Path(spec, f"{name}.csv") for name in ("val", "validate", *VALIDATION_NAMES[1:]))
-            val = next((path for path in names if path.is_file()), Path(spec, "val.csv"))
+            lists = [path.stem for path in Path(spec).glob("*.csv")]
+            train, val = (Path(spec, f"{find_split(lists, part) or part}.csv") for part in ("train", "val"))
         chosen = {"train": [train], "val": [val], "all": [train, val]}[split]
-        lists = {path: _read_list(path) for path in dict.fromkeys([train, *chosen])}
-        labels = {label for _, label in lists[train]}
+        pairs_of = {path: _read_list(path) for path in dict.fromkeys([train, *chosen])}
+        labels = {label for _, label in pairs_of[train]}
         numbers = all(label.isdecimal() for label in labels)
         self.label_names = [str(i) for i in range(max(map(int, labels)) + 1)] if numbers else sorted(labels)
         place = {name: number for number, name in enumerate(self.label_names)}
-        pairs = [pair for path in dict.fromkeys(chosen) for pair in lists[path]]
+        pairs = [pair for path in dict.fromkeys(chosen) for pair in pairs_of[path]]
         unknown = next((pair for pair in pairs if pair[1] not in place), None)
         if unknown is not None:
             raise UserError(f"{unknown[0]} in {val} is of the class {unknown[1]!r}, which {train} has not: mend a list")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.data import EvalBatch, EvalLoader, ImageTest, Source
+from anyres.data.classes import match_classes, match_outputs
 from anyres.errors import UserError
 from anyres.evaluation.cost import input_channels, precision_context
 from anyres.evaluation.results import Measured, Size
@@ -168,28 +169,16 @@ def _gather(share: tuple[Any, ...]) -> list[Any]:
 def label_places(model: nn.Module, source: Source) -> Tensor | None:
     """For each class of the source the output of the model that means it; None where they count alike.
 
-    Classes are matched by the model's `label_names`; a 1000-class model without names takes ImageNet's WordNet ids.
-    Where no class of the source has such a name, the numbers are taken to agree. Raises UserError when only some
-    classes have one.
+    Classes are matched by name, never by position: by the model's `label_names`, or as `match_outputs` does for a model
+    without. Raises UserError where a class has no match.
     """
-    names = list((getattr(model, "pretrained_cfg", None) or {}).get("label_names") or [])
-    if not names and getattr(model, "num_classes", None) == 1000:
-        import timm.data
-
-        info: Any = timm.data
-        names = list(info.ImageNetInfo().label_names())
-    if not names or names == source.label_names:
-        return None
-    place = {name: index for index, name in enumerate(names)}
-    missing = [name for name in source.label_names if name not in place]
-    if len(missing) == len(source.label_names):
-        return None
-    if missing:
-        raise UserError(
-            f"{source.name} has a class {missing[0]!r} that the model does not know: "
-            "evaluate it on the classes it was trained for"
-        )
-    return torch.tensor([place[name] for name in source.label_names])
+    known = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    knower = f"the model {getattr(model, 'architecture', None) or type(model).__name__}"
+    if known:
+        places = match_classes(known, source.label_names, knower=knower, namer=source.name)
+    else:
+        places = match_outputs(model.num_classes, source.label_names, knower=knower, namer=source.name)  # type: ignore[arg-type]
+    return None if places == list(range(len(places))) else torch.tensor(places)
 
 
 def first_images(model: nn.Module, source: Source, size: Size, count: int) -> list[Image.Image]:

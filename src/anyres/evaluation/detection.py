@@ -159,15 +159,8 @@ def _area(entry: Entry, kind: str) -> float:
 def _categories(model: nn.Module, source: DetectionSource) -> dict[int, int]:
     """The category id of each of the model's labels that the source has."""
     places = label_places(model, source)
-    if places is not None:
-        return dict(zip(places.tolist(), source.category_ids, strict=True))
-    classes = getattr(model, "num_classes", len(source.category_ids))
-    if classes != len(source.category_ids):
-        raise UserError(
-            f"{source.name} has {len(source.category_ids)} classes and the model {classes}: use the data set that it"
-            " was trained for"
-        )
-    return dict(enumerate(source.category_ids))
+    labels = range(len(source.category_ids)) if places is None else places.tolist()
+    return dict(zip(labels, source.category_ids, strict=True))
 
 
 def _truth(objects: Objects, category_ids: Sequence[int]) -> list[Entry]:

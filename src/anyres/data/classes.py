@@ -1,0 +1,113 @@
+"""The classes of a data set and the outputs of a model, matched by name and never by position."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from anyres.errors import UserError
+
+
+def match_classes(known: Sequence[str], names: Sequence[str], *, knower: str, namer: str) -> list[int]:
+    """For each of `names` the place in `known` of the class that it means.
+
+    A name is found as it is written; else without regard to case, "_", "-" and blanks; else as a number ("02" is 2);
+    each only where that is unambiguous. Raises UserError with both lists if a name is not found or two mean the same
+    class; `knower` and `namer` say whose the lists are.
+    """
+    ways: list[Callable[[str], str | None]] = [str, _plain, _number]
+    tables = [_places(known, way) for way in ways]
+    places = [
+        next((table[key] for way, table in zip(ways, tables, strict=True) if (key := way(name)) in table), -1)
+        for name in names
+    ]
+    missing = [name for name, place in zip(names, places, strict=True) if place < 0]
+    if missing or len(set(places)) < len(places):
+        twice = next((name for name, place in zip(names, places, strict=True) if places.count(place) > 1), "")
+        problem = (
+            f"{len(missing)} of the {len(names)} classes of {namer} are not among the {len(known)} of {knower}, the "
+            f"first is {missing[0]!r}"
+            if missing
+            else f"several classes of {namer} mean the same one of {knower}, such as {twice!r}"
+        )
+        raise UserError(
+            f"{problem}: {namer} has {shown(names)}; {knower} has {shown(known)}. Rename the classes, or give the "
+            "model's classes in a file with names=FILE, one on a line, in the order of its outputs"
+        )
+    return places
+
+
+def match_outputs(count: int, names: Sequence[str], *, knower: str, namer: str) -> list[int]:
+    """For each of `names` the output that it means of a model with `count` outputs that does not name them.
+
+    With 1000 outputs, or as many as one of ImageNet's larger sets has, a name is a WordNet id, or a word for a class
+    that no other class has; otherwise, and for these too, numbers are the numbers of the outputs. Raises UserError.
+    """
+    table = _imagenet(count)
+    places = [table.get(name, table.get(_plain(name), -1)) for name in names]
+    if min(places, default=-1) < 0:
+        numbers = [int(name) if re.fullmatch(r"[0-9]{1,9}", name) else count for name in names]
+        places = numbers if max(numbers) < count else places
+    if min(places, default=-1) >= 0 and len(set(places)) == len(places):
+        return places
+    has = f"ImageNet's {count} classes" if table else f"{count} outputs without names"
+    raise UserError(
+        f"the classes of {namer} cannot be matched to {knower}: {namer} has {shown(names)}; {knower} has {has}. Give "
+        "the model's classes in a file with names=FILE, one on a line, in the order of its outputs"
+    )
+
+
+def shown(names: Sequence[str], most: int = 8) -> str:
+    """A list of names, shortened, with its length."""
+    listed = ", ".join(f"{name!r:.40}" for name in names[:most])
+    return f"{len(names)} classes ({listed}{', …' if len(names) > most else ''})"
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def _number(name: str) -> str | None:
+    return str(int(name)) if re.fullmatch(r"[0-9]{1,9}", name) else None
+
+
+def _places(names: Sequence[str], way: Callable[[str], str | None]) -> dict[str | None, int]:
+    """Place by what a way of reading makes of the names, without what several share."""
+    found: dict[str | None, int] = {}
+    for place, name in enumerate(names):
+        key = way(name)
+        found[key] = -1 if key in found else place
+    return {key: place for key, place in found.items() if key is not None and place >= 0}
+
+
+_SETS = {1000: "imagenet-1k", 11221: "imagenet-21k-miil", 11821: "imagenet-12k", 21841: "imagenet-22k",
+         21842: "imagenet-22k-ms", 21843: "imagenet-21k-goog"}  # fmt: skip
+"""timm's names of ImageNet's sets by their number of classes, which tells them apart."""
+
+
+@cache
+def imagenet_words(count: int) -> list[str]:
+    """A word for each of ImageNet's classes, for models with as many outputs; nothing for other numbers."""
+    if count not in _SETS:
+        return []
+    import timm.data
+
+    info = timm.data.ImageNetInfo(_SETS[count])
+    return [info.index_to_description(place).split(",")[0] for place in range(info.num_classes())]
+
+
+@cache
+def _imagenet(count: int) -> dict[str, int]:
+    """WordNet ids and unambiguous words of ImageNet's classes → the output."""
+    if count not in _SETS:
+        return {}
+    import timm.data
+
+    info = timm.data.ImageNetInfo(_SETS[count])
+    words: dict[str, int] = {}
+    for place in range(info.num_classes()):
+        for word in {_plain(part) for part in info.index_to_description(place).split(",")}:
+            words[word] = -1 if word in words else place
+    ids = {name: place for place, name in enumerate(info.label_names())}
+    return ids | {word: place for word, place in words.items() if place >= 0}

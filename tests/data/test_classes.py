@@ -1,0 +1,49 @@
+"""Classes are matched by name, never by position."""
+
+from __future__ import annotations
+
+import pytest
+
+from anyres.data.classes import match_classes, match_outputs
+from anyres.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("known", "names", "places"),
+    [
+        (["cat", "dog", "cow"], ["cow", "cat"], [2, 0]),
+        (["golden_retriever", "Tabby cat"], ["tabby-cat", "Golden Retriever"], [1, 0]),
+        ([str(i) for i in range(12)], ["02", "10", "2"][:2], [2, 10]),
+        (["01", "02", "10"], ["1", "10"], [0, 2]),
+        (["a", "A"], ["A", "a"], [1, 0]),
+    ],
+)
+def test_names_that_mean_the_same_class(known: list[str], names: list[str], places: list[int]) -> None:
+    assert match_classes(known, names, knower="the model", namer="the data") == places
+
+
+@pytest.mark.parametrize(
+    ("known", "names"),
+    [
+        (["cat", "dog"], ["dogs", "cats"]),
+        (["Cat", "cAt", "dog"], ["CAT", "dog"]),  # which of the two?
+        (["2", "1"], ["02", "2"]),  # both mean one
+        (["cat", "dog"], ["0", "1"]),
+        ([], ["a", "b"]),
+    ],
+)
+def test_no_guess_where_names_do_not_match(known: list[str], names: list[str]) -> None:
+    with pytest.raises(UserError, match=r"the data has.*the model has.*names=FILE"):
+        match_classes(known, names, knower="the model", namer="the data")
+
+
+def test_outputs_without_names() -> None:
+    def match(count: int, names: list[str]) -> list[int]:
+        return match_outputs(count, names, knower="the model", namer="the data")
+
+    assert match(1000, ["n01440764", "goldfish", "great_white_shark"]) == [0, 1, 2]
+    assert match(1000, ["10", "2", "999"]) == [10, 2, 999]
+    assert match(3, ["00", "2"]) == [0, 2]
+    for count, names in ((1000, ["cats", "dogs"]), (1000, ["crane", "tench"]), (2, ["cat", "dog"]), (3, ["1", "3"])):
+        with pytest.raises(UserError, match="cannot be matched"):
+            match(count, names)
