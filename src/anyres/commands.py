@@ -138,6 +138,7 @@ def sweep(
     split: Literal["val", "train", "all"] = "val",
     sizes: str = "96:640:32",
     aspect: str = "1:1",
+    names: str | None = None,
     output: str = "runs/sweep",
     batch_size: int | None = None,
     device: str = "auto",
@@ -157,6 +158,7 @@ def sweep(
         data: digits, an image folder, hf:NAME, hf-stream:NAME or wds:PATTERN, or what the task's training takes
         split: part of the data
         sizes: sides and HEIGHTxWIDTH, with ranges FIRST:LAST:STEP, such as 96:640:32,224x320
+        names: file of the models' class names, one on a line, instead of those that they come with
         aspect: ratios WIDTH:HEIGHT at which every square size is evaluated, at the same area
         output: folder of sweep.csv, sweep.png, pareto.png and report.html
         batch_size: images per pass; otherwise 64, of clips 8, in segmentation and detection 1
@@ -183,7 +185,7 @@ def sweep(
     shapes = list(dict.fromkeys(wanted))
     opened: dict[str, Any] = {}
     for spec in models:
-        name, model = open_model(spec)
+        name, model = open_model(spec, names)
         while name in opened:
             name += "'"
         opened[name] = model
@@ -217,6 +219,7 @@ def predict(
     files: list[str],
     *,
     size: str | None = None,
+    names: str | None = None,
     topk: int = 5,
     threshold: float = 0.5,
     batch_size: int = 32,
@@ -233,6 +236,7 @@ def predict(
         model: a run, a saved model, a published weights file, a name, or timm:NAME
         files: image files (for video models clips), or folders of them
         size: side or HEIGHTxWIDTH that images are prepared for; otherwise the largest training size
+        names: file of the model's class names, one on a line, instead of those that it comes with
         topk: classes per image
         threshold: smallest score of objects
         batch_size: images per pass of a classifier
@@ -262,7 +266,7 @@ def predict(
         raise UserError(f"threshold is {threshold}; it must be between 0 and 1.")
     if output is not None:
         check_file(output, "predictions")
-    network = open_model(model)[1]
+    network = open_model(model, names)[1]
     task = task_of(network)
     paths = find_files(files, "video" if task == "video" else "image")
     rows: list[list[str]] = []
@@ -304,6 +308,7 @@ def segment_test(
     *,
     data: str = "digits",
     split: Literal["val", "train"] = "val",
+    names: str | None = None,
     size: int = 512,
     scales: str = "1.0",
     flip: bool = False,
@@ -320,6 +325,7 @@ def segment_test(
         model: a run or a saved model
         data: digits, a folder in ADE20K's layout, or hf:NAME
         split: part of the data
+        names: file of the model's class names, one on a line, instead of those that it comes with
         size: short side of the images; the long side is at most four times as long
         scales: factors at which every image is seen, such as 0.5,0.75,1,1.25,1.5,1.75
         flip: see every image mirrored, too
@@ -333,7 +339,7 @@ def segment_test(
     from anyres.evaluation.measure import fitting_of
     from anyres.evaluation.segmentation import evaluate_segmentation
 
-    place, network, source = _open_for_test("segmentation", model, data, split, device)
+    place, network, source = _open_for_test("segmentation", model, data, split, device, names)
     measured = evaluate_segmentation(
         network,
         source,
@@ -358,6 +364,7 @@ def detect_test(
     *,
     data: str = "digits",
     split: Literal["val", "train"] = "val",
+    names: str | None = None,
     size: int = 800,
     results: str | None = None,
     batch_size: int = 1,
@@ -371,6 +378,7 @@ def detect_test(
         model: a run or a saved model
         data: digits, or a folder in COCO's layout
         split: part of the data
+        names: file of the model's class names, one on a line, instead of those that it comes with
         size: short side of the images; the long side is at most 1333/800 of that
         results: a file for all detections, in COCO's layout
         batch_size: images per pass; they are padded to one size
@@ -384,7 +392,7 @@ def detect_test(
 
     if results is not None:
         check_file(results, "detections")
-    place, network, source = _open_for_test("detection", model, data, split, device)
+    place, network, source = _open_for_test("detection", model, data, split, device, names)
     measured = evaluate_detection(
         network,
         source,
@@ -404,6 +412,7 @@ def video_test(
     *,
     data: str = "digits",
     split: Literal["val", "train"] = "val",
+    names: str | None = None,
     size: int = 224,
     clips: int = 1,
     crops: int = 1,
@@ -419,6 +428,7 @@ def video_test(
         model: a run or a saved model
         data: digits, or a folder in Kinetics' layout
         split: part of the data
+        names: file of the model's class names, one on a line, instead of those that it comes with
         size: side of the views
         clips: clips of each video, evenly spread
         crops: 1 (centre) or 3 (along the long side) of each clip
@@ -430,7 +440,7 @@ def video_test(
     """
     from anyres.evaluation.video import evaluate_video
 
-    place, network, source = _open_for_test("video", model, data, split, device)
+    place, network, source = _open_for_test("video", model, data, split, device, names)
     measured = evaluate_video(
         network,
         source,
@@ -446,14 +456,16 @@ def video_test(
     print_scores(measured)
 
 
-def _open_for_test(task: str, model: str, data: str, split: str, device: str) -> tuple[str, Any, Any]:
+def _open_for_test(
+    task: str, model: str, data: str, split: str, device: str, names: str | None
+) -> tuple[str, Any, Any]:
     """(device, network, data), after making sure that the network is for the task."""
     from anyres.evaluation.measure import open_test_source
     from anyres.modelspec import open_model
     from anyres.tasks import task_of
 
     place = _device(device)
-    network: Any = open_model(model)[1]
+    network: Any = open_model(model, names)[1]
     if task_of(network) != task:
         raise UserError(f"{model} is a model for {task_of(network)}, not for {task}; use the command of its task.")
     return place, network, open_test_source(network, data, split)

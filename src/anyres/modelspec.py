@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from anyres import hub
 from anyres.backbone import Backbone
 from anyres.checkpoints import load_checkpoint
+from anyres.data.classes import read_names
+from anyres.errors import UserError
 from anyres.files import existing
 from anyres.finite import check_weights
 from anyres.registry import create_model, entries, guess_model, resolve_name
@@ -20,13 +23,20 @@ FORMS = (
 )
 
 
-def open_model(spec: str) -> tuple[str, nn.Module]:
-    """(short name, model in eval mode). `spec` is one of `FORMS`, optionally named as LABEL:=SPEC.
+def open_model(spec: str, names: str | None = None) -> tuple[str, nn.Module]:
+    """(short name, model in eval mode). `spec` is one of `FORMS`, optionally named as LABEL:=SPEC. `names` is a file of
+    class names in the order of the outputs, which then count instead of the model's own.
 
     Errors: UserError or FileNotFoundError with one sentence, also for weights that are not finite.
     """
+    model: Any
     name, model = _open(spec)
     check_weights(model, spec)
+    if names is not None:
+        given, count = read_names(names), getattr(model, "num_classes", None)
+        if len(given) != count:
+            raise UserError(f"{names} names {len(given)} classes, and {spec} has {count} outputs: give one for each")
+        model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), "label_names": given}
     return name, model
 
 

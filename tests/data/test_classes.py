@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from anyres.data.classes import match_classes, match_outputs
+from anyres.data.classes import match_classes, match_outputs, read_names
 from anyres.errors import UserError
 
 
@@ -47,3 +49,21 @@ def test_outputs_without_names() -> None:
     for count, names in ((1000, ["cats", "dogs"]), (1000, ["crane", "tench"]), (2, ["cat", "dog"]), (3, ["1", "3"])):
         with pytest.raises(UserError, match="cannot be matched"):
             match(count, names)
+
+
+def test_files_of_names(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.txt", "\ufeffcat\ndog \n\n"),
+        ("a.json", '["cat", "dog"]'),
+        ("b.json", '{"1": "dog", "0": "cat"}'),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert read_names(tmp_path / name) == ["cat", "dog"]
+    wrong = ("", "cat\ncat", "cat\n\ndog", '{"0": "cat", "2": "dog"}', '{"a": "b"}', "3", "[1, 2]", "[" * 100_000)
+    for number, text in enumerate(wrong):
+        file = tmp_path / f"wrong{number}.{'txt' if number < 3 else 'json'}"
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError):
+            read_names(file)
+    with pytest.raises(FileNotFoundError):
+        read_names(tmp_path / "none.txt")

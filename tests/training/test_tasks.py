@@ -383,3 +383,24 @@ def test_sizes_below_the_minimum_are_refused(
     for scales in ("1,inf", "nan"):
         assert cli.main(["segment", "test", str(tmp_path / "model"), f"scales={scales}", "device=cpu"]) == 2
         assert "write numbers with commas between them" in capsys.readouterr().err
+
+
+def test_a_head_for_other_classes_starts_afresh(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from anyres.registry import create_model
+    from anyres.training.task import load_but_head
+
+    def classifier(names: list[str]) -> Any:
+        model: Any = create_model("resformer_tiny", num_classes=2, embed_dim=48, depth=1, num_heads=3)
+        model.pretrained_cfg["label_names"] = names
+        return model
+
+    trained = classifier(["cat", "dog"])
+    folder = trained.save_pretrained(tmp_path / "saved")
+    for names, kept in ((["cat", "dog"], False), (["dog", "cat"], True), (["cow", "owl"], True)):
+        model = classifier(names)
+        fresh = model.head.weight.clone()
+        load_but_head(model, folder / "model.safetensors", model.get_classifier())
+        assert model.head.weight.equal(fresh) is kept
+        assert model.norm.weight.equal(trained.norm.weight)
+        assert ("other classes" in caplog.text) is kept
+        caplog.clear()

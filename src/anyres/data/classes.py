@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 
 from anyres.errors import UserError
 
@@ -56,6 +58,34 @@ def match_outputs(count: int, names: Sequence[str], *, knower: str, namer: str) 
         f"the classes of {namer} cannot be matched to {knower}: {namer} has {shown(names)}; {knower} has {has}. Give "
         "the model's classes in a file with names=FILE, one on a line, in the order of its outputs"
     )
+
+
+def read_names(file: str | Path) -> list[str]:
+    """Class names from a text file, one on a line, or a JSON list or object of names by number.
+
+    Raises FileNotFoundError; UserError for another content, an empty or repeated name, or a number left out.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of class names {path}: check the path")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        content = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
+        if isinstance(content, dict):
+            numbered = {int(number): name for number, name in content.items()}
+            content = [numbered.get(number) for number in range(len(numbered))]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} does not hold class names ({error}): write one on a line, in UTF-8") from error
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise UserError(
+            f"{path} must hold a name for each output: a list, or an object with the numbers from 0 as keys"
+        )
+    names = [name.strip() for name in content]
+    while names and not names[-1]:
+        names.pop()
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise UserError(f"{path} has an empty name, or one name twice: each class needs its own")
+    return names
 
 
 def shown(names: Sequence[str], most: int = 8) -> str:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from anyres.checkpoints import load_checkpoint
 from anyres.data import Augmentation, ImageViews, Mixing, Source, open_source
+from anyres.data.classes import imagenet_words
 from anyres.data.schedule import Size
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import evaluate
+from anyres.evaluation.accuracy import evaluate, label_places
 from anyres.registry import create_model
 from anyres.tasks import load_pretrained
 from anyres.training.config import LabelConfig, TrainConfig
@@ -169,5 +170,10 @@ def load_teacher(config: TrainConfig, source: Source) -> nn.Module:
             f"teacher {name!r} knows {teacher.num_classes} classes but the data has {options['num_classes']}; "
             "choose one that was trained on the same classes"
         )
+    names = (getattr(teacher, "pretrained_cfg", None) or {}).get("label_names")
+    if names or imagenet_words(teacher.num_classes):
+        places = label_places(teacher, source)
+        if places is not None:
+            raise UserError(f"teacher {name!r} has the data's classes in another order; train it on this data")
     teacher.eval().requires_grad_(False)
     return cast(nn.Module, teacher)

@@ -14,7 +14,7 @@ from anyres.checkpoints import LoadReport, load_checkpoint
 from anyres.errors import UserError
 from anyres.tasks.base import TaskModel
 from anyres.training.config import DenseConfig
-from anyres.training.task import Task, holds_task
+from anyres.training.task import Task, for_other_classes, holds_task
 
 
 class DenseTask(Task):
@@ -65,5 +65,7 @@ class DenseTask(Task):
         return {"longest": self.config.longest, "interpolation": "bilinear"}
 
     def load(self, model: TaskModel, path: Path) -> LoadReport:
-        """Weights of the same task fill the whole model; those of a classifier or a published file the backbone."""
-        return load_checkpoint(model if holds_task(path, model.task) else model.backbone, path, strict=False)
+        """Weights of the same task and classes fill the whole model; others, and those of a classifier or a published
+        file, the backbone."""
+        whole = holds_task(path, model.task) and not for_other_classes(path, model)
+        return load_checkpoint(model if whole else model.backbone, path, strict=False)

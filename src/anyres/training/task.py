@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 from abc import ABC, abstractmethod
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +21,8 @@ from anyres.files import existing
 from anyres.hub import CONFIG, WEIGHTS
 from anyres.training.config import RunConfig
 from anyres.training.losses import BaseLoss
+
+logger = logging.getLogger(__name__)
 
 
 class Task(ABC):
@@ -63,8 +67,8 @@ class Task(ABC):
         return {}
 
     def load(self, model: Any, path: Path) -> LoadReport:
-        """Take over the weights of `init_from`; what does not fit stays."""
-        return load_checkpoint(model, path, strict=False)
+        """Take over the weights of `init_from`; what does not fit stays, and a head for other classes, too."""
+        return load_but_head(model, path, model.get_classifier())
 
 
 _PLACES = {"classification": "Classification", "segmentation": "Segmentation", "detection": "Detection",
@@ -82,6 +86,27 @@ def weights_file(path: str) -> Path:
     """The best weights of a run folder; the path itself if it is none."""
     inside = [existing(Path(path) / "best") / WEIGHTS, Path(path) / WEIGHTS]
     return next((candidate for candidate in inside if candidate.is_file()), Path(path))
+
+
+def load_but_head(model: Any, path: Path, head: nn.Module) -> LoadReport:
+    """Load a weights file into a model, but for the `head` where the file is of a model for other classes: a head of
+    the same size would fit, and mean something else."""
+    fresh = deepcopy(head.state_dict())
+    report = load_checkpoint(model, path, strict=False)
+    if for_other_classes(path, model):
+        head.load_state_dict(fresh)
+        logger.warning("%s was trained on other classes: the head starts afresh", path)
+    return report
+
+
+def for_other_classes(path: Path, model: Any) -> bool:
+    """Whether the saved model's folder that a weights file lies in names other classes, or the same in another order.
+    A lone file says nothing."""
+    file = path.parent / CONFIG
+    if path.name != WEIGHTS or not file.is_file():
+        return False
+    names = json.loads(file.read_text(encoding="utf-8")).get("anyres", {}).get("label_names")
+    return bool(names) and list(names) != model.pretrained_cfg.get("label_names")
 
 
 def holds_task(path: Path, task: str) -> bool:

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from anyres.checkpoints import LoadReport, load_checkpoint
+from anyres.checkpoints import LoadReport
 from anyres.data import MapSource
 from anyres.data.clips import Sampling
 from anyres.data.schedule import Size
@@ -20,7 +20,7 @@ from anyres.tasks.video import SpaceTime, create_video_model
 from anyres.training.classification import augmentation, mixing
 from anyres.training.config import VideoConfig
 from anyres.training.losses import BaseLoss, soft_cross_entropy
-from anyres.training.task import Task, holds_task
+from anyres.training.task import Task, holds_task, load_but_head
 
 
 class Video(Task):
@@ -84,4 +84,4 @@ class Video(Task):
         """Weights of a video run fill the whole model; those of an image model the space part."""
         if isinstance(model, SpaceTime) and not holds_task(path, "video"):
             return model.load_image_weights(path)
-        return load_checkpoint(model, path, strict=False)
+        return load_but_head(model, path, model.head)
