@@ -86,6 +86,12 @@ def test_importing_the_package_registers_with_timm_whichever_comes_first(order: 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("room", ["layers.attention", "backbone", "predict"])
+def test_any_room_may_be_the_first(room: str) -> None:
+    code = f"import anyres.{room}, anyres.registry, timm; assert timm.is_model('anyres_resformer_small')"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_importing_the_package_loads_nothing_heavy() -> None:
     code = "import anyres, sys; sys.exit(sum(name in sys.modules for name in ('torch', 'timm', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

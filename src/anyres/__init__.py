@@ -8,6 +8,7 @@ torch.
 from __future__ import annotations
 
 import importlib
+import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,10 @@ def __getattr__(name: str) -> Any:
 
 
 def _register_models(_timm: ModuleType) -> None:
-    importlib.import_module("anyres.registry")
+    loading = (module.__spec__ for name, module in sys.modules.items() if name.startswith(f"{__name__}."))
+    # Not in the middle of a module of ours that imports timm, which the registry would need whole.
+    if not any(getattr(spec, "_initializing", False) for spec in loading):
+        importlib.import_module("anyres.registry")
 
 
 wrapt.register_post_import_hook(_register_models, "timm")
