@@ -208,7 +208,11 @@ def show(layout: str = "table") -> None:
     print_table(["a", "b"], rows) if layout == "table" else write_csv(["a", "b"], rows, None)
     say("the end – ")
 
-cli.COMMANDS = {"show": show}
+def fail() -> None:
+    '''Fail.'''
+    raise RuntimeError("\\x1b[31mred\\n[2J")
+
+cli.COMMANDS = {"show": show, "fail": fail}
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -231,6 +235,15 @@ def test_streams_that_are_closed_or_full(arguments: str, redirection: str, code:
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, error)
     assert ("the end – " in done.stdout) == (redirection == "")
+
+
+def test_the_traceback_of_a_defect_is_made_harmless(tmp_path) -> None:
+    (tmp_path / "anyres").write_text(PROGRAM)
+    done = subprocess.run([sys.executable, tmp_path / "anyres", "fail"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("RuntimeError: \\x1b[31mred\n[2J\n")
+    assert harmless(done.stderr)
 
 
 @pytest.mark.parametrize("arguments", [["show"], ["show", "layout=csv"], ["--help"]])

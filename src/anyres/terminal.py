@@ -8,10 +8,12 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from anyres.text import csv_text, printable, shorten
@@ -40,8 +42,8 @@ def note(text: object) -> None:
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """While a command runs: log lines and warnings are notes, too; characters that the output cannot encode are
-    escaped; and what is printed to a stream that was closed before the start is dropped."""
+    """While a command runs: log lines, warnings and the traceback of a defect are notes, too; characters that the
+    output cannot encode are escaped; and what is printed to a stream that was closed before the start is dropped."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -53,6 +55,9 @@ def safe_streams() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             yield
+    except Exception:  # a defect, which Python is about to print
+        sys.excepthook = _show_defect
+        raise
     finally:
         logger.removeHandler(handler)
         for stream in (sys.stdout, sys.stderr):
@@ -78,6 +83,11 @@ def _show_warning(
     line: object = None,
 ) -> None:
     note(f"{filename}:{lineno}: {category.__name__}: {message}")
+
+
+def _show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    for line in "".join(traceback.format_exception(kind, error, trace)).splitlines():
+        note(line)
 
 
 def number(value: float | None) -> str:
