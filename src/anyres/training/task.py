@@ -105,7 +105,8 @@ def for_other_classes(path: Path, model: Any) -> bool:
     file = path.parent / CONFIG
     if path.name != WEIGHTS or not file.is_file():
         return False
-    names = json.loads(file.read_text(encoding="utf-8")).get("anyres", {}).get("label_names")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    names = {**config.get("pretrained_cfg", {}), **config.get("anyres", {})}.get("label_names")
     return bool(names) and list(names) != model.pretrained_cfg.get("label_names")
 
 
