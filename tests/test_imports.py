@@ -14,8 +14,9 @@ import anyres
 ROOT = Path(anyres.__file__).parent
 FLOORS = [
     {"errors", "text"},
-    {"files", "finite"},
-    {"options", "arguments", "fonts", "layers", "hub", "data"},
+    {"files", "finite", "options", "parsing", "pickles"},
+    {"arguments", "fonts", "layers", "data"},
+    {"hub"},
     {"backbone"},
     {"plain", "pyramid"},
     {"models"},
@@ -80,7 +81,9 @@ def test_help_does_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("order", ["anyres, timm", "timm, anyres"])
+@pytest.mark.parametrize(
+    "order", ["anyres, timm", "timm, anyres", "anyres.backbone, timm", "anyres.layers.attention, timm"]
+)
 def test_importing_the_package_registers_with_timm_whichever_comes_first(order: str) -> None:
     code = f"import {order}; assert timm.is_model('anyres_resformer_small')"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import re
 import tempfile
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from anyres import hub
-from anyres.errors import UserError
+from anyres.errors import UserError, first_line
 from anyres.layers.init import init_linear, init_scaled
+from anyres.options import check_kind
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -143,6 +147,43 @@ class Backbone(nn.Module, ABC):
         self.architecture: str | None = None
         self.model_args: dict[str, Any] = {}
         self.pretrained_cfg: dict[str, Any] = {}
+
+    @classmethod
+    def check_args(cls, name: str, given: dict[str, Any]) -> None:
+        """Raise UserError for a constructor argument of the model `name` that does not exist, with the nearest that
+        does, or that is not what its annotation says."""
+        known = cls._arguments()
+        for key, value in given.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}."
+                raise UserError(f"{name} has no option {key!r:.80}: {hint}")
+            check_kind(f"{key} of {name}", value, known[key])
+
+    @classmethod
+    def from_args(cls, name: str, args: dict[str, Any], given: dict[str, Any]) -> Self:
+        """The model `name` of these constructor arguments, of which `given` are not the published ones. Raises
+        UserError if no network comes of those: the published ones alone always make one."""
+        try:
+            return cls(**args)
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if not given or isinstance(error, UserError):
+                raise
+            pairs = ", ".join(f"{key}={value!r:.80}" for key, value in given.items())
+            raise UserError(f"{name} cannot be built with {pairs} ({first_line(error)}): change them.") from error
+
+    @classmethod
+    def _arguments(cls) -> dict[str, Any]:
+        """The annotations of what constructors take by keyword."""
+        found: dict[str, Any] = {}
+        for kind in cls.__mro__:
+            if issubclass(kind, Backbone):
+                hints = typing.get_type_hints(kind.__init__)
+                for parameter in inspect.signature(kind.__init__).parameters.values():
+                    if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                        found.setdefault(parameter.name, hints.get(parameter.name, Any))
+        del found["self"]
+        return found
 
     # Forward --------------------------------------------------------------------------------------------------------
 
@@ -367,12 +408,14 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], state: dict[str, Tensor], **overrides: Any) -> Self:
-        args = {**config.get("model_args", {}), **overrides}
-        model = cls(**args)
-        model.architecture, model.model_args = config["architecture"], args
+        """The model of a folder's `config.json` with its weights, in eval mode. Error: UserError if they do not fit."""
+        name, args = config["architecture"], {**config.get("model_args", {}), **overrides}
+        plain = name.removeprefix("anyres_")
+        cls.check_args(plain, args)
+        model = hub.with_weights(lambda: cls.from_args(plain, args, args), state)
+        model.architecture, model.model_args = name, args
         model.pretrained_cfg = {**config.get("pretrained_cfg", {}), **config.get("anyres", {})}
-        model.load_state_dict(state)
-        return model.eval()
+        return model
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

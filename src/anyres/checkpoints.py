@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-import pickle
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from anyres import hub
 from anyres.backbone import Backbone
-from anyres.errors import UserError
+from anyres.errors import UserError, first_line
 from anyres.files import atomic_write
+from anyres.pickles import read_pickle
 
 _NESTS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
 _EMA_NESTS = ("model_ema", "state_dict_ema", "ema")
@@ -35,6 +33,8 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+    """Classes and functions that the file refers to besides tensors and plain values: their objects were left out."""
 
     @property
     def complete(self) -> bool:
@@ -43,99 +43,66 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
-        for what in ("resized", "missing", "unexpected", "mismatched"):
+        for what in ("resized", "missing", "unexpected", "mismatched", "foreign"):
             names = getattr(self, what)
             if names:
-                shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-                parts.append(f"{len(names)} {what} ({shown})")
+                parts.append(f"{len(names)} {what} ({_some(names)})")
         return "; ".join(parts)
 
 
-class _Arrays(pickle.Unpickler):
-    """Reads dictionaries of NumPy arrays, as detectron2's `.pkl` files are, and refuses everything that runs code."""
-
-    harmless = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("numpy", "dtype"),
-            ("numpy", "ndarray"),
-            *(
-                (f"numpy.{core}.{module}", name)
-                for core in ("core", "_core")
-                for module, name in (
-                    ("multiarray", "_reconstruct"),
-                    ("multiarray", "scalar"),
-                    ("numeric", "_frombuffer"),
-                )
-            ),
-            ("_codecs", "encode"),  # bytes, in old protocols
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.harmless:
-            raise _Foreign(f"{module}.{name}")
-        return super().find_class(module, name)
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(name[:80] for name in names[:3]) + (", …" if len(names) > 3 else "")
 
 
-class _Foreign(pickle.UnpicklingError):
-    """The name of something that a file wants to call."""
+class Weights(dict[str, Any]):
+    """The content of a weights file; `foreign` names the classes whose objects were left out of it."""
+
+    foreign: Sequence[str] = ()
 
 
-def _read_arrays(path: Path) -> Any:
-    """The content of a pickle file of arrays, the arrays as tensors."""
-
-    def tensors(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: tensors(inner) for key, inner in value.items()}
-        numeric = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
-        return torch.from_numpy(value.copy()) if numeric else value
-
-    with path.open("rb") as file:
-        return tensors(_Arrays(file, encoding="latin1").load())
-
-
-def read_state(path: str | Path) -> dict[str, Any]:
+def read_state(path: str | Path) -> Weights:
     """The content of a `.safetensors`, a torch file or a `.pkl` of NumPy arrays, without running code from it.
 
-    Errors: FileNotFoundError; UserError for a damaged file or one that would need to run code.
+    Objects of other classes than tensors, arrays and plain values are left out. Errors: FileNotFoundError; UserError
+    for a damaged file and one without tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no weights file {path}: check the path.")
+    if path.suffix == ".safetensors":
+        return Weights(hub.read_weights(path))
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        arrays = path.suffix == ".pkl" and not zipfile.is_zipfile(path)
-        content = _read_arrays(path) if arrays else _read_torch(path)
-    except pickle.UnpicklingError as error:
-        names = [str(error)] if isinstance(error, _Foreign) else _foreign_classes(path)
-        detail = f"it refers to {', '.join(names)}" if names else "it is damaged, no torch file, or an old one"
+        content, foreign = read_pickle(path)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged pickle is a program with any mistake there is
         raise UserError(
-            f"{path} cannot be read safely ({detail}): convert it to safetensors where you trust it."
+            f"{path} is damaged or no weights file ({first_line(error)}): download or copy it again."
         ) from error
-    except Exception as error:  # torch meets a damaged file with whatever its parser stumbles over
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is damaged or no weights file ({reason}): download or copy it again.") from error
+    others = f", but objects of {_some(foreign)}" if foreign else ""
     if not isinstance(content, Mapping):
-        raise UserError(
-            f"{path} holds a {type(content).__name__}, not a dictionary of weights: give a checkpoint file."
-        )
-    return dict(content)
+        raise UserError(f"{path} holds no dictionary of weights{others}: give a checkpoint file.")
+    state = Weights((name, value) for name, value in content.items() if isinstance(name, str))
+    state.foreign = foreign
+    if not any(_tensors(_nested(state, (*_EMA_NESTS, *_NESTS)))):
+        raise UserError(f"{path} holds no weights{others}: give a file of tensors, as of model.state_dict().")
+    return state
 
 
-def _read_torch(path: Path) -> Any:
-    # The argument namespace is the one foreign class that published training scripts store beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in content.items() if torch.is_tensor(value) and isinstance(name, str)}
 
 
-def _foreign_classes(path: Path) -> list[str]:
-    """Names of the classes and functions that a torch file wants to call, as far as they can be told."""
-    try:
-        return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # the file is damaged besides
-        return []
+def _nested(content: Mapping[str, Any], nests: Sequence[str]) -> Mapping[str, Any]:
+    """What lies under the first of the names `nests` with tensors, and there under `_NESTS` again, three times at
+    most."""
+    for _ in range(3):
+        found = (content.get(nest) for nest in nests)
+        inner = next((each for each in found if isinstance(each, Mapping) and _tensors(each)), None)
+        if inner is None:
+            break
+        content, nests = inner, _NESTS
+    return content
 
 
 def pick_state(
@@ -147,11 +114,7 @@ def pick_state(
     "backbone.", and applies the model's key map. `names`: our parameter names, which decide which prefix is right.
     `part`: the file may be that of a larger network, whose other parts have not the prefix: they are left out.
     """
-    for nest in (*(_EMA_NESTS if ema else ()), *_NESTS):
-        inner = content.get(nest)
-        if isinstance(inner, Mapping) and any(torch.is_tensor(value) for value in inner.values()):
-            return pick_state(inner, model, names, part=part)
-    state = {name: value for name, value in content.items() if torch.is_tensor(value)}
+    state = _tensors(_nested(content, (*(_EMA_NESTS if ema else ()), *_NESTS)))
     return max(
         (model.from_published(stripped) for stripped in _without_prefixes(state, part)),
         key=lambda candidate: (len(names & candidate.keys()), -len(candidate) if part else 0),
@@ -193,10 +156,16 @@ def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema
         )
     own = model.state_dict()
     dense = getattr(model, "dense", False)
-    state = pick_state(read_state(path), type(model), set(own), ema, part=dense)
-    resized = model.fit_tables(state)
+    file = read_state(path)
+    state = pick_state(file, type(model), set(own), ema, part=dense)
+    tables = {
+        name: tensor
+        for name, tensor in state.items()
+        if name in own and tensor.numel() and tensor.is_floating_point() and tensor.ndim == own[name].ndim
+    }
+    resized = model.fit_tables(tables)
     state |= resized
-    report = LoadReport(resized=list(resized))
+    report = LoadReport(resized=list(resized), foreign=list(file.foreign))
     if dense:  # a file of the whole network serves as well; its classifier is not wanted
         state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(_CLASSIFIER)}
     for name, tensor in state.items():
@@ -204,6 +173,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema
             report.unexpected.append(name)
         elif tensor.shape != own[name].shape:
             report.mismatched.append(f"{name} {tuple(tensor.shape)} for {tuple(own[name].shape)}")
+        elif not hub.fits(tensor, own[name]):
+            report.mismatched.append(f"{name} {hub.describe(tensor)} for {hub.describe(own[name])}")
         else:
             report.loaded.append(name)
     report.missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]

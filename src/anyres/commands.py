@@ -619,17 +619,15 @@ def _device(name: str) -> str:
 
 def _key_values(name: str, text: str) -> dict[str, Any]:
     """`embed_dim=96,depth=4` or a YAML mapping → a dictionary."""
-    import yaml
+    import re
 
-    try:
-        if "=" in text and not text.lstrip().startswith("{"):
-            pairs = [part.partition("=") for part in text.split(",")]
-            return {key.strip(): yaml.safe_load(value) for key, _, value in pairs}
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:
-        found = None
+    from anyres.parsing import parse_yaml
+
+    pair = r"(^|,)\s*(\w+)\s*="
+    mapping = re.sub(pair, r"\1 \2: ", text)
+    found = parse_yaml(f"{{{mapping}}}" if re.match(pair, text) else text, name)
     if not isinstance(found, dict):
-        raise UserError(f"{name} is {text!r}; write it as embed_dim=96,depth=4.")
+        raise UserError(f"{name} is {text!r:.80}; write it as embed_dim=96,depth=4.")
     return found
 
 

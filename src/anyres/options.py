@@ -7,7 +7,8 @@ options and hands each its `part`. pydantic does the checking; here are what tex
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -18,6 +19,9 @@ from pydantic.fields import FieldInfo
 from anyres.errors import UserError
 
 Part = TypeVar("Part", bound="Options")
+LARGEST = 1 << 24
+LONGEST = 1024
+"""Bounds of the numbers and of the lengths of lists that `is_kind` takes: nothing in a network is larger."""
 
 
 def option(default: Any, text: str, **bounds: Any) -> Any:
@@ -87,6 +91,36 @@ def read(value: Any, hint: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def is_kind(value: Any, hint: Any) -> bool:
+    """Whether a value is, as it stands, what `hint` says (bool, int, float, str, None, Literal, tuples, sequences and
+    unions of these), and within the bounds above. Other hints fit every value."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(is_kind(value, choice) for choice in arguments)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and len(value) == len(arguments) and all(map(is_kind, value, arguments))
+    if origin in (list, Sequence):
+        few = isinstance(value, list | tuple) and len(value) <= LONGEST
+        return few and all(is_kind(item, arguments[0]) for item in value)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint not in (int, float, str, NoneType)
+    if hint in (int, float):
+        is_number = isinstance(value, Integral if hint is int else Real)
+        return is_number and -LARGEST <= value <= LARGEST
+    if hint is str:
+        return isinstance(value, str) and len(value) <= LONGEST
+    return value is None or hint is not NoneType
+
+
+def check_kind(name: str, value: Any, hint: Any) -> None:
+    """Raise UserError unless `is_kind`."""
+    if not is_kind(value, hint):
+        bound = f" of at most {LARGEST}" if isinstance(value, int) and value > LARGEST else ""
+        raise UserError(f"{name} is {value!r:.80}; it must be {type_words(hint)}{bound}.")
+
+
 def did_you_mean(word: str, words: Collection[str]) -> str:
     """The end of a sentence about an unknown word."""
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
@@ -108,7 +142,7 @@ def _sentence(options: type[Options], error: ValidationError) -> str:
     shown = f"{value:g}" if isinstance(value, float) else f"{value!r:.80}"
     bounds = problem["type"] in ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
     verb = "is" if len(problem["loc"]) == 1 else "holds"
-    return f"{name} {verb} {shown}; it must be {_bounds(field) if bounds else _type(field.annotation)}"
+    return f"{name} {verb} {shown}; it must be {_bounds(field) if bounds else type_words(field.annotation)}"
 
 
 def _bounds(field: FieldInfo) -> str:
@@ -125,16 +159,16 @@ def _bounds(field: FieldInfo) -> str:
     return " and ".join(f"{text} {found[name]:g}" for name, text in words.items() if name in found)
 
 
-def _type(hint: Any) -> str:
+def type_words(hint: Any) -> str:
     """A type in words."""
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "none"}
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return _type(arguments[0])
+        return type_words(arguments[0])
     if origin in (Union, UnionType):
-        return " or ".join(_type(choice) for choice in arguments)
+        return " or ".join(type_words(choice) for choice in arguments)
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
-    if origin is list:
-        return f"a list of values, each {_type(arguments[0])}"
+    if origin in (list, tuple, Sequence):
+        return f"a list of values, each {type_words(arguments[0])}"
     return words.get(hint, "`name: value` pairs")

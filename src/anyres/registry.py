@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
-import inspect
 import pkgutil
 import re
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from anyres import models
 from anyres.backbone import Backbone, Family, Variant, pair
 from anyres.checkpoints import load_checkpoint, pick_state, read_state
 from anyres.errors import UserError
+from anyres.options import check_kind
 
 __all__ = ["create_model", "guess_model", "list_models", "model_info", "model_of_folder"]
 
@@ -147,6 +147,18 @@ def create_model(
     return model
 
 
+def check_model_args(name: str, args: dict[str, Any]) -> None:
+    """Raise UserError for arguments, given as text, that `create_model(name, **args)` does not take: a network's own,
+    `pretrained` and `checkpoint_path` are."""
+    rest = dict(args)
+    for option, kind in (("pretrained", bool), ("checkpoint_path", str)):
+        if option in rest:
+            check_kind(option, rest.pop(option), kind)
+    if not name.startswith(("hf-hub:", "local-dir:")):
+        name = resolve_name(name.partition(".")[0])
+        entries()[name].family.model.check_args(name, rest)
+
+
 def model_of_folder(config: dict[str, Any], state: dict[str, Tensor], **overrides: Any) -> Backbone:
     """The registered model of a folder's `config.json` with its weights, in eval mode."""
     architecture = resolve_name(str(config.get("architecture")))
@@ -230,21 +242,6 @@ def _pretrained_cfg(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _check_options(name: str, model: type[Backbone], given: dict[str, Any]) -> None:
-    known = {
-        parameter.name
-        for cls in model.__mro__
-        if issubclass(cls, Backbone)
-        for parameter in inspect.signature(cls.__init__).parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    } - {"self"}
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}."
-            raise UserError(f"{name} has no option {key!r}: {hint}")
-
-
 _TIMM_OPTIONS = {
     "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_model_args", "cache_dir",
     "features_only", "out_indices", "feature_cls",
@@ -281,10 +278,10 @@ def _register(name: str, entry: Entry) -> None:
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         timm_options = {key: kwargs.pop(key) for key in _TIMM_OPTIONS & kwargs.keys()}
         options = {key: value for key, value in kwargs.items() if key not in _ALWAYS_ON}
-        _check_options(name, family.model, options)
+        family.model.check_args(name, options)
 
         def build(**args: Any) -> Backbone:
-            model = family.model(**args)
+            model = family.model.from_args(name, args, options)
             model.architecture, model.model_args = PREFIX + name, args
             return model
 

@@ -80,7 +80,7 @@ def test_another_window_is_resized_as_published() -> None:
 
 
 def test_mistakes_get_one_sentence() -> None:
-    with pytest.raises(ValueError, match=r"padding='both'.*'clean'"):
+    with pytest.raises(ValueError, match=r"padding of regionvit_tiny is 'both'.*clean"):
         create_model("regionvit_tiny", padding="both")
     with pytest.raises(ValueError, match="stem_depth=2"):
         RegionViT(stem_depth=2)

@@ -57,11 +57,12 @@ class AbsoluteTable(nn.Module):
         is. One with rows for prefix tokens fits a model without any: they are left out."""
         if table.shape == self.table.shape:
             return table
-        side = math.isqrt(table.shape[1] - self.num_prefix)
-        rest = table.shape[1] - self.num_prefix - side * side
+        count = max(table.shape[1] - self.num_prefix, 0)
+        side = math.isqrt(count)
+        rest = count - side * side
         if self.num_prefix == 0 and rest in (1, 2):
             table, rest = table[:, rest:], 0
-        return table if rest else self._resize(table, (side, side), self.native_grid)
+        return table if rest or not side else self._resize(table, (side, side), self.native_grid)
 
     def _resize(self, table: Tensor, source: Grid, target: Grid) -> Tensor:
         if source == target:

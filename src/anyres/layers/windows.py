@@ -196,7 +196,7 @@ def tables_from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with every published bias table ((2M-1)², heads) as our `bias_table` (heads, 2M-1, 2M-1)."""
     return {
         name.replace(PUBLISHED_TABLE, "bias_table"): tensor.T.unflatten(1, (math.isqrt(len(tensor)), -1)).contiguous()
-        if name.endswith(PUBLISHED_TABLE)
+        if name.endswith(PUBLISHED_TABLE) and tensor.ndim == 2 and math.isqrt(len(tensor)) ** 2 == len(tensor) > 0
         else tensor
         for name, tensor in state.items()
     }

@@ -222,8 +222,9 @@ class MSGTransformer(Pyramid):
         ours = super().from_published(state)
         for name in [name for name in ours if name.endswith("rel_pos_msg")]:
             stem = name.removesuffix("rel_pos_msg")
-            if stem + PUBLISHED_TABLE in ours:
-                table, messenger = ours.pop(stem + PUBLISHED_TABLE), ours.pop(name)
+            table, messenger = ours.get(stem + PUBLISHED_TABLE), ours[name]
+            if table is not None and table.ndim == 2 and messenger.ndim == 4 and table.shape[1] == len(messenger):
+                del ours[stem + PUBLISHED_TABLE], ours[name]
                 ours[f"{stem}bias"] = torch.cat((table.T, messenger.flatten(1)), dim=1)
         return ours
 
@@ -241,7 +242,10 @@ class MSGTransformer(Pyramid):
         resized = {}
         for name, parameter in self.named_parameters():
             if name.endswith("attn.bias") and name in state and state[name].shape != parameter.shape:
-                side, own_side = (math.isqrt(length - 2) for length in (state[name].shape[1], parameter.shape[1]))
+                lengths = (state[name].shape[1], parameter.shape[1])
+                side, own_side = (math.isqrt(max(length - 2, 0)) for length in lengths)
+                if not side or side**2 != lengths[0] - 2:
+                    continue
                 table = resample_table(state[name][:, :-2].unflatten(1, (side, side)), (own_side, own_side))
                 resized[name] = torch.cat((table.flatten(1), state[name][:, -2:]), dim=1)
         return resized

@@ -435,7 +435,7 @@ class MViTv2(Pyramid):
         places: dict[str, str] = {}
         stage = index = width = 0
         while (name := f"blocks.{len(places)}.attn.proj.weight") in state:
-            before, width = width, state[name].shape[0]
+            before, width = width, state[name].numel()
             stage, index = (stage + 1, 0) if before and width != before else (stage, index + bool(before))
             places[f"blocks.{len(places)}"] = f"stages.{stage}.blocks.{index}"
         state = {name: x.squeeze(2) if x.ndim == 5 and x.shape[2] == 1 else x for name, x in state.items()}

@@ -153,8 +153,8 @@ class PVT(Pyramid):
             table = state.get(name)
             if table is None or table.shape == stage.pos_embed.shape:
                 continue
-            side = math.isqrt(table.shape[1] - stage.rows)
-            if side * side == table.shape[1] - stage.rows:
+            side = math.isqrt(max(table.shape[1] - stage.rows, 0))
+            if side and side * side == table.shape[1] - stage.rows:
                 patches = position_map(table, (side, side), stage.native, stage.rows).flatten(1, 2)
                 resized[name] = torch.cat((table[:, : stage.rows], patches), dim=1)
         return resized

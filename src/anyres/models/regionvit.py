@@ -366,6 +366,8 @@ class RegionViT(Pyramid):
                 resized[name] = resample_table(table, (ours.shape[2], ours.shape[3]))
             elif name.endswith(".rel_pos"):
                 old, new = math.isqrt(table.shape[1]), math.isqrt(ours.shape[1])
+                if old * old != table.shape[1]:
+                    continue
                 resized[name] = resample_table(table.unflatten(1, (old, old)), (new, new)).flatten(1)
         return resized
 

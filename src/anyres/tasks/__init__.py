@@ -6,6 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from anyres import hub
 from anyres.errors import UserError
 from anyres.registry import model_of_folder
@@ -20,15 +22,20 @@ def load_pretrained(name: str | Path, **overrides: Any) -> Any:
     folder.
     """
     config, state = hub.read_folder(hub.find_folder(name))
+    try:
+        return _from_config(config, state, overrides)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _from_config(config: dict[str, Any], state: dict[str, Tensor], overrides: dict[str, Any]) -> Any:
     task = config.get("task")
     if task is None:
         return model_of_folder(config, state, **overrides)
     if task not in _CLASSES:
-        raise UserError(
-            f"{name} holds a model for {task!r}, and this version knows {', '.join(_CLASSES)}: update anyres."
-        )
+        raise UserError(f"it is a model for {task!r:.80}, and this version knows {', '.join(_CLASSES)}: update anyres.")
     if overrides:
-        raise UserError(f"{name} holds a model for {task}: load it without {', '.join(overrides)}.")
+        raise UserError(f"it is a model for {task}: load it without {', '.join(overrides)}.")
     # Only the task's own module is imported: the others may need what is not installed.
     return getattr(importlib.import_module(f"anyres.tasks.{task}"), _CLASSES[task]).from_config(config, state)
 

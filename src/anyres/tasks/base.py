@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,12 +15,13 @@ from anyres import hub
 from anyres.backbone import Backbone
 from anyres.errors import UserError
 from anyres.layers.init import init_scaled
-from anyres.registry import create_model, resolve_name
+from anyres.options import check_kind, is_kind
+from anyres.registry import create_model, entries, resolve_name
 
 
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether an option's value is a whole number of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return is_kind(value, int) and value >= least
 
 
 def blocks_of(backbone: nn.Module) -> Iterator[nn.Module]:
@@ -48,7 +51,7 @@ class TaskModel(nn.Module, ABC):
 
     def __init__(self, backbone: Backbone, num_classes: int, **options: Any) -> None:
         super().__init__()
-        if num_classes < 1:
+        if not is_count(num_classes):
             raise UserError(f"num_classes is {num_classes}; a model for {self.task} needs at least 1.")
         self.backbone = backbone
         self.num_classes = num_classes
@@ -57,11 +60,24 @@ class TaskModel(nn.Module, ABC):
 
     @classmethod
     def build(
-        cls, backbone: str, num_classes: int, backbone_args: dict[str, Any] | None = None, **options: Any
+        cls, backbone: str, num_classes: int, backbone_args: dict[str, Any] | None = None, /, **options: Any
     ) -> Self:
         """The head of `options` on a registered backbone, by its name. Errors: UserError for unknown names and options,
         as `create_model`."""
+        cls.check_options(options)
         return cls(cls.dense_backbone(backbone, backbone_args or {}, options), num_classes, **options)
+
+    @classmethod
+    def check_options(cls, options: dict[str, Any]) -> None:
+        """Raise UserError for an option of the constructor that does not exist, or is not what its annotation says."""
+        hints = typing.get_type_hints(cls.__init__)
+        parameters = inspect.signature(cls.__init__).parameters
+        fixed = ("self", "backbone", "num_classes")
+        known = [name for name in parameters if name not in fixed]
+        for name, value in options.items():
+            if name in fixed or (name not in known and "options" not in known):
+                raise UserError(f"a model for {cls.task} has no option {name!r:.80}; it has {', '.join(known)}.")
+            check_kind(name, value, hints.get(name, Any))
 
     @classmethod
     def dense_backbone(cls, name: str, args: dict[str, Any], options: dict[str, Any]) -> Backbone:
@@ -137,13 +153,12 @@ class TaskModel(nn.Module, ABC):
     def from_config(cls, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
         """The network of a folder's `config.json` with its weights, in evaluation mode. Error: UserError if they do not
         fit."""
-        backbone = config["backbone"]
-        model = cls.build(
-            backbone["architecture"], config["num_classes"], backbone["model_args"], **config.get("options", {})
-        )
-        report = model.load_state_dict(state, strict=False)
-        if report.missing_keys or report.unexpected_keys:
-            wrong = (report.missing_keys + report.unexpected_keys)[0]
-            raise UserError(f"the weights do not fit the model of config.json (first at {wrong}): restore the folder.")
+        backbone, options = config.get("backbone", {}), config.get("options", {})
+        name, args = backbone.get("architecture"), backbone.get("model_args", {})
+        if name is None or "num_classes" not in config:
+            raise UserError("config.json names no backbone or no num_classes: restore the folder.")
+        name = resolve_name(name)
+        entries()[name].family.model.check_args(name, args)  # create_model takes more: a file may not ask for downloads
+        model = hub.with_weights(lambda: cls.build(name, config["num_classes"], args, **options), state)
         model.pretrained_cfg = {**config.get("pretrained_cfg", {}), **config.get("anyres", {})}
-        return model.eval()
+        return model

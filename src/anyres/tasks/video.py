@@ -89,10 +89,11 @@ class SpaceTime(TaskModel):
 
     @classmethod
     def build(
-        cls, backbone: str, num_classes: int, backbone_args: dict[str, Any] | None = None, **options: Any
+        cls, backbone: str, num_classes: int, backbone_args: dict[str, Any] | None = None, /, **options: Any
     ) -> SpaceTime:
         """The video form of a registered image model, by its name. Errors: UserError for a name or an option that does
         not exist, and for models that have no such form."""
+        cls.check_options(options)
         model = cls.dense_backbone(backbone, backbone_args or {}, options)
         return (RegionTime if isinstance(model, RegionViT) else SpaceTime)(model, num_classes, **options)
 

@@ -27,14 +27,7 @@ class DenseTask(Task):
         config = self.config
         own = {"in_chans": source.in_chans, "drop_path_rate": config.drop_path, **self.backbone_args()}
         head = {"head": config.head, **self.head_args(source), **config.head_args}
-        try:
-            backbone = self.network.dense_backbone(config.model, {**own, **config.model_args}, head)
-        except (TypeError, IndexError) as error:  # a value of the wrong kind or length
-            raise UserError(f"model_args {config.model_args} do not fit {config.model}: {error}") from error
-        try:
-            model = self.network(backbone, len(source.label_names), **head)
-        except TypeError as error:  # an option that the head does not have
-            raise UserError(f"head_args {config.head_args} do not fit {config.head}: {error}") from error
+        model = self.network.build(config.model, len(source.label_names), {**own, **config.model_args}, **head)
         if config.batch_norm != "sync" or not (dist.is_initialized() and dist.get_world_size() > 1):
             return model  # a process alone has all the images: the same as "train"
         if not torch.cuda.is_available():

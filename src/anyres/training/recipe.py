@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from anyres.errors import UserError
 from anyres.options import did_you_mean
+from anyres.parsing import read_yaml
 from anyres.training.config import CONFIGS
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -37,12 +36,9 @@ def read_recipe(name: str | Path, task: str = "classification") -> dict[str, Any
         if not path.is_file():
             raise UserError(f"recipe {str(name)!r} does not exist{did_you_mean(str(name), list_recipes(task))}")
     try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
+        options = read_yaml(path)
     except FileNotFoundError:
         raise UserError(f"recipe file {path} does not exist") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        place = getattr(error, "problem_mark", None)
-        raise UserError(f"{path} is not valid YAML{f' (line {place.line + 1})' if place else ''}") from None
     if not isinstance(options, dict):
         raise UserError(f"{path} must hold options as `name: value` lines")
     found = options.pop("task", task)
@@ -68,4 +64,4 @@ def check_names(options: Mapping[str, Any], task: str = "classification", where:
     for name in options:
         if name not in known:
             prefix = f"{where}: " if where else ""
-            raise UserError(f"{prefix}option {name!r} does not exist{did_you_mean(str(name), list(known))}")
+            raise UserError(f"{prefix}option {name!r:.80} does not exist{did_you_mean(str(name), list(known))}")

@@ -21,6 +21,7 @@ from anyres.data import MapSource, SizeSchedule, TrainLoader
 from anyres.data.loading import Views
 from anyres.errors import UserError
 from anyres.options import did_you_mean
+from anyres.registry import check_model_args
 from anyres.training.config import RunConfig
 from anyres.training.losses import BaseLoss, Outputs
 from anyres.training.processes import load_whole_states, shard
@@ -164,6 +165,7 @@ class Thinned(MapSource):
 def build_model(task: Task, source: Any) -> Any:
     """The network, and what a user of its weights has to know about them."""
     config = task.config
+    check_model_args(config.model, config.model_args)
     model = task.build_model(source)
     if config.init == "scaled":
         model.init_scaled()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 from abc import ABC, abstractmethod
 from copy import deepcopy
@@ -18,7 +17,7 @@ from anyres.checkpoints import LoadReport, load_checkpoint
 from anyres.data.loading import Views
 from anyres.data.schedule import Size
 from anyres.files import existing
-from anyres.hub import CONFIG, WEIGHTS
+from anyres.hub import CONFIG, WEIGHTS, check_config
 from anyres.training.config import RunConfig
 from anyres.training.losses import BaseLoss
 
@@ -105,7 +104,7 @@ def for_other_classes(path: Path, model: Any) -> bool:
     file = path.parent / CONFIG
     if path.name != WEIGHTS or not file.is_file():
         return False
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = check_config(file)
     names = {**config.get("pretrained_cfg", {}), **config.get("anyres", {})}.get("label_names")
     return bool(names) and list(names) != model.pretrained_cfg.get("label_names")
 
@@ -113,4 +112,4 @@ def for_other_classes(path: Path, model: Any) -> bool:
 def holds_task(path: Path, task: str) -> bool:
     """Whether a weights file lies in a saved model's folder for this task."""
     file = path.parent / CONFIG
-    return path.name == WEIGHTS and file.is_file() and json.loads(file.read_text()).get("task") == task
+    return path.name == WEIGHTS and file.is_file() and check_config(file).get("task") == task

@@ -1,0 +1,119 @@
+"""JSON and YAML that others wrote: bounded in size and depth, and nothing in them has two meanings."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anyres.errors import UserError
+
+MAX_JSON = 16 << 20
+MAX_YAML = 256 << 10
+MAX_DEPTH = 20
+"""Lists and mappings inside each other in a YAML text."""
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises UserError for what is no JSON, nested too deeply, more than 16 MiB, or has a key twice or a number that is
+    not finite.
+    """
+    text = _read(path, MAX_JSON)
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_constant=_not_finite)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON that can be read ({error}): restore it from a copy.") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has {twice[:80]!r} twice")
+    return found
+
+
+def _not_finite(word: str) -> Any:
+    raise ValueError(f"{word} is not a number")
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file; see `parse_yaml`. Raises FileNotFoundError, and UserError with the path and line."""
+    return parse_yaml(_read(path, MAX_YAML), str(path))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """A YAML text of plain values, lists and mappings with texts as keys.
+
+    Left out of YAML 1.1 are aliases and tags, and what turns a text into a number or a date by surprise: 1:30 is not
+    90, 012 is not 10. Raises UserError, which calls the text `name`, for those, for a key that comes twice, and for
+    what is no YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be read"
+        raise UserError(f"{name} cannot be read as YAML ({reason}{place})") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what surprises; it resolves values by the patterns below alone."""
+
+    depth = 0
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (of the class, as PyYAML wants it)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            self.complain(f"the alias *{event.anchor} is not followed: write its value out", event)
+        if getattr(event, "tag", None) not in (None, "!"):
+            self.complain(f"the tag {event.tag} is not known here: write a plain value", event)
+        if self.depth == MAX_DEPTH:
+            self.complain("it is nested too deeply", event)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        found: dict[Hashable, Any] = {}
+        for key_node, value_node in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                self.complain(f"the name {key_node.value!r:.80} is no text: write it in quotes", key_node)
+            if key in found:
+                self.complain(f"it has {key!r:.80} twice: leave one out", key_node)
+            found[key] = self.construct_object(value_node, deep=deep)
+        return found
+
+    def complain(self, problem: str, place: Any) -> None:
+        raise yaml.constructor.ConstructorError(None, None, problem, place.start_mark)
+
+
+def _resolve(tag: str, pattern: str, first: str | None) -> None:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(f"(?:{pattern})$"), first and list(first))
+
+
+_resolve("null", r"~|null|Null|NULL|", None)
+_resolve("bool", r"(?i:true|false|yes|no|on|off)", "tTfFyYnNoO")
+_resolve("int", r"[-+]?(0|[1-9][0-9_]{0,30})", "-+0123456789")
+_resolve("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", "-+0123456789.")
+_resolve("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.")
+
+
+def _read(path: Path, most: int) -> str:
+    if path.stat().st_size > most:
+        raise UserError(f"{path} has more than {most >> 10} KiB, which no such file needs: give the right one.")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text in UTF-8 (at byte {error.start}): save it as one.") from error
