@@ -176,5 +176,7 @@ def write_csv(header: list[str], rows: list[list[str]], output: str | None) -> N
 def print_scores(measured: Measured) -> None:
     scores = "  ".join(f"{name} {value:.2f}" for name, value in measured.scores.items())
     say(f"{scores}  over {measured.count} items")
+    if measured.note:
+        note(f"{measured.note}.")
     if measured.bad_images:
         note(f"{len(measured.bad_images)} could not be read, the first: {measured.bad_images[0]}.")

@@ -158,6 +158,21 @@ def test_damaged_files_are_refused_in_a_sentence(tmp_path, data, message):
         open_detection(write(tmp_path, data), masks=True)
 
 
+@pytest.mark.parametrize("keep_empty", [False, True])
+def test_missing_masks_and_keypoints_are_named_with_the_heads_that_need_none(tmp_path, keep_empty):
+    data = contents()
+    data["annotations"] = [{**entry, "segmentation": []} for entry in data["annotations"]]
+    data["categories"][0]["keypoints"] = ["nose"]
+    write(tmp_path, data, "train.json")
+    for part in ("masks", "keypoints"):
+        with pytest.raises(UserError, match=f"marks objects, but no {part} that can be used: .*retinanet, faster_rcnn"):
+            open_detection(tmp_path, keep_empty=keep_empty, **{part: True})
+    assert len(open_detection(tmp_path)) == 2
+    del data["categories"][0]["keypoints"]
+    with pytest.raises(UserError, match=r"no category .* names its keypoints: .*retinanet, faster_rcnn"):
+        open_detection(write(tmp_path, data, "train.json"), keypoints=True)
+
+
 def test_broken_marks_are_counted_and_left_out(tmp_path, caplog):
     data = contents()
     more = [

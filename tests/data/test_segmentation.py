@@ -1,6 +1,9 @@
 import colorsys
 import pickle
 import random
+import re
+import struct
+import zlib
 
 import datasets
 import numpy as np
@@ -8,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from anyres.data import BadImage, EvalLoader, Item, SizeSchedule, TrainLoader
+from anyres.data import BadImage, EvalLoader, Item, SizeSchedule, TrainLoader, segmentation
 from anyres.data.composed import Scenes
-from anyres.data.segmentation import IGNORED, Mask, open_segmentation
+from anyres.data.segmentation import IGNORED, Mask, check_masks, open_segmentation
 from anyres.data.segmentation_views import SegmentationTest, SegmentationViews, jitter_colours
 from anyres.data.views import normalize, to_batch
 from anyres.errors import UserError
@@ -184,19 +187,83 @@ def test_indices_are_read_as_they_are_stored():
 
 
 @pytest.mark.parametrize(("data", "words"), [
-    (encode(noise(24, 32), "PNG"), "mode RGB"),
     (encode(Image.fromarray(blocks(24, 31, (0, 1))), "PNG"), "31x24 pixels, and the image 32x24"),
-    (encode(Image.fromarray(blocks(24, 32, (0, 7))), "PNG"), "the value 7, which means none of the 5 classes"),
-    (encode(Image.fromarray(blocks(24, 32, (0, 1)).astype(np.uint16) * 257), "PNG"), "the value 257"),
-    (blocks(24, 32, (0, 1)).astype(int) - 1, "the value -1"),
     (b"", "empty"),
     (encode(Image.fromarray(blocks(24, 32, (0, 1))), "PNG")[:60], "mask"),
     (BadImage("row", "the row holds no mask"), "no mask"),
-], ids=["colours", "size", "value", "wide value", "negative", "empty", "truncated", "none"])  # fmt: skip
+], ids=["size", "empty", "truncated", "none"])  # fmt: skip
 def test_bad_masks_make_bad_images(data, words):
     with pytest.raises(BadImage, match=words) as caught:
         Mask(data, TABLE).load("picture", (24, 32))
     assert caught.value.name == "picture"
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    (encode(noise(24, 32), "PNG"), "is a picture of mode RGB"),
+    (encode(noise(24, 32).convert("RGBA"), "PNG"), "is a picture of mode RGBA"),
+    (encode(noise(24, 32).convert("LA"), "PNG"), "is a picture of mode LA"),
+    (encode(Image.fromarray(np.zeros((24, 32), np.float32)), "TIFF"), "is a picture of mode F"),
+    (encode(Image.fromarray(np.full((24, 32), 7, np.uint8)), "PNG"), "the value 7 in 768 pixels, which is none of"),
+    (np.arange(768).reshape(24, 32) % 8, "the value 5 in 96 pixels (and 2 other values in 192), which"),
+    (encode(Image.fromarray(np.full((24, 32), 257, np.uint16)), "PNG"), "the value 257 in 768 pixels"),
+    (np.full((24, 32), -1), "the value -1 in 768 pixels"),
+], ids=["colours", "alpha", "grey alpha", "float", "value", "values", "wide value", "negative"])  # fmt: skip
+def test_masks_that_say_something_else_stop_the_run(data, words, tmp_path):
+    with pytest.raises(UserError, match=f"^the mask of picture .*{re.escape(words)}"):
+        Mask(data, TABLE).load("picture", (24, 32))
+    if isinstance(data, bytes):
+        (tmp_path / "m.png").write_bytes(data)
+        with pytest.raises(UserError, match=f"the mask {tmp_path / 'm.png'} of picture .*{re.escape(words)}"):
+            Mask(tmp_path / "m.png", TABLE).load("picture", (24, 32))
+
+
+def png(bits, rows):
+    """A grey PNG of so many bits, each row's bytes as they are."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", len(rows[0]) * 8 // bits, len(rows), bits, 0, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def tiff(bits, photometric, row):
+    """A grey TIFF of one row; the photometric interpretation 0 says that white is 0."""
+    width = len(row) * 8 // bits
+    tags = [
+        (256, width),
+        (257, 1),
+        (258, bits),
+        (259, 1),
+        (262, photometric),
+        (273, 8),
+        (277, 1),
+        (278, 1),
+        (279, len(row)),
+    ]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(row)) + row + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(("data", "values"), [
+    (png(1, [b"\x50", b"\xa0"]), [[0, 1, 0, 1, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0, 0, 0]]),
+    (png(2, [b"\x1b"]), [[0, 1, 2, 3]]),
+    (png(4, [b"\x01\x24"]), [[0, 1, 2, 4]]),
+    *((tiff(8, photometric, bytes([0, 1, 2, 255])), [[0, 1, 2, 255]]) for photometric in (0, 1)),
+    *((tiff(4, photometric, b"\x01\x24"), [[0, 1, 2, 4]]) for photometric in (0, 1)),
+    *((tiff(1, photometric, b"\x50"), [[0, 1, 0, 1, 0, 0, 0, 0]]) for photometric in (0, 1)),
+    *((tiff(16, photometric, bytes([2, 0, 255, 0])), [[2, 255]]) for photometric in (0, 1)),
+])  # fmt: skip
+def test_few_bits_and_white_zeros_are_numbers_as_stored(data, values):
+    values = np.array(values)
+    assert np.array_equal(np.asarray(Mask(data, TABLE).load("picture", values.shape)), values)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_palettes_of_few_colours(bits):
+    values = blocks(24, 32, range(min(5, 2**bits)))
+    palette = Image.fromarray(values).convert("P")
+    palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9, 8, 8, 8])
+    data = encode(palette, "PNG", bits=bits)
+    assert np.array_equal(np.asarray(Mask(data, TABLE).load("picture", (24, 32))), values)
 
 
 def test_a_mask_file_is_named_and_not_too_large(tmp_path):
@@ -372,7 +439,7 @@ def test_whole_images_keep_their_ratio_and_their_labels():
 
 def test_loaders_take_them_and_leave_out_what_is_broken(tmp_path):
     write(tmp_path, "images", "masks", [f"{number:02d}" for number in range(20)])
-    (tmp_path / "masks" / "03.png").write_bytes(encode(Image.fromarray(blocks(24, 32, (0, 9))), "PNG"))
+    (tmp_path / "masks" / "03.png").write_bytes(encode(Image.fromarray(blocks(24, 31, (0, 1))), "PNG"))
     source = open_segmentation(tmp_path, "all", num_classes=3)
     views = SegmentationViews(source.mean, source.std)
     loader = TrainLoader(source, SizeSchedule([(32, 32), (16, 24)]), views, 4, max_bad_fraction=0.1)
@@ -380,10 +447,64 @@ def test_loaders_take_them_and_leave_out_what_is_broken(tmp_path):
     assert [tuple(view.shape) for view in batches[0].views] == [(4, 3, 32, 32), (4, 3, 16, 24)]
     assert [tuple(labels.shape) for labels in batches[0].targets] == [(4, 32, 32), (4, 16, 24)]
     assert list(loader.bad) == ["images/03.jpg"]
-    assert "the value 9" in loader.bad["images/03.jpg"]
+    assert "31x24" in loader.bad["images/03.jpg"]
     tests = EvalLoader(source, SegmentationTest((32, 32), source.mean, source.std), 8)
     assert sum(len(batch.names) for group in tests for batch in group) == 19
     assert len(tests.bad) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_loaders_stop_at_a_value_without_a_meaning(tmp_path, workers):
+    write(tmp_path, "images", "masks", [f"{number:03d}" for number in range(200)], size=(8, 8))
+    (tmp_path / "masks" / "003.png").write_bytes(encode(Image.fromarray(blocks(8, 8, (9,))), "PNG"))
+    source = open_segmentation(tmp_path, "all", num_classes=3)
+    loader = TrainLoader(source, SizeSchedule([(8, 8)]), SegmentationViews(source.mean, source.std), 4, workers=workers)
+    tests = EvalLoader(source, SegmentationTest((8, 8), source.mean, source.std), 8, workers)
+    for batches in (loader.epoch(0), tests):
+        with pytest.raises(UserError, match=r"^the mask .*/masks/003\.png of images/003\.jpg holds the value 9 in 64 "):
+            list(batches)
+
+
+def test_black_and_white_masks_need_their_values(tmp_path, caplog):
+    """255 is ignored unless it is told to be a class."""
+    write(tmp_path, "images", "masks", [f"{number:03d}" for number in range(40)], values=(0, 255), size=(16, 16))
+    with pytest.raises(
+        UserError, match=r"^'0' alone has labelled pixels in the 40 masks .*'1' has none.*mask_values=0,255"
+    ):
+        check_masks(open_segmentation(tmp_path, "all", num_classes=2))
+    source = open_segmentation(tmp_path, "all", mask_values=[0, 255])
+    check_masks(source)
+    assert not caplog.text
+    assert np.array_equal(load(source, 3, (16, 16)), blocks(16, 16, (0, 255), 3) // 255)
+    swapped = open_segmentation(tmp_path, "all", mask_values=[255, 0])
+    assert np.array_equal(load(swapped, 3, (16, 16)), 1 - blocks(16, 16, (0, 255), 3) // 255)
+    third = open_segmentation(tmp_path, "all", mask_values=[0, 255, 7])
+    check_masks(third)
+    assert "no pixel is labelled '2' in the 40 of 40 masks" in caplog.text
+    third.use_labels(["2", "1", "0"])
+    assert np.array_equal(load(third, 3, (16, 16)), 2 - blocks(16, 16, (0, 255), 3) // 255)
+    for values in ([0, 0], [0, 256], [-1, 0], [0, 1, 2]):
+        with pytest.raises(UserError, match="must be 2 different numbers from 0 to 255"):
+            open_segmentation(tmp_path, "all", num_classes=2, mask_values=values)
+    with pytest.raises(UserError, match="reduce_zero_label off"):
+        open_segmentation(tmp_path, "all", mask_values=[0, 255], reduce_zero_label=True)
+
+
+def test_classes_are_sought_in_some_masks_and_in_all_before_a_refusal(tmp_path, monkeypatch, caplog):
+    write(tmp_path, "images", "masks", [f"{number:02d}" for number in range(30)], values=(0,), size=(8, 8))
+    order = np.random.default_rng(0).permutation(30)
+    monkeypatch.setattr(segmentation, "LOOKED_AT", 5)
+    source = open_segmentation(tmp_path, "all", num_classes=3)
+    with pytest.raises(UserError, match="'0' alone has labelled pixels in the 30 masks"):
+        check_masks(source)
+    (tmp_path / "masks" / f"{order[20]:02d}.png").write_bytes(encode(Image.fromarray(blocks(8, 8, (1,))), "PNG"))
+    check_masks(source)
+    assert "no pixel is labelled '2' in the 21 of 30 masks" in caplog.text
+    (tmp_path / "masks" / f"{order[0]:02d}.png").write_bytes(b"damaged")
+    (tmp_path / "masks" / f"{order[1]:02d}.png").write_bytes(encode(Image.fromarray(blocks(8, 8, (2,))), "PNG"))
+    caplog.clear()
+    check_masks(source)
+    assert "no pixel is labelled '1' in the 5 of 30 masks" in caplog.text
 
 
 def test_pictures_may_share_a_mask_by_links(tmp_path):

@@ -272,6 +272,7 @@ def test_objects_without_a_mask_neither_count_nor_hurt() -> None:
 def test_unreadable_images_are_left_out_with_their_objects() -> None:
     source = Boxes(broken=(1, 3))
     measured = evaluate_detection(Knows(source), source, (64, 64), 2)
+    assert not measured.note
     assert measured.count == 3
     assert measured.scores["ap"] == pytest.approx(100)
     assert [name.split(":")[0] for name in measured.bad_images] == ["boxes/1", "boxes/3"]
@@ -287,6 +288,19 @@ def test_classes_are_matched_by_name() -> None:
     model.pretrained_cfg = {}  # three outputs that say nothing of themselves
     with pytest.raises(UserError, match="cannot be matched"):
         evaluate_detection(model, source, (64, 64))
+
+
+def test_classes_without_an_object_are_told() -> None:
+    class Third(Boxes):
+        def __init__(self) -> None:
+            super().__init__()
+            self.label_names, self.category_ids = ["cat", "dog", "cow"], [3, 9, 4]
+
+    model = Knows(Third())
+    model.num_classes = 3
+    measured = evaluate_detection(model, Third(), (64, 64))
+    assert measured.scores["ap"] == pytest.approx(100)
+    assert measured.note == "AP is the mean over 2 of 3 classes: no object of the others is marked"
 
 
 def test_broken_numbers_stop_the_test() -> None:

@@ -139,6 +139,7 @@ def test_classes_are_matched_by_name_and_one_that_is_absent_leaves_the_mean():
     names = [f"class{number}" for number in (3, 2, 1, 0, 4)]
     measured = evaluate_segmentation(Renamed(5, label_names=names), Greys(), (24, 24))
     assert measured.iou == {"class3": 100, "class2": 100, "class1": 100, "class0": 100, "class4": None}
+    assert measured.note == "mIoU is the mean over 4 of 5 classes: the others are neither labelled nor predicted"
     assert measured.scores["miou"] == 100
 
 
@@ -161,6 +162,9 @@ def test_refusals():
     source = Greys(2)
     source.table[:4] = 255
     with pytest.raises(UserError, match="no labelled pixel"):
+        evaluate_segmentation(Nearest(), source, (24, 24))
+    source.table[2] = 2
+    with pytest.raises(UserError, match="only one class has labelled pixels in the 2 images of greys"):
         evaluate_segmentation(Nearest(), source, (24, 24))
 
 

@@ -234,8 +234,15 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_the_scores_of_training_are_found_again_from_the_weights(tmp_path: Path) -> None:
-    """Masks that count from 1, and sides rounded up: both stand beside the weights."""
+@pytest.mark.parametrize(
+    ("told", "stored"),
+    [({"num_classes": 3, "reduce_zero_label": True}, [0, 1, 2, 3]), ({"mask_values": [9, 255, 0]}, [255, 9, 0, 0])],
+    ids=["from 1", "values"],
+)
+def test_the_scores_of_training_are_found_again_from_the_weights(
+    told: dict[str, Any], stored: list[int], tmp_path: Path
+) -> None:
+    """What the masks' numbers mean, and sides rounded up: both stand beside the weights."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for kind in ("images", "masks"):
@@ -243,8 +250,10 @@ def test_the_scores_of_training_are_found_again_from_the_weights(tmp_path: Path)
         for number in range(4):
             mask = np.kron(rng.integers(0, 4, (5, 7), dtype=np.uint8), np.ones((10, 10), dtype=np.uint8))
             Image.fromarray(60 * mask).save(tmp_path / "data" / "images" / split / f"{number}.png")
-            Image.fromarray(mask).save(tmp_path / "data" / "masks" / split / f"{number}.png")
-    changes = {"num_classes": 3, "reduce_zero_label": True, "divisor": 32, "sizes": [48], "epochs": 2, "ema_decay": 0}
+            Image.fromarray(np.array(stored, np.uint8)[mask]).save(
+                tmp_path / "data" / "masks" / split / f"{number}.png"
+            )
+    changes = {**told, "divisor": 32, "sizes": [48], "epochs": 2, "ema_decay": 0}
     data = str(tmp_path / "data")
     train(config("segmentation", tmp_path / "run", **changes, data=data, epoch_size=4, distillation="none"))
     model: Any = load_pretrained(tmp_path / "run" / "last")
@@ -255,6 +264,24 @@ def test_the_scores_of_training_are_found_again_from_the_weights(tmp_path: Path)
     assert sample_images(model, open_test_source(model, data), (48, 48), 1)[0].size == (96, 64)
     (found,) = overlays(model, [Item("x", np.zeros((50, 70, 3), np.uint8), None)], tmp_path / "seen", (48, 48))
     assert found.cells
+
+
+def test_black_and_white_masks_are_no_single_class(tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for number in range(20):
+            Image.fromarray(np.eye(48, dtype=np.uint8) * 255).save(tmp_path / kind / f"{number}.png")
+    changes = {"data": str(tmp_path), "sizes": [48], "epoch_size": 16, "distillation": "none"}
+    with pytest.raises(UserError, match=r"'0' alone has labelled pixels.* give mask_values=0,255"):
+        train(config("segmentation", tmp_path / "run", num_classes=2, **changes))
+    result = train(config("segmentation", tmp_path / "run", mask_values="0,255", **changes))
+    model: Any = load_pretrained(result.folder / "last")
+    source = open_test_source(model, str(tmp_path))
+    measured = measure(model, source, (48, 48))
+    assert set(measured.iou) == {"0", "1"}  # type: ignore[attr-defined]
+    model.pretrained_cfg["mask_values"] = []
+    with pytest.raises(UserError, match="only one class has labelled pixels"):
+        measure(model, open_test_source(model, str(tmp_path)), (48, 48))
 
 
 def test_clips_are_cut_out_as_in_training(

@@ -21,6 +21,9 @@ Entry = dict[str, Any]
 ROBOFLOW = "_annotations.coco.json"
 FARTHEST = 10
 """Coordinates of polygons reach at most this many times the image's long side."""
+OTHER_HEADS = (
+    "give annotations with them, or a head that needs none (retinanet, faster_rcnn and cascade_rcnn learn from boxes)"
+)
 
 
 class Coco(DetectionSource):
@@ -83,6 +86,12 @@ class Coco(DetectionSource):
 
         wide = pixel_wide(self.boxes, sizes)
         usable = ~self.crowd & wide if self.segments is None else ~self.crowd & wide & self.segments.usable
+        for part, there in (
+            ("masks", usable.any()),
+            ("keypoints", self.keypoints is None or (self.keypoints[usable, :, 2] > 0).any()),
+        ):
+            if split == "train" and (~self.crowd & wide).any() and not there:
+                raise UserError(f"{path} marks objects, but no {part} that can be used: {OTHER_HEADS}")
         full = np.bincount(owners[usable], minlength=len(images)) > 0
         self.order = np.flatnonzero(full) if split == "train" and not keep_empty else np.arange(len(images))
         if len(self.order) == 0:
@@ -274,5 +283,5 @@ def _keypoint_names(path: Path, categories: list[Entry]) -> tuple[str, ...]:
     if names is not None and not isinstance(names, list):
         raise UserError(f"{path} has a category with keypoints {names!r}, which must be a list of names: correct it")
     if names is None:
-        raise UserError(f"no category of {path} names its keypoints: give a person_keypoints file, or no keypoints")
+        raise UserError(f"no category of {path} names its keypoints: {OTHER_HEADS}")
     return tuple(map(str, names))

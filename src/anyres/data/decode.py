@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from anyres.errors import UserError
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 MAX_PIXELS = 64_000_000
@@ -80,17 +82,34 @@ def load_image(
 
 def load_indices(data: Data, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode the numbers that an image stores, (H, W) integers: the indices of a palette, the values of a grey image of
-    1, 8 or 16 bits. Raises BadImage for whatever is wrong with the file, and for one with colours."""
+    1 to 16 bits. Raises BadImage for whatever is wrong with the file, and UserError for one with colours."""
     if isinstance(data, BadImage):
         raise data
     if isinstance(data, np.ndarray):
         return data
     with nullcontext(data) if isinstance(data, Image.Image) else _opened(data, name, max_pixels) as image:
         if image.mode not in INDEX_MODES:
-            raise BadImage(name, f"it is a picture of mode {image.mode}: one number for each pixel is needed")
+            raise UserError(
+                f"{name} is a picture of mode {image.mode}, but one number is needed for each pixel: save it with a"
+                " palette or in grey"
+            )
+        layout = _layout(image)  # forgotten when the pixels are there
         with _reading(name):
             indices = np.asarray(image)
-    return indices.astype(np.uint8) if indices.dtype == bool else indices
+    if indices.dtype == bool:
+        indices = indices.astype(np.uint8)
+    if image.mode in ("1", "L"):  # Pillow turns values that count from white over, and stretches those of 2 and 4 bits
+        indices = (1 if image.mode == "1" else 255) - indices if "I" in layout else indices
+        indices = indices // {"2": 85, "4": 17}.get(layout[:1], 1)
+    return indices
+
+
+def _layout(image: Image.Image) -> str:
+    """How an opened file that is not decoded yet stores a pixel, in Pillow's words: "16B" of "RGB;16B"."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0].args if tiles else ""
+    mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return str(mode).partition(";")[2]
 
 
 @contextmanager

@@ -389,8 +389,14 @@ class _EvalBatches(Dataset[Any]):
         self.source = source if isinstance(source, MapSource) else None
         self.test = test
 
-    def __getitem__(self, images: Sequence[int | Item]) -> tuple[Any, list[BadImage]]:
-        """(the batch, or None if no image could be read; the images that could not)."""
+    def __getitem__(self, images: Sequence[int | Item]) -> tuple[Any, list[BadImage]] | UserError:
+        """(the batch, or None if no image could be read; the images that could not). Errors as in `_TrainBatches`."""
+        try:
+            return self._batch(images)
+        except UserError as error:
+            return error
+
+    def _batch(self, images: Sequence[int | Item]) -> tuple[Any, list[BadImage]]:
         items: list[Item] = []
         made: list[Any] = []
         bad: list[BadImage] = []
@@ -428,7 +434,7 @@ class EvalLoader:
     """Evaluation batches in the source's order: what `test.collate` makes of `batch_size` items.
 
     Rank r of `world` gets every `world`-th image. Unreadable images are left out, logged, and listed in `bad` for the
-    last pass.
+    last pass. What a person has to put right, such as a mask's value that means nothing, is raised as UserError.
     """
 
     def __init__(
@@ -451,7 +457,10 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self.bad = []
-        for batch, bad in self._loader:
+        for loaded in self._loader:
+            if isinstance(loaded, UserError):
+                raise loaded
+            batch, bad = loaded
             for error in bad:
                 logger.warning("skipped %s", error)
             self.bad.extend(bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,10 @@ from anyres.data.sources import Item, MapSource, check_classes, folders, held_ou
 from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, check_split, find_split
 from anyres.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 512
+"""Masks of a training set that are looked at for classes without a labelled pixel."""
 IGNORED = 255
 """The label of pixels that neither train nor count."""
 
@@ -40,41 +45,71 @@ class Mask(NamedTuple):
     def load(self, name: str, size: Size, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """Decode it into an image of mode "L" that holds class numbers and IGNORED.
 
-        Raises BadImage (under the picture's name) for a file that cannot be read or has colours, a size (height, width)
-        that is not `size`, and a value that means no class.
+        Raises BadImage (under the picture's name) for a size (height, width) that is not `size`, and as `labels` does.
         """
-        try:
-            values = load_indices(self.data, name, max_pixels)
-        except BadImage as error:
-            place = f" {self.data.name}" if isinstance(self.data, Path) else ""
-            raise BadImage(name, f"its mask{place} cannot be used: {error.reason}") from error
-        if values.shape != size:
-            given = "x".join(map(str, values.shape[::-1]))
+        labels = self.labels(name, max_pixels)
+        if labels.shape != size:
+            given = "x".join(map(str, labels.shape[::-1]))
             raise BadImage(name, f"its mask has {given} pixels, and the image {size[1]}x{size[0]}")
+        return Image.fromarray(labels)
+
+    def labels(self, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """Decode it into class numbers and IGNORED, (H, W) uint8.
+
+        Raises BadImage for a file that cannot be read. One that can, but has colours or a value that means neither a
+        class nor IGNORED, is labelled otherwise than was said: UserError, so that no share of such masks is skipped.
+        """
+        place = f" {self.data}" if isinstance(self.data, Path) else ""
+        try:
+            values = load_indices(self.data, f"the mask{place} of {name}", max_pixels)
+        except BadImage as error:
+            raise BadImage(name, f"its mask{place} cannot be used: {error.reason}") from error
         stored = values.astype(np.uint8)
         labels = self.table[stored]
-        wrong = values[(labels < 0) | (stored != values)]
-        if wrong.size:
+        wrong, counts = np.unique(values[(labels < 0) | (stored != values)], return_counts=True)
+        if len(wrong):
             known = np.count_nonzero((self.table >= 0) & (self.table != IGNORED))
-            raise BadImage(name, f"its mask holds the value {wrong[0]}, which means none of the {known} classes")
-        return Image.fromarray(labels.astype(np.uint8))
+            others = f" (and {len(wrong) - 1} other values in {counts[1:].sum()})" if len(wrong) > 1 else ""
+            raise UserError(
+                f"the mask{place} of {name} holds the value {wrong[0]} in {counts[0]} pixels{others}, which is none of"
+                f" the {known} classes and not ignored: correct the mask, or say what its values mean with num_classes,"
+                " reduce_zero_label or mask_values"
+            )
+        return labels.astype(np.uint8)
 
 
 class SegmentationSource(MapSource):
     """Pictures whose items' label is a `Mask`.
 
     A mask stores the number of a class from 0, or 255 for pixels to ignore; with `reduce_zero_label` it stores 0 for
-    those and the number of a class from 1 (ADE20K). Raises UserError for more classes than a byte can tell apart.
+    those and the number of a class from 1 (ADE20K); `mask_values` are the values that it stores for each class instead.
+    Raises UserError for more classes than a byte can tell apart, and for `mask_values` that do not fit the rest.
     """
 
-    def __init__(self, name: str, label_names: Sequence[str], in_chans: int, reduce_zero_label: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        label_names: Sequence[str],
+        in_chans: int,
+        reduce_zero_label: bool = False,
+        mask_values: Sequence[int] = (),
+    ) -> None:
         super().__init__(name, label_names, in_chans)
         most = IGNORED - reduce_zero_label
         if not 1 <= len(label_names) <= most:
             raise UserError(f"{name} with {len(label_names)} classes is not possible: masks tell 1 to {most} apart")
+        values = list(mask_values) or [place + reduce_zero_label for place in range(len(label_names))]
+        unfit = (
+            reduce_zero_label or len(set(values)) != len(label_names) or not all(0 <= value <= 255 for value in values)
+        )
+        if mask_values and (unfit or len(values) != len(label_names)):
+            raise UserError(
+                f"mask_values {', '.join(map(str, values))} must be {len(label_names)} different numbers from 0 to 255,"
+                f" one for each class of {name}, and reduce_zero_label off"
+            )
         self.table = np.full(256, -1, dtype=np.int16)
-        self.table[reduce_zero_label : reduce_zero_label + len(label_names)] = np.arange(len(label_names))
         self.table[[IGNORED, *[0] * reduce_zero_label]] = IGNORED
+        self.table[values] = np.arange(len(values))
 
     def use_labels(self, label_names: Sequence[str]) -> None:
         """As for every source; at most 255 names."""
@@ -96,6 +131,7 @@ def open_segmentation(
     *,
     num_classes: int | None = None,
     reduce_zero_label: bool | None = None,
+    mask_values: Sequence[int] = (),
     in_chans: int = 3,
     label_names: Sequence[str] | None = None,
 ) -> SegmentationSource:
@@ -115,26 +151,64 @@ def open_segmentation(
 
     Masks hold the number of each pixel's class as an index or grey value, from 0; 255 is ignored. With
     `reduce_zero_label` they count from 1, and 0 is ignored too: the default for 150 classes in ADE20K's layout, and
-    for nothing else. `num_classes` is needed unless the folder names the classes, one on a line of classes.txt or
-    names.txt, or in ADE20K's objectInfo150.txt, or has ADE20K's layout. `label_names` numbers the classes by a given
-    list, such as a checkpoint's.
+    for nothing else. `mask_values` are the numbers that stand for the classes, in their order: 0, 255 for masks in
+    black and white; 255 is ignored unless it is among them. `num_classes` is needed unless there are those, or the
+    folder names the classes, one on a line of classes.txt or names.txt, or in ADE20K's objectInfo150.txt, or has
+    ADE20K's layout. `label_names` numbers the classes by a given list, such as a checkpoint's.
 
-    Raises UserError or FileNotFoundError with a sentence on what is missing. Masks are looked at as they are read:
-    then BadImage says what is wrong with one.
+    Raises UserError or FileNotFoundError with a sentence on what is missing. Masks are looked at as they are read (see
+    `Mask` for the errors), and by `check_masks`.
     """
     text = os.fspath(spec)
     source: SegmentationSource
     if text == "digits":
-        if num_classes not in (None, 11) or reduce_zero_label:
+        if num_classes not in (None, 11) or reduce_zero_label or mask_values:
             raise UserError("digits has 11 classes, the first is the background: leave out num_classes and the rest")
         source = ComposedDigits(split, in_chans)
     elif text.startswith("hf:"):
-        source = _Table(text.removeprefix("hf:"), split, in_chans, num_classes, bool(reduce_zero_label))
+        source = _Table(text.removeprefix("hf:"), split, in_chans, num_classes, bool(reduce_zero_label), mask_values)
     else:
-        source = MaskFolder(text, split, in_chans, num_classes, reduce_zero_label)
+        source = MaskFolder(text, split, in_chans, num_classes, reduce_zero_label, mask_values)
     if label_names is not None and list(label_names) != source.label_names:
         source.use_labels(label_names)
     return source
+
+
+def check_masks(source: SegmentationSource) -> None:
+    """Look at the masks of a training set, in a random order that is always the same, until every class was seen, but
+    at `LOOKED_AT` at most; at all of them before it says that fewer than two classes have labelled pixels.
+
+    Classes that were not seen are named in the log. Raises UserError for fewer than two, and for a value that means
+    nothing. Masks that cannot be read are left to the loader, which counts them.
+    """
+    counts = np.zeros(IGNORED + 1, dtype=np.int64)
+    looked = 0
+    for index in np.random.default_rng(0).permutation(len(source)).tolist():
+        seen = np.count_nonzero(counts[:IGNORED])
+        if seen == len(source.label_names) or (seen > 1 and looked >= LOOKED_AT):
+            break
+        item = source.item(index)
+        try:
+            counts += np.bincount(item.label.labels(item.name).ravel(), minlength=len(counts))
+            looked += 1
+        except BadImage:
+            continue
+    names = list(map(repr, source.label_names))
+    found, missing = ([name for place, name in enumerate(names) if bool(counts[place]) == has] for has in (True, False))
+    if len(found) < 2:
+        raise UserError(
+            f"{', '.join(found) or 'no class'} alone has labelled pixels in the {looked} masks of {source.name}"
+            f" ({100 * counts[IGNORED] / max(counts.sum(), 1):.1f} % of all pixels are ignored, {', '.join(missing)}"
+            " has none): label two classes or more; if the masks are black and white, 0 and 255, give mask_values=0,255"
+        )
+    if missing:
+        logger.warning(
+            "no pixel is labelled %s in the %d of %d masks of %s that were looked at",
+            " or ".join(missing),
+            looked,
+            len(source),
+            source.name,
+        )
 
 
 class ComposedDigits(SegmentationSource):
@@ -162,6 +236,7 @@ class MaskFolder(SegmentationSource):
         in_chans: int = 3,
         num_classes: int | None = None,
         reduce_zero_label: bool | None = None,
+        mask_values: Sequence[int] = (),
     ) -> None:
         check_split(split)
         root = Path(folder)
@@ -173,16 +248,16 @@ class MaskFolder(SegmentationSource):
         ade20k = (root / "annotations" / "training").is_dir()
         names = _class_names(root)
         if num_classes is None:
-            num_classes = len(names) or (ADE20K_CLASSES if ade20k else None)
+            num_classes = len(mask_values) or len(names) or (ADE20K_CLASSES if ade20k else None)
         if num_classes is None:
             raise UserError(f"{folder} does not say how many classes it has: set num_classes, or add a classes.txt")
         if names and len(names) != num_classes:
             raise UserError(f"{folder} names {len(names)} classes, and num_classes is {num_classes}: make them agree")
         if reduce_zero_label is None:
-            reduce_zero_label = ade20k and num_classes == ADE20K_CLASSES
+            reduce_zero_label = not mask_values and ade20k and num_classes == ADE20K_CLASSES
         names = names or [str(place) for place in range(num_classes)]
         check_classes(names, folder)
-        super().__init__(f"{folder}/{split}", names, in_chans, reduce_zero_label)
+        super().__init__(f"{folder}/{split}", names, in_chans, reduce_zero_label, mask_values)
         pairs = [pair for images, masks, share in parts for pair in _pairs(root, images, masks, share)]
         if not pairs:
             raise UserError(f"{root / parts[0][0]} has no images for the {split} split: add some")
@@ -280,7 +355,15 @@ def _class_names(root: Path) -> list[str]:
 class _Table(SegmentationSource):
     """A Hugging Face data set with an image column and a mask column."""
 
-    def __init__(self, name: str, split: str, in_chans: int, num_classes: int | None, reduce_zero_label: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        in_chans: int,
+        num_classes: int | None,
+        reduce_zero_label: bool,
+        mask_values: Sequence[int],
+    ) -> None:
         datasets, table, share = open_table(name, split)
         pictures = [key for key, feature in table.features.items() if isinstance(feature, datasets.Image)]
         self.mask = next((key for key in MASK_COLUMNS if key in pictures), "")
@@ -288,10 +371,11 @@ class _Table(SegmentationSource):
         if not self.mask or not self.image:
             missing = "image column" if self.mask else f"mask column ({', '.join(MASK_COLUMNS[:4])})"
             raise UserError(f"data set hf:{name} has no {missing} among its images {', '.join(pictures) or '(none)'}")
+        num_classes = num_classes or len(mask_values) or None
         if num_classes is None:
             raise UserError(f"data set hf:{name} does not say how many classes its masks have: set num_classes")
         super().__init__(
-            f"hf:{name}/{split}", [str(place) for place in range(num_classes)], in_chans, reduce_zero_label
+            f"hf:{name}/{split}", list(map(str, range(num_classes))), in_chans, reduce_zero_label, mask_values
         )
         undecoded = datasets.Image(decode=False)
         table = table.select_columns([self.image, self.mask])

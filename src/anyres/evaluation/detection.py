@@ -17,7 +17,7 @@ from anyres.data.detection_views import LONGEST, DetectionTest
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import _gather, check_size, label_places, preparation_for, process
 from anyres.evaluation.cost import precision_context
-from anyres.evaluation.results import Measured, Size
+from anyres.evaluation.results import Measured, Size, covered
 from anyres.files import atomic_write, check_file
 from anyres.finite import check_found, check_weights, layers_watched
 from anyres.tasks.detection import paste_masks
@@ -115,7 +115,9 @@ def evaluate_detection(
     scores = _gather((scores,))[0][0]
     if "ap" not in scores:
         raise UserError(f"no object of {source.name} has an area that COCO judges: check the areas and boxes")
-    return Measured(scores, len(images), bad)
+    marked_classes = len({entry["category_id"] for entry in truth if not entry["iscrowd"]})
+    note = covered("AP", marked_classes, len(source.category_ids), "no object of the others is marked")
+    return Measured(scores, len(images), bad, note)
 
 
 def average_precision(

@@ -28,9 +28,13 @@ def open_test_source(model: Any, data: str, split: str = "val", *, others: Seque
     if task == "segmentation":
         from anyres.data.segmentation import open_segmentation
 
-        reduced = cfg.get("reduce_zero_label")
         return open_segmentation(
-            data, split, num_classes=model.num_classes, reduce_zero_label=reduced, label_names=names
+            data,
+            split,
+            num_classes=model.num_classes,
+            reduce_zero_label=cfg.get("reduce_zero_label"),
+            mask_values=cfg.get("mask_values") or (),
+            label_names=names,
         )
     if task == "detection":
         from anyres.data.detection import open_detection

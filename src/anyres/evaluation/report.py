@@ -182,6 +182,8 @@ def _accuracy_table(rows: list[Row], models: list[str]) -> str:
         lines.append(f"<tr><th scope='row'>{size_name(*size)}{shape}</th>{line}</tr>")
     notes = dict.fromkeys(f"{row.model} at {size_name(*row.size)}: {row.note}" for row in rows if row.score is None)
     remark = f"<p class='note'>– not possible. {escape('; '.join(notes))}</p>" if notes else ""
+    left_out = "; ".join(dict.fromkeys(row.note for row in rows if row.score is not None and row.note))
+    remark += f"<p class='note'>{escape(left_out)}.</p>" if left_out else ""
     brackets = f"<span class='wide'> ({SECOND_TITLES[second]} in brackets)</span>" if second else ""
     return (
         f"<div class='scroll'><table><thead><tr><th>size (px)</th>{head}</tr></thead>"

@@ -22,6 +22,12 @@ class Measured:
     scores: dict[str, float]  # in percent except "loss"; the main one first
     count: int  # images or clips evaluated
     bad_images: tuple[str, ...] = ()  # "name: reason" of those skipped because they could not be read
+    note: str = ""  # what the scores leave out, such as classes that are not there
+
+
+def covered(score: str, found: int, classes: int, why: str) -> str:
+    """The `note` on a score that is the mean over `found` of the `classes`."""
+    return f"{score} is the mean over {found} of {classes} classes: {why}" if found < classes else ""
 
 
 TITLES = {"top1": "Top-1 accuracy", "miou": "mIoU", "ap": "Box AP"}
@@ -33,7 +39,8 @@ SECOND_TITLES = {"top5": "top-5", "pixel_accuracy": "pixel accuracy", "ap50": "A
 
 @dataclass(frozen=True)
 class Row:
-    """One model at one size. `scores` is empty where the model cannot run; `note` then says why."""
+    """One model at one size. `scores` is empty where the model cannot run; `note` then says why, and otherwise what
+    they leave out."""
 
     model: str
     height: int

@@ -16,7 +16,7 @@ from anyres.data.segmentation_views import SegmentationTest
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import _gather, check_size, label_places, preparation_for, process
 from anyres.evaluation.cost import precision_context
-from anyres.evaluation.results import Measured, Size
+from anyres.evaluation.results import Measured, Size, covered
 from anyres.finite import check_outputs, check_weights
 from anyres.tasks.segmentation import predict_probabilities
 
@@ -104,8 +104,8 @@ def evaluate_segmentation(
 
     `precision` "bfloat16" and "float16" run under autocast. Under torch.distributed every process takes its own
     share of the images and all return the same; each image counts once. The model is moved to `device` and put back
-    into its mode afterwards. Raises UserError when no image is readable, no pixel is labelled, the classes do not fit
-    the model's, weights or outputs are not finite, or the size is below the model's minimum.
+    into its mode afterwards. Raises UserError when no image is readable, fewer than two classes are labelled, the
+    classes do not fit the model's, weights or outputs are not finite, or the size is below the model's minimum.
     """
     check_size(model, size)
     device = torch.device(device)
@@ -150,6 +150,12 @@ def evaluate_segmentation(
     total.counts = torch.stack([other.counts for other in matrices]).sum(0)
     if not total.counts.any():
         raise UserError(f"{source.name} has no labelled pixel: check the masks and reduce_zero_label")
+    if (total.counts.sum(1) > 0).sum() < min(2, len(source.label_names)):
+        raise UserError(
+            f"only one class has labelled pixels in the {sum(share[1] for share in shares)} images of {source.name}, so"
+            " no score would say anything: give images of two classes or more; if masks are black and white, 0 and 255,"
+            " train with mask_values=0,255"
+        )
     scores = {
         "miou": 100 * total.miou,
         "pixel_accuracy": 100 * total.pixel_accuracy,
@@ -160,4 +166,6 @@ def evaluate_segmentation(
     names += map(str, range(len(names), total.num_classes))
     percent = (100 * total.iou).tolist()
     iou = {name: None if math.isnan(value) else value for name, value in zip(names, percent, strict=True)}
-    return SegmentationMeasured(scores, sum(share[1] for share in shares), bad, iou)
+    there = sum(value is not None for value in iou.values())
+    note = covered("mIoU", there, len(iou), "the others are neither labelled nor predicted")
+    return SegmentationMeasured(scores, sum(share[1] for share in shares), bad, note, iou)

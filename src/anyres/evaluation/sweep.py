@@ -223,7 +223,7 @@ def _measure(
             raise
         return dataclasses.replace(row, note=f"out of memory in batches of {batch_size}"), ()
     bad = measured.bad_images
-    row = dataclasses.replace(row, scores=measured.scores, count=measured.count, bad=len(bad))
+    row = dataclasses.replace(row, scores=measured.scores, count=measured.count, bad=len(bad), note=measured.note)
     if cost_settings is not None:
         try:
             cost = measure_cost(model, size, cost_settings[0], device, precision, cost_settings[1])
@@ -235,7 +235,8 @@ def _measure(
                 peak_memory_mb=cost.peak_memory_mb,
             )
         except torch.OutOfMemoryError:
-            row = dataclasses.replace(row, note=f"cost: out of memory in batches of {cost_settings[0]}")
+            memory = f"cost: out of memory in batches of {cost_settings[0]}"
+            row = dataclasses.replace(row, note="; ".join(filter(None, [row.note, memory])))
     return row, bad
 
 

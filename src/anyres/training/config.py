@@ -246,6 +246,9 @@ class SegmentConfig(DenseConfig):
     data: str = option("digits", "Training data: digits, a folder in ADE20K's layout, or hf:NAME.")
     num_classes: int | None = option(None, "Classes of masks whose folder does not name them.", ge=1)
     reduce_zero_label: bool | None = option(None, "Label 0 is ignored and the others move down (ADE20K: true).")
+    mask_values: list[int] = option(
+        [], "The number that masks store for each class, in order (black and white: 0,255)."
+    )
     sizes: Sides = option([512], "Training crops in pixels, each a side or HEIGHTxWIDTH.")
     distillation: Literal["none", "smooth-l1", "l2", "cosine", "kl"] = option(
         "none", "Scale consistency: how a replica is compared with the next larger one."

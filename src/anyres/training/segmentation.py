@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from anyres.data.schedule import Size
-from anyres.data.segmentation import SegmentationSource, open_segmentation
+from anyres.data.segmentation import SegmentationSource, check_masks, open_segmentation
 from anyres.data.segmentation_views import SegmentationViews
 from anyres.evaluation.segmentation import evaluate_segmentation
 from anyres.tasks.segmentation import Segmenter, segmentation_loss
@@ -28,14 +28,18 @@ class Segmentation(DenseTask):
 
     def open_source(self, split: str, like: SegmentationSource | None = None) -> SegmentationSource:
         config = self.config
-        return open_segmentation(
+        source = open_segmentation(
             config.data if like is None else config.val_data or config.data,
             split,
             num_classes=config.num_classes,
             reduce_zero_label=config.reduce_zero_label,
+            mask_values=config.mask_values,
             in_chans=3 if like is None else like.in_chans,
             label_names=None if like is None else like.label_names,
         )
+        if like is None:
+            check_masks(source)
+        return source
 
     def backbone_args(self) -> dict[str, Any]:
         return {"img_size": self.config.shapes[0]}  # tables of positions are kept at the size of the crops
@@ -61,8 +65,9 @@ class Segmentation(DenseTask):
 
     def facts(self, source: SegmentationSource) -> dict[str, Any]:
         # As the run was told, not as the data turned out: None leaves other data to their own layout, as in training.
-        told = {"reduce_zero_label": self.config.reduce_zero_label, "divisor": self.config.divisor}
-        return {**super().facts(source), **told}
+        config = self.config
+        told = {"reduce_zero_label": config.reduce_zero_label, "mask_values": config.mask_values}
+        return {**super().facts(source), **told, "divisor": config.divisor}
 
     def evaluate(
         self, model: Any, source: SegmentationSource, size: Size, device: torch.device, precision: str
