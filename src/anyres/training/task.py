@@ -106,7 +106,7 @@ def for_other_classes(path: Path, model: Any) -> bool:
         return False
     config = check_config(file)
     names = {**config.get("pretrained_cfg", {}), **config.get("anyres", {})}.get("label_names")
-    return bool(names) and list(names) != model.pretrained_cfg.get("label_names")
+    return names is not None and list(names) != model.pretrained_cfg.get("label_names")
 
 
 def holds_task(path: Path, task: str) -> bool:
