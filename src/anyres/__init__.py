@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +53,16 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-def _register_models(_timm: ModuleType) -> None:
-    loading = (module.__spec__ for name, module in sys.modules.items() if name.startswith(f"{__name__}."))
-    # Not in the middle of a module of ours that imports timm, which the registry would need whole.
-    if not any(getattr(spec, "_initializing", False) for spec in loading):
+def _register_models(imported: ModuleType) -> None:
+    """Import the registry once timm is there and no other module of ours is half imported, as when one of them is the
+    first to ask for timm: the registry would find it so."""
+    ours = (module for name, module in sys.modules.copy().items() if name.startswith(f"{__name__}."))
+    half = any(getattr(module.__spec__, "_initializing", False) for module in ours if module is not imported)
+    if "timm" in sys.modules and not half:
         importlib.import_module("anyres.registry")
 
 
 wrapt.register_post_import_hook(_register_models, "timm")
+for _path in Path(__file__).parent.rglob("*.py"):
+    _parts = _path.relative_to(Path(__file__).parent).with_suffix("").parts
+    wrapt.register_post_import_hook(_register_models, ".".join((__name__, *_parts)))
