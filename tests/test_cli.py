@@ -201,6 +201,7 @@ WRONG = {
     "demo's epochs": (["segment", "demo", "epochs=0"], "epochs"),
     "separator as a value": (["sweep", "x", "--output", "--"], "--output is '--'"),
     "separator as a bare value": (["sweep", "x", "output=--"], "--output is '--'"),
+    "size below the minimum": (["info", "deit_tiny", "sizes=96,2"], "size 2x2 is below the model's minimum"),
     "bare option value": (["sweep", "x", "sizes=12,abc"], "abc"),
     "file like an option": (["predict", "x", "-y.png"], "no option -y.png; write .* as ./-y.png"),
     "no value": (["predict", "x", "y", "--topk"], "--topk: expected one argument"),

@@ -507,6 +507,7 @@ def info(model: str, *, sizes: str = "96,224,384") -> None:
         sizes: sizes at which GFLOPs are counted
     """
     from anyres.data import parse_sizes
+    from anyres.evaluation.accuracy import check_size
     from anyres.evaluation.cost import count_flops, random_input
     from anyres.registry import create_model, model_info
 
@@ -514,6 +515,7 @@ def info(model: str, *, sizes: str = "96,224,384") -> None:
     network = create_model(facts["name"]).eval()
     gflops = []
     for height, width in parse_sizes(sizes):
+        check_size(network, (height, width))
         amount = count_flops(network, random_input(network, 1, (height, width))) / 1e9
         gflops.append(f"{amount:.2f} at {height if height == width else f'{height}x{width}'}")
     lines = {

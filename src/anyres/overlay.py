@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from anyres.data import BadImage, Item, load_image, normalize, to_batch
 from anyres.data.fitting import fit
@@ -96,13 +96,13 @@ def overlays(
         yield Overlay(item.name, cells, target)
 
 
-def _open(model: Any, item: Item, size: Size) -> tuple[Image.Image, Tensor, Preparation]:
-    """The image, and as the model sees it: (1, C, h, w)."""
+def _open(model: Any, item: Item, size: Size) -> tuple[Image.Image, np.ndarray, Preparation]:
+    """The image, and at the size that the model sees it at: uint8 (h, w) or (h, w, 3)."""
     way = preparation_of(model)
     image = load_image(item.data, item.name, way.in_chans)
     height, width = fit(image.height, image.width, size, **fitting_of(model))
     view = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
-    return image, normalize(to_batch([np.asarray(view)]), way.mean, way.std), way
+    return image, np.asarray(view), way
 
 
 @torch.inference_mode()
@@ -111,7 +111,8 @@ def _segment(
 ) -> tuple[list[list[str]], Image.Image]:
     from anyres.tasks.segmentation import predict_probabilities
 
-    image, x, _ = _open(model, item, size)
+    image, view, way = _open(model, item, size)
+    x = normalize(to_batch([view]), way.mean, way.std)
     probabilities = predict_probabilities(model, x.to(device), (image.height, image.width))
     check_outputs(model, not probabilities[:, 0].isnan().any(), item.name)
     classes = probabilities.argmax(1)[0].cpu().numpy()
@@ -126,15 +127,17 @@ def _segment(
 def _detect(
     model: Any, item: Item, size: Size, topk: int, threshold: float, device: torch.device
 ) -> tuple[list[list[str]], Image.Image]:
+    from anyres.data.detection_views import pad
     from anyres.tasks.detection import paste_masks
 
-    image, x, _ = _open(model, item, size)
+    image, view, way = _open(model, item, size)
+    x, sizes = pad([view], way.mean, way.std)  # as in evaluation
     with layers_watched(model.head) as finite:
-        found = model(x.to(device))[0]
+        found = model(x.to(device), sizes)[0]
     check_found(model, [found], finite, item.name)
     kept = found["scores"] >= threshold
     found = {name: values[kept].cpu() for name, values in found.items()}
-    across, down = image.width / x.shape[-1], image.height / x.shape[-2]
+    across, down = image.width / view.shape[1], image.height / view.shape[0]
     boxes = found["boxes"] * torch.tensor([across, down, across, down])
     masks = keypoints = None
     if "masks" in found:

@@ -80,7 +80,7 @@ def _load(path: Path, task: str) -> str:
 
 def _train(path: Path, task: str) -> str:
     words = [*PREFIX[task], "train", "--recipe", str(path), "output=run", "data=digits", "--no-progress", "workers=0"]
-    return until_work(lambda: command(*words))
+    return until_work(lambda: command(*words))[1]
 
 
 def _published(_: Path) -> dict[str, list[dict[str, Any]]]:

@@ -113,10 +113,11 @@ class Began(BaseException):
     """A network ran: the command is past everything that could be wrong with its options and files."""
 
 
-def until_work(start: Callable[[], Ran], seconds: float = 0) -> str:
-    """The verdict on a command, which is left when a network runs for the first time, or `seconds` after that.
+def until_work(start: Callable[[], Ran], seconds: float = 0) -> tuple[Ran | None, str]:
+    """What a command leaves, and the verdict; none and "began" if it is left when a network runs for the first time,
+    or `seconds` after that.
 
-    A network that a person wanted larger than this process may be is no mistake either.
+    What a person asked for may take more memory than this process may have: that is no mistake either.
     """
 
     def before_forward(*_: Any) -> None:
@@ -131,12 +132,13 @@ def until_work(start: Callable[[], Ran], seconds: float = 0) -> str:
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(before_forward)
     try:
-        return start().verdict()
+        ran = start()
+        return ran, ran.verdict()
     except Began:
-        return "began"
+        return None, "began"
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            return "began"
+            return None, "began"
         raise
     finally:
         hook.remove()

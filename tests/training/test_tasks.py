@@ -21,6 +21,7 @@ from anyres.evaluation.cost import random_input
 from anyres.evaluation.measure import fitting_of, measure, open_test_source, preparation_text, sample_images
 from anyres.overlay import overlays
 from anyres.tasks import task_of
+from anyres.tasks.detection import Detector
 from anyres.training import load_config, loop, train
 from tests.contract.small import small_args
 from tests.training.helpers import SMALL, metrics, weights
@@ -282,6 +283,16 @@ def test_black_and_white_masks_are_no_single_class(tmp_path: Path) -> None:
     model.pretrained_cfg["mask_values"] = []
     with pytest.raises(UserError, match="only one class has labelled pixels"):
         measure(model, open_test_source(model, str(tmp_path)), (48, 48))
+
+
+def test_a_thin_picture_is_predicted_at_the_padded_size_of_evaluation(tmp_path: Path) -> None:
+    """One row of pixels is below what the backbone takes."""
+    model = Detector.build("pvt_v2_b0", 3, PYRAMID, **RUNS["detection"]["head_args"], head="faster_rcnn").eval()
+    seen: list[tuple[int, ...]] = []
+    model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    (found,) = overlays(model, [Item("x", np.zeros((1, 80, 3), np.uint8), None)], tmp_path, (48, 48))
+    assert not found.problem
+    assert seen == [(1, 3, 32, 192)]
 
 
 def test_clips_are_cut_out_as_in_training(
