@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
 
 from anyres.arguments import parse
 from anyres.commands import COMMANDS
@@ -20,16 +25,54 @@ ABOUT = """Vision transformers that work at any input size.
 """
 
 
+P = ParamSpec("P")
+
+
+def interruptible(command: Callable[P, int]) -> Callable[P, int]:
+    """Let SIGINT and SIGTERM end a command with a sentence and the exit code that shells expect."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
+            return command(*args, **kwargs)
+        received: list[int] = []
+
+        def stop(number: int, _frame: Any) -> None:
+            if not received:
+                deadline.start()
+            received.append(number)
+            raise KeyboardInterrupt
+
+        def end() -> int:
+            sentence = "terminated" if received[0] == signal.SIGTERM else "interrupted"
+            note(f"anyres: {sentence}.")
+            return 128 + received[0]
+
+        # An extension that is being imported may swallow the exception.
+        deadline = threading.Timer(10, lambda: os._exit(end()))
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return command(*args, **kwargs)
+        except BaseException:  # what is half imported may raise anything
+            if not received:
+                raise
+            return end()
+        finally:
+            deadline.cancel()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    return run
+
+
 @safe_streams()
+@interruptible
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; bad input gives one sentence on the error stream and exit code 2."""
     try:
         command, values = parse("anyres", ABOUT, COMMANDS, sys.argv[1:] if arguments is None else arguments)
         command(**values)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        note("anyres: interrupted.")
-        return 130
     except BrokenPipeError:  # the reader of a pipe has seen enough
         return 0
     except OSError as error:

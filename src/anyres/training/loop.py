@@ -38,6 +38,7 @@ from anyres.training.processes import (
     gather,
     load_whole_states,
     no_sync,
+    peers_explained,
     refresh_plain,
     start_processes,
     start_vote,
@@ -70,16 +71,16 @@ def train(config: RunConfig) -> RunResult:
 
     Raises:
         UserError: what a person has to put right, in one sentence; also a loss that is not finite (the weights are not
-            updated with it) and too many unreadable images.
+            updated with it), too many unreadable images, and another process that has ended.
     """
     accelerator = start_processes(config)
     try:
-        with stop_signals() as signals, claimed_folder(config, accelerator):
-            run = build(config, accelerator, signals)
+        with peers_explained(), claimed_folder(config, accelerator):
+            run = build(config, accelerator)
             resume_or_start(run)
             start_trackers(run)
             display = Display(run)
-            with display.shown():
+            with stop_signals(run), display.shown():
                 while not is_done(run):
                     train_epoch(run, display)
                     if not run.status:
@@ -492,21 +493,23 @@ def check_identity(run: Run, saved: dict[str, Any]) -> None:
 
 
 @contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the run can save and stop cleanly; a second one interrupts at once."""
-    received: list[int] = []
+def stop_signals(run: Run) -> Iterator[None]:
+    """Collect SIGINT and SIGTERM, so that the run can save and stop cleanly; a second one acts at once."""
 
     def handle(number: int, _frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
+        if run.signals:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+        run.signals.append(number)
+        if run.accelerator.is_main_process:  # not print: the signal may have come in the middle of one
+            os.write(2, b"anyres: saving and stopping after this step; a second signal stops at once.\n")
 
     if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
-        yield received
+        yield
         return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -47,13 +50,14 @@ def start_processes(config: RunConfig) -> Accelerator:
     # The process group stays open until the process ends: gloo cannot open a second one under the same addresses.
     connected = torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=not connected)
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=_pick_precision(config.precision, cpu),
-        log_with=trackers,
-        project_config=ProjectConfiguration(config.output, logging_dir=str(Path(config.output) / "tensorboard")),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)],
-    )
+    with waiting_for_peers():
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=_pick_precision(config.precision, cpu),
+            log_with=trackers,
+            project_config=ProjectConfiguration(config.output, logging_dir=str(Path(config.output) / "tensorboard")),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)],
+        )
     if accelerator.num_processes > 1 and not connected:
         atexit.register(accelerator.state.destroy_process_group)
     if config.fsdp and accelerator.num_processes == 1:
@@ -75,6 +79,59 @@ def _pick_precision(precision: str, cpu: bool) -> str:
             fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bf16" if fast else "no"
     return "no" if precision == "float32" else precision
+
+
+@contextmanager
+def waiting_for_peers() -> Iterator[None]:
+    """End this process in one sentence on a signal, or if the others do not come, while torch waits for them.
+
+    Python handles no signal then, so a thread does. Where torchrun started the processes it watches them and ends the
+    others with one; started by hand, one that has died before it was seen cannot be told from one that is slow.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    patience = None
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        patience = 20 if os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost", "::1") else 600
+    received, wake = socket.socketpair()
+    received.settimeout(patience)
+
+    def watch() -> None:
+        try:
+            number = next(iter(received.recv(1)), None)
+            sentence = "stopped while it waited for the other processes of the run"
+        except TimeoutError:
+            number, sentence = 0, f"the other processes of the run did not come within {patience} seconds: start all"
+        if number is not None:
+            os.write(2, f"anyres: {sentence}.\n".encode())
+            os._exit(128 + number if number else 2)
+
+    wake.setblocking(False)
+    before = signal.set_wakeup_fd(wake.fileno())
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        wake.close()
+        thread.join()
+        received.close()
+
+
+@contextmanager
+def peers_explained() -> Iterator[None]:
+    """Say in one sentence that another process of the run ended, which the next exchange with it shows."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in ("gloo/transport/", "ncclRemoteError")):
+            raise
+        raise UserError(
+            "another process of this run has ended, and so does this one; the other's own message says why. "
+            "The same command continues the run"
+        ) from error
 
 
 def gather(run: Run, value: Any) -> list[Any]:

@@ -51,7 +51,7 @@ class Run:
     base_loss: BaseLoss
     val_source: Any
     batches_per_epoch: int
-    signals: list[int]
+    signals: list[int] = field(default_factory=list)
     """SIGINT and SIGTERM received so far."""
     position: Position = field(default_factory=Position)
     started: float = field(default_factory=time.monotonic)
@@ -77,7 +77,7 @@ class TrainForward(nn.Module):
         return {name: vector.float().clone() for name, vector in outputs.items()}
 
 
-def build(config: RunConfig, accelerator: Accelerator, signals: list[int]) -> Run:
+def build(config: RunConfig, accelerator: Accelerator) -> Run:
     """Everything from a fixed seed, with the weights of `init_from` if asked for."""
     set_seed(config.seed, deterministic=config.deterministic)
     task = open_task(config)
@@ -108,7 +108,6 @@ def build(config: RunConfig, accelerator: Accelerator, signals: list[int]) -> Ru
         base_loss=task.build_loss(source, accelerator),
         val_source=open_validation(task, source),
         batches_per_epoch=batches,
-        signals=signals,
     )
     torch.manual_seed(config.seed + accelerator.process_index)  # processes differ in their drop paths
     return run
