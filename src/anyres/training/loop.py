@@ -448,11 +448,13 @@ def take_state(run: Run, position: state.Position, content: dict[str, Any]) -> N
 
 
 def take_share(run: Run, ranks: list[dict[str, Any]]) -> None:
-    """Each process takes back its generators and sums; after a change of their number the first takes all sums."""
-    rank, device = run.accelerator.process_index, run.accelerator.device
+    """Each process takes back its generators and sums. After a change of their number the first takes all sums, scaled
+    so that a batch counts once for every process of now."""
+    rank, world, device = run.accelerator.process_index, run.accelerator.num_processes, run.accelerator.device
     if not ranks:
         raise ValueError("it has the generators of no process")
-    if len(ranks) == run.accelerator.num_processes:
+    weight = world / len(ranks)
+    if len(ranks) == world:
         ranks = [ranks[rank]]
         state.set_rng_state(ranks[0]["rng"])
     elif rank > 0:
@@ -461,7 +463,7 @@ def take_share(run: Run, ranks: list[dict[str, Any]]) -> None:
     for share in ranks:
         for name, (total, count) in share["sums"].items():
             before = run.position.sums.get(name, [0.0, 0])
-            run.position.sums[name] = [before[0] + total.to(device), before[1] + count]
+            run.position.sums[name] = [before[0] + weight * total.to(device), before[1] + weight * count]
 
 
 CHANGEABLE = frozenset(
