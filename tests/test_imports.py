@@ -14,7 +14,7 @@ import anyres
 ROOT = Path(anyres.__file__).parent
 FLOORS = [
     {"errors", "text"},
-    {"files", "finite", "options", "parsing", "pickles"},
+    {"extras", "files", "finite", "options", "parsing", "pickles"},
     {"arguments", "fonts", "layers", "data"},
     {"hub"},
     {"backbone"},
@@ -67,7 +67,7 @@ def test_imports_point_down() -> None:
 def test_layers_and_data_know_nothing_of_models() -> None:
     for room in ("layers", "data"):
         for path in (ROOT / room).rglob("*.py"):
-            assert imports(path) <= {room, "errors", "files"}, path
+            assert imports(path) <= {room, "errors", "extras", "files"}, path
 
 
 def test_help_does_not_wait_for_torch() -> None:

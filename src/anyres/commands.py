@@ -92,8 +92,12 @@ def _training_command(task: str, about: str, measure: str) -> Callable[..., None
             if name in options:
                 options[name] = _key_values(name, options[name])
         result = run(load_config(recipe, task, **options))
-        best = f"best {measure} {number(result.score)} % over the training sizes"
-        say(f"{result.status}: {best}; weights in {result.folder / 'best'}")
+        best = f"best {measure} {number(result.score)} % over the training sizes; weights in {result.folder / 'best'}"
+        stopped = result.status in ("signal", "time limit")
+        say(
+            f"{result.status}: {'stopped before the first validation' if result.score is None else best}"
+            + "; the same command continues the run" * stopped
+        )
         if result.bad_images:
             say(f"{len(result.bad_images)} unreadable files were skipped; {result.folder / 'summary.json'} names them.")
 

@@ -6,11 +6,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anyres.errors import UserError
+from anyres.extras import require
 from anyres.training import load_config
 
 if TYPE_CHECKING:
@@ -28,6 +33,8 @@ class Demo:
     """From well below the smallest training size to well above the largest."""
     command: str
     batch_size: int = 1
+    package: str | None = None
+    """What has to be installed for it."""
 
 
 def _squares(*sides: int) -> tuple[tuple[int, int], ...]:
@@ -50,6 +57,7 @@ DEMOS = {
         {"CMT, three sizes": "digits", "CMT, one size": "digits_single"},
         _squares(32, 48, 64, 80, 96, 128, 160, 192),
         "anyres detect demo",
+        package="faster_coco_eval",
     ),
     "video": Demo(
         {"ResFormer": "digits", "DeiT": "digits_deit"},
@@ -72,6 +80,8 @@ def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, 
     are not trained again.
     """
     demo = DEMOS[task]
+    if demo.package is not None:
+        require(demo.package)
     runs = demo.runs
     configs = []
     first = load_config(next(iter(runs.values())), task)
@@ -83,15 +93,17 @@ def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, 
     print(f"[1/2] training {len(configs)} networks side by side: {', '.join(runs)}", file=sys.stderr, flush=True)
     # Networks this small gain nothing from a second core, so each gets a process of its own: a third less time.
     threads = max(1, (os.cpu_count() or 1) // len(configs))
-    with ProcessPoolExecutor(len(configs), _processes()) as pool:
+    with ProcessPoolExecutor(len(configs), _processes()) as pool, _ended_together():
         scores = pool.map(_train, configs, [threads] * len(configs))
         # Loaded while the networks train: it takes seconds.
         import torch
 
         from anyres.evaluation import sweep
         from anyres.evaluation.measure import open_test_source
+        from anyres.evaluation.sweep import check_output
         from anyres.tasks import load_pretrained
 
+        check_output(output / "report")
         for name, score in zip(runs, scores, strict=True):
             print(f"      {name}: {score:.1f} % at its training sizes", file=sys.stderr, flush=True)
     # The last weights, averaged over the run: choosing the best epoch would be choosing on the test images.
@@ -123,6 +135,23 @@ def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, 
     return result
 
 
+@contextmanager
+def _ended_together() -> Iterator[None]:
+    """When one of the processes that train or this one fails or is interrupted, let none train on."""
+    others = multiprocessing.active_children()
+    try:
+        yield
+    except BaseException as error:
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                "a process that trained has ended (killed, or out of memory); the same command continues its run"
+            ) from error
+        raise
+
+
 def _processes() -> multiprocessing.context.BaseContext:
     """Processes that share one import of torch where the platform can fork, since it takes seconds, too."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
@@ -145,4 +174,6 @@ def _train(config: RunConfig, threads: int) -> float:
 
     torch.set_num_threads(threads)
     result = train(config)
+    if result.status != "finished":
+        raise UserError(f"the run in {result.folder} was stopped ({result.status}); the same command continues it")
     return float(result.rows[-1][f"ema_{open_task(config).score}"])

@@ -17,6 +17,7 @@ from anyres.data.video_sources import EXTENSIONS as VIDEO_EXTENSIONS
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import Preparation
 from anyres.evaluation.cost import input_channels
+from anyres.extras import require
 from anyres.finite import check_outputs, check_weights
 
 
@@ -32,6 +33,8 @@ class Prediction(NamedTuple):
 def find_files(inputs: Sequence[str | Path], kind: str = "image") -> list[Path]:
     """Image (or video) files: those given, and those below the folders given. Errors: FileNotFoundError, UserError for
     an empty folder."""
+    if kind == "video":
+        require("av")
     extensions = EXTENSIONS if kind == "image" else VIDEO_EXTENSIONS
     files: list[Path] = []
     for path in map(Path, inputs):

@@ -206,7 +206,7 @@ def test_bad_files_are_replaced_counted_and_named(tmp_path, caplog):
 def test_more_than_one_percent_stops_with_one_sentence(tmp_path, workers):
     root = write_folder(tmp_path / "images", each=20)
     spoil(root, ["empty.jpg"])
-    with pytest.raises(UserError, match="1 of the 41 images of epoch 0 cannot be read") as caught:
+    with pytest.raises(UserError, match="1 of the 41 images of epoch 1 cannot be read") as caught:
         list(loader(open_source(root, "all"), 1, workers=workers).epoch(0))
     assert "cat/bad0_empty.jpg (the file is empty)" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, monke
     updates: list[int] = []
     step = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *args: updates.append(1) or step(self, *args))
-    named = r"loss is nan at epoch 2, batch 1, size 12, images digits/\d{4}, .*, \.\.\."
+    named = r"loss is nan at epoch 2, batch 2, size 12, images digits/\d{4}, .*, \.\.\."
     with pytest.raises(UserError, match=named) as error:
         train(small_config(tmp_path))
     assert "\n" not in str(error.value)

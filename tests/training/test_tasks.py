@@ -374,8 +374,47 @@ def test_a_missing_package_is_noticed_before_training(tmp_path: Path, monkeypatc
     from anyres.training.task import open_task
 
     monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
-    with pytest.raises(UserError, match="need the package faster-coco-eval"):
+    with pytest.raises(UserError, match=r"need the package faster-coco-eval, .* pip install 'anyres\[detection\]'"):
         open_task(config("detection", tmp_path, head="retinanet")).open_source("train")
+
+
+MISSING = {
+    "faster_coco_eval": (["detect", "demo"], "detection"),
+    "faster_coco_eval.core.mask": (["detect", "train", "resformer_tiny", "sizes=32", "device=cpu"], "detection"),
+    "av": (["video", "train", "resformer_tiny", "data=clips", "sizes=32", "device=cpu"], "video"),
+    "datasets": (["train", "resformer_tiny", "data=hf:beans", "sizes=32", "device=cpu"], "datasets"),
+    "wandb": (["train", "resformer_tiny", "sizes=32", "device=cpu", "--wandb"], "tracking"),
+    "trackio": (["train", "resformer_tiny", "sizes=32", "device=cpu", "--trackio"], "tracking"),
+}
+
+
+@pytest.mark.parametrize("module", MISSING)
+def test_every_missing_extra_is_named_with_its_line_before_any_work(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clips" / "wave").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    command, extra = MISSING[module]
+    assert cli.main(command) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    (sentence,) = said.err.splitlines()
+    assert sentence.endswith(f"pip install 'anyres[{extra}]'")
+    assert [path.name for path in tmp_path.iterdir()] in (["clips"], ["clips", "runs"], ["runs", "clips"])
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_batch_norm_with_nothing_to_learn_from_gets_a_sentence(tmp_path: Path) -> None:
+    options = {"batch_size": 4, "accumulation": 4, "distillation": "none", "ema_decay": 0}
+    with pytest.raises(UserError, match="give each device 2 images"):
+        train(config("segmentation", tmp_path / "pooled", **options))
+    plain = {"mixup": 0.0, "cutmix": 0.0, "batch_size": 2, "accumulation": 2, "sizes": [32]}
+    for model in ("cvt_13", "cmt_tiny", "mpvit_tiny"):
+        own = {"model": model, "model_args": small_args(model), "output": str(tmp_path / model)}
+        with pytest.raises(UserError, match="give every process at least 2 images per pass"):
+            train(load_config({**SMALL, **plain, **own}))
+        assert not list((tmp_path / model / "state").glob("step_*"))
 
 
 @pytest.fixture(scope="module")

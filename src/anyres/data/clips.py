@@ -16,6 +16,7 @@ import numpy as np
 
 from anyres.data.decode import MAX_PIXELS, BadImage, Data, _reading
 from anyres.errors import UserError
+from anyres.extras import require
 
 RATE = 30.0
 """Frames per second that a clip's stride counts in, and that arrays are taken to have."""
@@ -169,8 +170,7 @@ class Video:
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
-        import av
-
+        av = require("av")
         with _reading(self.name):
             file = BytesIO(self.data) if isinstance(self.data, bytes) else self.data
             if isinstance(file, Path) and not file.stat().st_size:

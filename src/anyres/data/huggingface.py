@@ -13,6 +13,7 @@ from anyres.data.seeding import generator
 from anyres.data.sources import Item, MapSource, StreamSource
 from anyres.data.splits import check_split, find_split
 from anyres.errors import UserError
+from anyres.extras import require
 
 SHUFFLE_BUFFER = 1000
 MAX_SHARDS = 64
@@ -38,10 +39,7 @@ def open_table(name: str, split: str, streaming: bool = False) -> tuple[Any, Any
     """The package `datasets`, the table of a split of NAME or NAME@CONFIG, and which share of it to use: "all", or
     "train" or "val" where every tenth row is held out (see `rows`). Raises UserError."""
     check_split(split)
-    try:
-        import datasets
-    except ImportError as error:
-        raise UserError(f"data set hf:{name} needs the package datasets: pip install 'anyres[datasets]'") from error
+    datasets = require("datasets")
     path, config = (name, None) if Path(name).exists() else _split_config(name)
     try:
         saved = (Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file()
@@ -197,8 +195,7 @@ class _Stream(StreamSource):
             table = table.shuffle(seed=generator("stream", seed, epoch).getrandbits(32), buffer_size=SHUFFLE_BUFFER)
         if world > 1:
             table = split_dataset_by_node(table, rank, world)
+        of_epoch = "" if epoch is None else f" of epoch {epoch + 1}"
         for count, row in enumerate(table):
             path = (row[self.image] or {}).get("path")
-            yield _row_item(
-                path or f"{self.name}[{count * world + rank} of epoch {epoch}]", row, self.image, self.label
-            )
+            yield _row_item(path or f"{self.name}[{count * world + rank}{of_epoch}]", row, self.image, self.label)

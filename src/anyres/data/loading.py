@@ -329,7 +329,7 @@ class TrainLoader:
             return None
         names = _name_bad([f"{name} ({reason})" for name, reason in bad.items()])
         return (
-            f"{len(bad)} of the {planned} images of epoch {batch.epoch} cannot be read, more than the limit of "
+            f"{len(bad)} of the {planned} images of epoch {batch.epoch + 1} cannot be read, more than the limit of "
             f"{self.max_bad_fraction:.3g} (max_bad_fraction): {names}; repair or remove them, or raise the limit"
         )
 

@@ -8,18 +8,12 @@ from typing import Any
 import numpy as np
 
 from anyres.data.schedule import Size
-from anyres.errors import UserError
+from anyres.extras import require
 
 
 def coco_masks() -> Any:
     """The module `mask` of faster-coco-eval, COCO's own arithmetic. Raises UserError if it is not installed."""
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError as error:
-        raise UserError(
-            "masks and COCO's average precision need the package faster-coco-eval: pip install 'anyres[detection]'"
-        ) from error
-    return mask
+    return require("faster_coco_eval.core.mask")
 
 
 def draw(polygons: Sequence[np.ndarray], size: Size) -> np.ndarray:

@@ -15,6 +15,7 @@ from anyres.data.decode import list_images
 from anyres.data.sources import Digits, ImageFolder, Item, MapSource
 from anyres.data.splits import check_split, find_split
 from anyres.errors import UserError
+from anyres.extras import require
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ def open_video_source(
     source: MapSource
     if text != "digits" and not Path(text).exists():
         raise FileNotFoundError(f"there is no data set {text!r}: give digits, a folder of videos, or a list FILE.csv")
+    if text != "digits":
+        require("av")
     if text == "digits":
         source = MovingDigits(split)
     elif text.endswith(".csv") or find_split([path.stem for path in Path(text).glob("*.csv")], "train"):

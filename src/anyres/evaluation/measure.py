@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from anyres.data import BadImage, open_source
+from anyres.data import BadImage, open_source, rle
 from anyres.evaluation.accuracy import evaluate, first_images, preparation_for
 from anyres.evaluation.results import Measured, Size
 from anyres.tasks import task_of
@@ -39,6 +39,7 @@ def open_test_source(model: Any, data: str, split: str = "val", *, others: Seque
     if task == "detection":
         from anyres.data.detection import open_detection
 
+        rle.coco_masks()  # it complains now, not after the last picture
         heads = " ".join(each.options["head"] for each in (model, *others))
         return open_detection(data, split, masks="mask" in heads, keypoints="keypoint" in heads, label_names=names)
     if task == "video":

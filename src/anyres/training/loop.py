@@ -188,7 +188,7 @@ def describe_failure(run: Run, seen: list[tuple[Any, list[Tensor]]]) -> str:
             if not math.isfinite(loss):
                 names = ", ".join(map(str, batch.names[:8])) + (", ..." if len(batch.names) > 8 else "")
                 return (
-                    f"the loss is {float(loss)} at epoch {batch.epoch + 1}, batch {batch.step}, size "
+                    f"the loss is {float(loss)} at epoch {batch.epoch + 1}, batch {batch.step + 1}, size "
                     f"{shape_name(size)}, images {names} (the weights were not updated with it): {advice}"
                 )
     return f"the loss of another process is not finite (the weights were not updated with it): {advice}"
@@ -500,7 +500,7 @@ def stop_signals(run: Run) -> Iterator[None]:
 
     def handle(number: int, _frame: Any) -> None:
         if run.signals:
-            signal.signal(number, before[number])
+            signal.signal(number, before[signal.Signals(number)])
             signal.raise_signal(number)
         run.signals.append(number)
         if run.accelerator.is_main_process:  # not print: the signal may have come in the middle of one

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import accelerate
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -21,6 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor, nn
 
 from anyres.errors import UserError
+from anyres.extras import require
 from anyres.tasks.base import TaskModel, blocks_of
 from anyres.training.config import RunConfig
 
@@ -43,8 +43,7 @@ def start_processes(config: RunConfig) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     trackers = ["tensorboard", *(name for name in ("wandb", "trackio") if getattr(config, name))]
     for name in trackers[1:]:
-        if not getattr(accelerate.utils, f"is_{name}_available")():
-            raise UserError(f"{name} is not installed; run pip install 'anyres[tracking]', or set {name} false")
+        require(name)
     cpu = kind == "cpu" or not (has_gpu or has_mps)
     # Accelerate keeps its state for the life of the process; a second run in it may differ in device or precision.
     # The process group stays open until the process ends: gloo cannot open a second one under the same addresses.

@@ -71,8 +71,16 @@ class TrainForward(nn.Module):
         self.call = torch.compile(model.forward_train, dynamic=False) if compiled else model.forward_train
 
     def forward(self, view: Tensor, targets: tuple[str, ...]) -> Outputs:
-        with self.autocast():
-            outputs = self.call(view, targets)
+        try:
+            with self.autocast():
+                outputs = self.call(view, targets)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):  # torch's words about a batch norm
+                raise
+            raise UserError(
+                "a batch norm of this network gets one value per channel, from which there is nothing to learn; give "
+                "every process at least 2 images per pass (batch_size / accumulation / processes) or larger sizes"
+            ) from error
         # Copies, because FSDP2's backward hook gets lost on a view that something changes in place.
         return {name: vector.float().clone() for name, vector in outputs.items()}
 

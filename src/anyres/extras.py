@@ -1,0 +1,32 @@
+"""Packages that only some tasks need."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from anyres.errors import UserError
+
+_PACKAGES = {
+    "av": ("av", "video", "video files"),
+    "datasets": ("datasets", "datasets", "data sets of Hugging Face"),
+    "faster_coco_eval": ("faster-coco-eval", "detection", "masks and COCO's average precision"),
+    "trackio": ("trackio", "tracking", "runs with trackio"),
+    "wandb": ("wandb", "tracking", "runs with wandb"),
+}
+"""Module → (package, extra of ours that installs it, what needs it)."""
+
+
+def require(module: str) -> ModuleType:
+    """Import a module, or a part of one, of an optional package. To be called before the work that needs it.
+
+    Raises:
+        UserError: it cannot be imported; the sentence holds the line that installs it.
+    """
+    package, extra, purpose = _PACKAGES[module.partition(".")[0]]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{purpose} need the package {package}, which cannot be imported ({error}): pip install 'anyres[{extra}]'"
+        ) from error
