@@ -1,5 +1,6 @@
 """Settings for every test: one thread a process, since the suite runs its files in parallel. And what fuzzing adds."""
 
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -22,3 +23,11 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         for name, text in getattr(report, "user_properties", ()):
             if name == "fuzz" and report.when == "call":
                 terminalreporter.write_line(text)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
+    """Half a surrogate pair in a captured log, from a name that is not UTF-8, cannot travel from a worker process."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
