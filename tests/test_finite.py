@@ -14,7 +14,7 @@ from torch import nn
 from anyres.data import Item
 from anyres.data.detection import DigitScenes
 from anyres.data.segmentation import ComposedDigits
-from anyres.data.video_sources import MovingDigits
+from anyres.data.video_sources import MOTIONS, MovingDigits
 from anyres.errors import UserError
 from anyres.evaluation import sweep
 from anyres.evaluation.accuracy import evaluate
@@ -96,6 +96,7 @@ def test_a_sweep_names_the_model_of_bad_weights(tmp_path: Path) -> None:
 def test_maps(number: float, tmp_path: Path, picture: Path) -> None:
     torch.manual_seed(0)
     model: Any = Segmenter.build("resformer_tiny", 11, dict(SMALL), head="semantic_fpn", channels=16).eval()
+    model.pretrained_cfg["label_names"] = ComposedDigits("val").label_names
     spoil([layer for layer in model.head.modules() if isinstance(layer, nn.Conv2d)][-1], number)
     with pytest.raises(UserError, match="outputs of resformer_tiny for digits/val/0000 hold NaN"):
         evaluate_segmentation(model, ComposedDigits("val"), (32, 32))
@@ -129,7 +130,7 @@ class Lost(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pretrained_cfg = {"input_size": (3, 32, 32), "num_frames": 2}
+        self.pretrained_cfg = {"input_size": (3, 32, 32), "num_frames": 2, "label_names": MOTIONS}
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         return clips.new_full((len(clips), 6), torch.inf)
