@@ -89,6 +89,7 @@ def test_evaluation(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build, source = CASES[task]
     torch.manual_seed(0)
     model = build().eval()
+    model.pretrained_cfg["label_names"] = source.label_names
     monkeypatch.setattr(type(source), "__len__", lambda self: 4)
     with no_float64(monkeypatch):
         assert measure(model, source, (64, 64), batch_size=2).count == 4
