@@ -38,7 +38,7 @@ def write_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Te
             temporary / WEIGHTS,
             metadata={"format": "pt"},
         )
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2, default=list) + "\n")
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2, default=list) + "\n", encoding="utf-8")
         (temporary / CARD).write_text(model_card(config), encoding="utf-8")
     return folder
 
@@ -57,8 +57,8 @@ def _lacks_record(folder: Path) -> bool:
     if not folder.is_dir() or {path.name for path in folder.iterdir()} != set(NAMES):
         return False
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        return "anyres" in config and (folder / CARD).read_text() == model_card(config)
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return "anyres" in config and (folder / CARD).read_text(encoding="utf-8") == model_card(config)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):  # any config.json at all
         return False
 
