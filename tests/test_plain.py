@@ -93,7 +93,7 @@ def test_published_training_leaves_these_without_decay() -> None:
     ("options", "message"),
     [
         ({"position": "rop"}, "position='rop'"),
-        ({"remainder": "crop"}, "remainder='crop'"),
+        ({"remainder": "crop"}, "remainder of resformer_tiny is 'crop'"),
         ({"num_heads": 5}, "5 heads"),
         ({"global_pool": "max"}, "global_pool='max'"),
     ],

@@ -373,7 +373,7 @@ def test_faults_of_annotations_stand_in_the_summary(tmp_path: Path, caplog: pyte
 def test_a_missing_package_is_noticed_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from anyres.training.task import open_task
 
-    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core.mask", None)
     with pytest.raises(UserError, match=r"need the package faster-coco-eval, .* pip install 'anyres\[detection\]'"):
         open_task(config("detection", tmp_path, head="retinanet")).open_source("train")
 
