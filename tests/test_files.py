@@ -269,6 +269,27 @@ def test_readers_find_what_a_killed_writer_left_and_change_nothing(
     assert not (run / ".best.old").exists()
 
 
+def test_a_reader_meets_no_half_of_a_folder_while_it_is_replaced(tmp_path: Path) -> None:
+    path, stop = tmp_path / "m", threading.Event()
+    write_folder(path, "0")
+
+    def replace() -> None:
+        number = 0
+        while not stop.is_set():
+            write_folder(path, str(number := number + 1))
+
+    writer = threading.Thread(target=replace)
+    writer.start()
+    seen: set[tuple[str, ...]] = set()
+    while len(seen) < 30:
+        seen.add(files.read_whole(path, lambda place: tuple((place / name).read_text() for name in "ab")))
+    stop.set()
+    writer.join()
+    assert all(first == second for first, second in seen)
+    with pytest.raises(FileNotFoundError):
+        files.read_whole(tmp_path / "none", lambda place: (place / "a").read_text())
+
+
 def test_a_backup_with_the_name_of_ours_is_kept(tmp_path: Path) -> None:
     (tmp_path / ".m.old").mkdir()
     (tmp_path / ".m.old" / "thesis.tex").write_text("mine")

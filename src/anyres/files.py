@@ -19,9 +19,10 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -30,6 +31,7 @@ from anyres.errors import UserError
 from anyres.text import printable
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 RECORD = ".anyres.jsonl"
 LOCK = ".anyres.lock"
@@ -225,6 +227,29 @@ def existing(path: str | Path) -> Path:
     """Where a reader finds a folder of `atomic_folder`: at `path`, or where a killed writer left the one before."""
     path = Path(path)
     return _old(path) if not path.exists() and _old(path).is_dir() else path
+
+
+def read_whole(path: str | Path, read: Callable[[Path], T]) -> T:
+    """What `read` makes of a folder of `atomic_folder`, where it is now; again if a writer replaced it meanwhile."""
+    while True:
+        before = _identity(path)
+        try:
+            found = read(existing(path))
+        except Exception:
+            if _identity(path) == before:
+                raise
+            continue
+        if _identity(path) == before:
+            return found
+
+
+def _identity(path: str | Path) -> tuple[int, int] | None:
+    """Which folder a reader finds; numbers of removed ones are given again."""
+    try:
+        status = existing(path).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _old(path: Path) -> Path:

@@ -31,7 +31,7 @@ def write_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Te
     """Write the folder whole or not at all. `config` follows timm's layout (architecture, model_args, pretrained_cfg,
     …). Raises UserError where `check_target` does."""
     folder = Path(folder)
-    check_target(folder)
+    _adopt(folder)
     with files.atomic_folder(folder, KIND, NAMES) as temporary:
         save_file(
             {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()},
@@ -47,26 +47,30 @@ def check_target(folder: str | Path) -> None:
     """Raises UserError if `folder` exists and holds anything but a model as `write_folder` left it: even a model card
     that somebody edited is kept."""
     folder = Path(folder)
-    if _lacks_record(folder):
-        files.adopt(folder, KIND, NAMES)
+    _adopt(folder)
     files.check_folder(folder, KIND, NAMES)
 
 
-def _lacks_record(folder: Path) -> bool:
-    """Whether version 0.1 wrote the folder, which kept no record: these files, our configuration and its very card."""
+def _adopt(folder: Path) -> None:
+    """Give a folder of version 0.1 its record: these files alone, our configuration and its very card."""
     if not folder.is_dir() or {path.name for path in folder.iterdir()} != set(NAMES):
-        return False
+        return
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return "anyres" in config and (folder / CARD).read_text(encoding="utf-8") == model_card(config)
+        is_ours = "anyres" in config and (folder / CARD).read_text(encoding="utf-8") == model_card(config)
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):  # any config.json at all
-        return False
+        return
+    if is_ours:
+        files.adopt(folder, KIND, NAMES)
 
 
 def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read such a folder: (config, state). Errors: FileNotFoundError, UserError for a damaged file and for a config
     whose values cannot be."""
-    folder = files.existing(folder)
+    return files.read_whole(folder, _read)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no {name}: give the folder of a saved model, such as RUN/best.")
