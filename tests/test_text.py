@@ -249,6 +249,15 @@ def test_the_traceback_of_a_defect_is_made_harmless(tmp_path) -> None:
     assert harmless(done.stderr)
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_results_are_printed_by_the_first_process(rank: str, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("RANK", rank)
+    with safe_streams():
+        say("result")
+        note("problem")
+    assert capsys.readouterr() == ("result\n" * (rank == "0"), "problem\n")
+
+
 @pytest.mark.parametrize("arguments", [["show"], ["show", "layout=csv"], ["--help"]])
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
 def test_output_in_any_encoding(arguments: list[str], encoding: str, tmp_path) -> None:

@@ -11,7 +11,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -43,16 +43,18 @@ def note(text: object) -> None:
 @contextmanager
 def safe_streams() -> Iterator[None]:
     """While a command runs: log lines, warnings and the traceback of a defect are notes, too; characters that the
-    output cannot encode are escaped; and what is printed to a stream that was closed before the start is dropped."""
+    output cannot encode are escaped; and what is printed to a stream that was closed before the start is dropped, as
+    are the results of all processes but the first."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    first = os.environ.get("RANK", "0") == "0"
     handler, logger = _Notes(), logging.getLogger("anyres")
     logger.addHandler(handler)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), nullcontext() if first else redirect_stdout(io.StringIO()):
             warnings.showwarning = _show_warning
             yield
     except Exception:  # a defect, which Python is about to print
@@ -63,9 +65,7 @@ def safe_streams() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except (
-                OSError
-            ):  # a full disk, a closed pipe: said by now, and the end of the process would fail on it again
+            except OSError:  # a full disk or a closed pipe, said by now: the process would fail on it again as it ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
