@@ -14,7 +14,7 @@ import anyres
 ROOT = Path(anyres.__file__).parent
 FLOORS = [
     {"errors", "text"},
-    {"extras", "files", "finite", "options", "parsing", "pickles"},
+    {"extras", "files", "finite", "kinds", "options", "parsing", "pickles"},
     {"arguments", "fonts", "layers", "data"},
     {"hub"},
     {"backbone"},

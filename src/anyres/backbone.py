@@ -133,6 +133,8 @@ class Backbone(nn.Module, ABC):
     num_frames: int | None = None
     """Frames of a native clip of a video model, whose inputs are (B, in_chans, T, H, W); None for image models."""
 
+    fixed_options: tuple[str, ...] = ()
+    """Options of a base class that are not to be chosen here."""
     pools: tuple[str, ...] = ("avg", "")
     """Values that `global_pool` may have; the first is the published one."""
     published_keys: tuple[KeyRule, ...] = ()
@@ -141,6 +143,11 @@ class Backbone(nn.Module, ABC):
     """Last parts of published names that hold what the code computes itself (index tables, masks): ignored."""
     unused: tuple[str, ...] = ()
     """Fragments of names of parameters that published files hold and no computation reads; they need no gradient."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Before any constructor runs: what it is given by name is checked. Error: UserError."""
+        cls.check_args(cls.__name__, kwargs)
+        return super().__new__(cls)
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,16 +181,18 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def _arguments(cls) -> dict[str, Any]:
-        """The annotations of what constructors take by keyword."""
+        """The annotations of what the constructor takes by keyword, itself or for that of a base class."""
         found: dict[str, Any] = {}
         for kind in cls.__mro__:
-            if issubclass(kind, Backbone):
-                hints = typing.get_type_hints(kind.__init__)
-                for parameter in inspect.signature(kind.__init__).parameters.values():
+            if constructor := vars(kind).get("__init__"):
+                hints = typing.get_type_hints(constructor, include_extras=True)
+                parameters = inspect.signature(constructor).parameters.values()
+                for parameter in parameters:
                     if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                         found.setdefault(parameter.name, hints.get(parameter.name, Any))
-        del found["self"]
-        return found
+                if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+                    break
+        return {name: hint for name, hint in found.items() if name not in ("self", *cls.fixed_options)}
 
     # Forward --------------------------------------------------------------------------------------------------------
 
@@ -246,14 +255,14 @@ class Backbone(nn.Module, ABC):
     def check_size(self, x: Tensor) -> None:
         """Refuse an image that is not (B, in_chans, H, W) or smaller than `minimum_size`."""
         if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(
+            raise UserError(
                 f"The input has shape {tuple(x.shape)}, but this model takes (batch, {self.in_chans}, height, width): "
                 "add the missing axis or build the model with other in_chans."
             )
         height, width = x.shape[-2:]
         if height < self.minimum_size or width < self.minimum_size:
             nearest = max(height, self.minimum_size), max(width, self.minimum_size)
-            raise ValueError(
+            raise UserError(
                 f"The image is {height}x{width}, but both sides must be at least {self.minimum_size}: "
                 f"the nearest size that works is {nearest[0]}x{nearest[1]}."
             )
@@ -261,7 +270,7 @@ class Backbone(nn.Module, ABC):
     def check_clip(self, x: Tensor) -> None:
         """Refuse a clip that is not (B, in_chans, T, H, W) with T at least 1."""
         if x.ndim != 5 or x.shape[1] != self.in_chans or x.shape[2] == 0:
-            raise ValueError(
+            raise UserError(
                 f"The input has shape {tuple(x.shape)}, but this model takes clips (batch, {self.in_chans}, frames, "
                 "height, width): add the missing axis or build the model with other in_chans."
             )
@@ -283,7 +292,7 @@ class Backbone(nn.Module, ABC):
         if global_pool is not None:
             if global_pool not in self.pools:
                 known = ", ".join(repr(name) for name in self.pools)
-                raise ValueError(f"global_pool={global_pool!r} is not known here: choose one of {known}.")
+                raise UserError(f"global_pool={global_pool!r} is not known here: choose one of {known}.")
             self.global_pool = global_pool
         self.num_classes = num_classes
         self.head = self.new_head(num_classes)
@@ -322,7 +331,7 @@ class Backbone(nn.Module, ABC):
         if img_size is not None:
             height, width = pair(img_size)
             if min(height, width) < self.minimum_size:
-                raise ValueError(
+                raise UserError(
                     f"img_size={img_size} is below the minimum: both sides must be at least {self.minimum_size}."
                 )
 
@@ -429,5 +438,5 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 def take_indices(levels: int, indices: int | Sequence[int] | None, output_fmt: str = "NCHW") -> tuple[list[int], int]:
     """The chosen levels (last n if an int, all if None) as non-negative numbers, and the deepest of them."""
     if output_fmt not in ("NCHW", "NLC"):
-        raise ValueError(f"output_fmt={output_fmt!r} is not known: choose 'NCHW' or 'NLC'.")
+        raise UserError(f"output_fmt={output_fmt!r} is not known: choose 'NCHW' or 'NLC'.")
     return feature_take_indices(levels, list(indices) if isinstance(indices, Sequence) else indices)

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
@@ -93,8 +94,11 @@ def read(value: Any, hint: Any) -> Any:
 
 def is_kind(value: Any, hint: Any) -> bool:
     """Whether a value is, as it stands, what `hint` says (bool, int, float, str, None, Literal, tuples, sequences and
-    unions of these), and within the bounds above. Other hints fit every value."""
+    unions of these, with or without bounds of their own), and within the bounds above. Other hints fit every value."""
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = [bound for field in arguments[1:] for bound in field.metadata]
+        return is_kind(value, arguments[0]) and all(_within(value, bound) for bound in bounds)
     if origin in (Union, UnionType):
         return any(is_kind(value, choice) for choice in arguments)
     if origin is Literal:
@@ -112,6 +116,24 @@ def is_kind(value: Any, hint: Any) -> bool:
     if hint is str:
         return isinstance(value, str) and len(value) <= LONGEST
     return value is None or hint is not NoneType
+
+
+def _within(value: Any, bound: Any) -> bool:
+    """Whether a value is within one of pydantic's bounds."""
+    match bound:
+        case Ge():
+            return bool(value >= bound.ge)
+        case Gt():
+            return bool(value > bound.gt)
+        case Le():
+            return bool(value <= bound.le)
+        case Lt():
+            return bool(value < bound.lt)
+        case MinLen():
+            return len(value) >= bound.min_length
+        case MaxLen():
+            return len(value) <= bound.max_length
+    raise TypeError(f"{bound!r} is no bound")
 
 
 def check_kind(name: str, value: Any, hint: Any) -> None:
@@ -164,7 +186,9 @@ def type_words(hint: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "none"}
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        return type_words(arguments[0])
+        described = next((field.description for field in arguments[1:] if field.description), None)
+        each = "".join(f", each {type_words(item)}" for item in get_args(arguments[0]))
+        return f"{described}{each}" if described else type_words(arguments[0])
     if origin in (Union, UnionType):
         return " or ".join(type_words(choice) for choice in arguments)
     if origin is Literal:

@@ -11,6 +11,8 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from anyres.backbone import Backbone, pair, take_indices
+from anyres.errors import UserError
+from anyres.kinds import Count, Depth, Factor, Rate, Size, WholeNumber
 from anyres.layers.attention import Attention, Block
 from anyres.layers.hooks import is_watched
 from anyres.layers.init import init_linear
@@ -68,7 +70,7 @@ def window_divisions(windows: str | Sequence[int], depth: int) -> tuple[int, ...
     if windows == "progressive":  # 14, 2 and 2 of 18 blocks
         return tuple(4 if 9 * i < 7 * depth else 2 if 9 * i < 8 * depth else 1 for i in range(depth))
     if isinstance(windows, str) or len(windows) != depth or min(windows) < 1:
-        raise ValueError(
+        raise UserError(
             f"windows={windows!r} is not known: choose 'global', 'constant', 'progressive' or one division of the grid "
             f"(1: global) for each of the {depth} blocks."
         )
@@ -109,33 +111,31 @@ class Plain(Backbone):
         patch_embed: nn.Module | None = None,
         blocks: Iterable[nn.Module] | None = None,
         /,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int = 16,
-        in_chans: int = 3,
-        num_classes: int = 1000,
+        img_size: Size = 224,
+        patch_size: Count = 16,
+        in_chans: Count = 3,
+        num_classes: WholeNumber = 1000,
         global_pool: str = "token",
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
+        embed_dim: Count = 768,
+        depth: Depth = 12,
+        num_heads: Count = 12,
+        mlp_ratio: Factor = 4.0,
         qkv_bias: bool = True,
         position: str = "ape",
-        windows: str | Sequence[int] = "global",
-        window_size: int | None = None,
+        windows: str | Sequence[Count] = "global",
+        window_size: WholeNumber | None = None,
         prefix_tokens: Sequence[str] = ("cls_token",),
-        stride: int | None = None,
+        stride: Count | None = None,
         remainder: Remainder = "pad",
-        drop_rate: float = 0.0,
-        proj_drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        drop_rate: Rate = 0.0,
+        proj_drop_rate: Rate = 0.0,
+        attn_drop_rate: Rate = 0.0,
+        drop_path_rate: Rate = 0.0,
         dense: bool = False,
     ) -> None:
         super().__init__()
         if position not in POSITIONS:
-            raise ValueError(f"position={position!r} is not known: choose one of {', '.join(POSITIONS)}.")
-        if remainder not in ("pad", "truncate"):
-            raise ValueError(f"remainder={remainder!r} is not known: choose 'pad' or 'truncate'.")
+            raise UserError(f"position={position!r} is not known: choose one of {', '.join(POSITIONS)}.")
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
@@ -187,9 +187,9 @@ class Plain(Backbone):
         self.blocks = nn.ModuleList(blocks)
         depth = len(self.blocks)
         if set(divisions) != {1} and (choice.logits or choice.rotary):
-            raise ValueError(f"windows={windows!r} does not go with position={position!r}: choose 'ape' or 'glpe'.")
+            raise UserError(f"windows={windows!r} does not go with position={position!r}: choose 'ape' or 'glpe'.")
         if window_size and (prefix_tokens or choice.logits or choice.rotary or set(divisions) != {1}):
-            raise ValueError(
+            raise UserError(
                 f"window_size={window_size} needs prefix_tokens=(), windows='global' and a position that is not "
                 "between tokens, such as 'ape' or 'glpe'."
             )

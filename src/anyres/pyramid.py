@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from anyres.backbone import Backbone, take_indices
+from anyres.kinds import Count, Rate, Size, WholeNumber
 from anyres.layers.maps import depthwise, to_map, to_nchw, with_residual
 
 Grid = tuple[int, int]
@@ -103,11 +104,11 @@ class Pyramid(Backbone):
         out_norms: Iterable[nn.Module] | None = None,
         /,
         *,
-        img_size: int | tuple[int, int] = 224,
-        in_chans: int = 3,
-        num_classes: int = 1000,
+        img_size: Size = 224,
+        in_chans: Count = 3,
+        num_classes: WholeNumber = 1000,
         global_pool: str | None = None,
-        drop_rate: float = 0.0,
+        drop_rate: Rate = 0.0,
         dense: bool = False,
     ) -> None:
         super().__init__()

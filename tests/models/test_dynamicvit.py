@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from anyres.errors import UserError
 from anyres.layers.sparsify import PolicyAttention, ScorePredictor, keep_count, two_paths
 from tests.contract.small import image, small
 
@@ -115,8 +116,15 @@ def test_in_training_decisions_are_sampled(name: str) -> None:
 
 
 def test_options_that_cannot_work() -> None:
-    for options in ({"keep_ratio": 0.0}, {"keep_ratio": 1.5}, {"position": "rope"}, {"windows": "constant"}):
-        with pytest.raises(ValueError, match="choose"):
+    for options in (
+        {"keep_ratio": 0.0},
+        {"keep_ratio": 1.5},
+        {"position": "rope"},
+        {"windows": "constant"},
+        {"prune_before": (2, 1)},
+        {"prune_before": (1, 99)},
+    ):
+        with pytest.raises(UserError, match=next(iter(options))):
             small("dynamicvit_deit_256", **options)
     with pytest.raises(ValueError, match=r"above 0\.4"):
         small("dynamicvit_swin_tiny", keep_ratio=0.4)

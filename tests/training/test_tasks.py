@@ -222,7 +222,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
             config(task, tmp_path, **changes)
     for task, changes, words in (
         ("segmentation", {"head_args": {"widht": 3}}, "widht"),
-        ("segmentation", {"model_args": {"depths": 3}}, "depths of pvt_v2_b0 is 3; it must be a list"),
+        ("segmentation", {"model_args": {"depths": 3}}, "depths of pvt_v2_b0 is 3; it must be four values"),
         ("segmentation", {"data": str(tmp_path / "none")}, "none"),
         ("detection", {"head_args": {"chanels": 3}}, "did you mean 'channels'"),
         ("detection", {"data": str(tmp_path / "none")}, "none"),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.layers.divisions import Windows, divide, divided_attention
+from anyres.layers.parts import parts_of
 from anyres.layers.positions import (
     ContinuousBias,
     Grid,
@@ -41,11 +42,7 @@ class Attention(nn.Module):
         division: int = 1,
     ) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(
-                f"A width of {dim} cannot be split into {num_heads} heads: choose a multiple of {num_heads}."
-            )
-        self.num_heads = num_heads
+        self.num_heads = parts_of(dim, num_heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.attn_drop = attn_drop
         self.bias = bias

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from anyres.errors import UserError
+
 
 def to_map(x_BCHW: Tensor) -> Tensor:
     """(B, C, H, W) → (B, H, W, C), contiguous; a clip (B, C, T, H, W) → (B, T, H, W, C)."""
@@ -40,7 +42,9 @@ def from_groups(x_BHWc: Tensor, groups: int) -> Tensor:
 
 
 def depthwise(dim: int, kernel: int = 3, stride: int = 1, bias: bool = True) -> nn.Conv2d:
-    """A convolution of one k×k filter per channel, same size out if the stride is 1."""
+    """A convolution of one k×k filter per channel, same size out if the stride is 1. Error: UserError for an even k."""
+    if kernel % 2 == 0:
+        raise UserError(f"A filter of {kernel}x{kernel} has no centre: choose an odd side, such as {kernel + 1}.")
     return nn.Conv2d(dim, dim, kernel, stride, kernel // 2, groups=dim, bias=bias)
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyres.errors import UserError
 from anyres.layers.maps import by_group, from_groups, on_map
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.resample import resample_table
@@ -306,4 +307,4 @@ def rotate(x_BhNd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _check_multiple(value: int, multiple: int, what: str) -> None:
     if value % multiple:
-        raise ValueError(f"The width {value} does not suit {what}: it must be a multiple of {multiple}.")
+        raise UserError(f"The width {value} does not suit {what}: it must be a multiple of {multiple}.")

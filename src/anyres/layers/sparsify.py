@@ -7,13 +7,15 @@ the tokens decided against (DynamicViT, Rao et al., NeurIPS 2021, section 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyres.errors import UserError
 from anyres.layers.attention import Attention
+from anyres.layers.parts import parts_of
 from anyres.layers.positions import Grid
 
 # Scores -----------------------------------------------------------------------------------------------------------
@@ -27,6 +29,7 @@ class ScorePredictor(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=eps)
         self.embed = nn.Linear(dim, dim)
+        parts_of(dim, 2, what="halves")
         self.fc1 = nn.Linear(dim, dim // 2)
         self.fc2 = nn.Linear(dim // 2, dim // 4)
         self.fc3 = nn.Linear(dim // 4, 2)
@@ -47,6 +50,13 @@ def masked_mean(x_BNC: Tensor, keep_BN: Tensor | None = None) -> Tensor:
     if keep_BN is None:
         return x_BNC.mean(1)
     return (x_BNC * keep_BN[..., None]).sum(1) / keep_BN.sum(1, keepdim=True).clamp(min=1e-6)
+
+
+def check_places(prune_before: Sequence[int], depth: int) -> tuple[int, ...]:
+    """The blocks with a predictor in front. Error: UserError unless they rise and exist."""
+    if list(prune_before) != sorted({*prune_before} & {*range(depth)}):
+        raise UserError(f"prune_before={tuple(prune_before)} must rise and be below the {depth} blocks there are.")
+    return tuple(prune_before)
 
 
 # Selection at test time ---------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.layers.maps import on_map
+from anyres.layers.parts import parts_of
 
 
 def attend(q_BNC: Tensor, k_BMC: Tensor, v_BMC: Tensor, num_heads: int, scale: float | None = None) -> Tensor:
@@ -37,7 +38,7 @@ class SpatialReductionAttention(nn.Module):
         self, dim: int, num_heads: int, reduction: int = 1, qkv_bias: bool = True, scale: float | None = None
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = parts_of(dim, num_heads)
         self.scale = scale
         self.reduction = reduction
         self.q = nn.Linear(dim, dim, bias=qkv_bias)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyres.errors import UserError
 from anyres.layers.maps import depthwise, on_map
 
 
@@ -25,7 +26,7 @@ class StripeAttention(nn.Module):
         super().__init__()
         branches = 1 if width is None else 2
         if num_heads % branches or dim % num_heads:
-            raise ValueError(
+            raise UserError(
                 f"A width of {dim} in {num_heads} heads cannot be split into {branches} branches of heads: choose "
                 f"heads that are a multiple of {branches} and a width that is a multiple of the heads."
             )

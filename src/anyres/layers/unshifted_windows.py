@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from anyres.layers.parts import parts_of
 from anyres.layers.positions import Grid
 from anyres.layers.windows import merge, padding_mask, partition, window_attention
 
@@ -18,7 +19,7 @@ class UnshiftedWindowAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = parts_of(dim, num_heads)
         self.window = (window, window)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)

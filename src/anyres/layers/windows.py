@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.layers.parameter_cache import cached_for_parameter
+from anyres.layers.parts import parts_of
 from anyres.layers.positions import Grid, relative_bias
 from anyres.layers.size_cache import cached_by_size
 
@@ -169,7 +170,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = parts_of(dim, num_heads)
         self.bias_table = nn.Parameter(torch.empty(num_heads, 2 * window_size - 1, 2 * window_size - 1))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
         self.qkv = nn.Linear(dim, 3 * dim)

@@ -23,7 +23,7 @@ blocks and 1e-5 in embeddings; one bias table serves all blocks of a stage; the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,10 +31,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant, pair
+from anyres.kinds import Count, Depth, Factor, PerStage, Rate, Size
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.maps import ConvNorm, depthwise, fold_into, on_map, to_map, to_nchw, with_residual
 from anyres.layers.parameter_cache import cached_for_parameter
+from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
 from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
@@ -93,7 +95,7 @@ class LightweightAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, reduction: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = parts_of(dim, num_heads)
         self.reduction = reduction
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
@@ -222,16 +224,16 @@ class CMT(Pyramid):
 
     def __init__(
         self,
-        embed_dims: Sequence[int] = (64, 128, 256, 512),
-        depths: Sequence[int] = (3, 3, 16, 3),
-        num_heads: Sequence[int] = (1, 2, 4, 8),
-        reductions: Sequence[int] = (8, 4, 2, 1),
-        stem_dim: int = 32,
-        head_dim: int = 1280,
-        mlp_ratio: float = 4.0,
-        img_size: int | tuple[int, int] = 224,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        embed_dims: PerStage[Count] = (64, 128, 256, 512),
+        depths: PerStage[Depth] = (3, 3, 16, 3),
+        num_heads: PerStage[Count] = (1, 2, 4, 8),
+        reductions: PerStage[Count] = (8, 4, 2, 1),
+        stem_dim: Count = 32,
+        head_dim: Count = 1280,
+        mlp_ratio: Factor = 4.0,
+        img_size: Size = 224,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         dense: bool = False,
         **kwargs: Any,
     ) -> None:

@@ -20,13 +20,13 @@ has 24 heads in both last stages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from timm.layers import Mlp
 from torch import nn
 
 from anyres.backbone import Family, KeyRule, Variant
+from anyres.kinds import Count, Depth, Factor, PerStage, Rate, Three
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.patch_embed import ConvEmbed
@@ -52,13 +52,13 @@ class CSWin(Pyramid):
 
     def __init__(
         self,
-        embed_dim: int = 64,
-        depths: Sequence[int] = (2, 4, 32, 2),
-        num_heads: Sequence[int] = (2, 4, 8, 16),
-        split_sizes: Sequence[int] = (1, 2, 7),
-        mlp_ratio: float = 4.0,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        embed_dim: Count = 64,
+        depths: PerStage[Depth] = (2, 4, 32, 2),
+        num_heads: PerStage[Count] = (2, 4, 8, 16),
+        split_sizes: Three[Count] = (1, 2, 7),
+        mlp_ratio: Factor = 4.0,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         **kwargs: Any,
     ) -> None:
         widths = [embed_dim * 2**i for i in range(4)]

@@ -19,7 +19,7 @@ activation is QuickGELU; norms have eps 1e-5; stages end without a norm, which o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,9 +27,11 @@ from timm.layers import Mlp, QuickGELU
 from torch import Tensor, nn
 
 from anyres.backbone import Family, KeyRule, Variant
+from anyres.kinds import Count, Depth, Factor, Rate, Three
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.maps import ConvNorm
+from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import attend
 from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
@@ -44,7 +46,7 @@ class ConvProjectionAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = parts_of(dim, num_heads)
         self.scale = dim**-0.5
         self.conv_proj_q = ConvNorm(dim, dim, 3, 1, groups=dim)
         self.conv_proj_k = ConvNorm(dim, dim, 3, 2, groups=dim)
@@ -105,12 +107,12 @@ class CvT(Pyramid):
 
     def __init__(
         self,
-        embed_dims: Sequence[int] = (64, 192, 384),
-        depths: Sequence[int] = (1, 2, 10),
-        num_heads: Sequence[int] = (1, 3, 6),
-        mlp_ratio: float = 4.0,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        embed_dims: Three[Count] = (64, 192, 384),
+        depths: Three[Depth] = (1, 2, 10),
+        num_heads: Three[Count] = (1, 3, 6),
+        mlp_ratio: Factor = 4.0,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         **kwargs: Any,
     ) -> None:
         last = len(depths) - 1

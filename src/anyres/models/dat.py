@@ -25,7 +25,6 @@ has points half a cell off centre, and clamps after an unbounded shift.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -33,9 +32,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant, pair
+from anyres.errors import UserError
+from anyres.kinds import Count, PerStage, Rate, Size
 from anyres.layers.attention import Block
 from anyres.layers.maps import ConvMlp, by_group, depthwise, on_map, with_residual
 from anyres.layers.parameter_cache import cached_for_parameter
+from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
@@ -112,7 +114,7 @@ class NeighbourhoodAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = parts_of(dim, num_heads)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.rpb = nn.Parameter(torch.empty(num_heads, 2 * NEIGHBOURS - 1, 2 * NEIGHBOURS - 1))
         nn.init.trunc_normal_(self.rpb, std=0.02)
@@ -164,8 +166,8 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, groups: int, kernel: int, stride: int, native: Grid) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.groups = groups
+        self.num_heads = parts_of(dim, num_heads)
+        self.groups = parts_of(self.num_heads, groups, "heads", "groups")
         self.proj_q = nn.Linear(dim, dim)
         self.proj_k = nn.Linear(dim, dim)
         self.proj_v = nn.Linear(dim, dim)
@@ -341,21 +343,18 @@ class DAT(Pyramid):
 
     def __init__(
         self,
-        embed_dims: Sequence[int] = (96, 192, 384, 768),
-        blocks: Sequence[str] = ("LS", "LS", "LDLDLD", "LD"),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        groups: Sequence[int] = (1, 1, 3, 6),
-        window_size: int = 7,
+        embed_dims: PerStage[Count] = (96, 192, 384, 768),
+        blocks: PerStage[str] = ("LS", "LS", "LDLDLD", "LD"),
+        num_heads: PerStage[Count] = (3, 6, 12, 24),
+        groups: PerStage[Count] = (1, 1, 3, 6),
+        window_size: Count = 7,
         generation: Generation = 2022,
         convolutional: bool = False,
-        img_size: int | tuple[int, int] = 224,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        img_size: Size = 224,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         **kwargs: Any,
     ) -> None:
-        if generation not in (2022, 2023):
-            raise ValueError(f"generation={generation} does not exist: choose 2022 (DAT) or 2023 (DAT++).")
-
         def enter(i: int) -> ConvEmbed:
             dim = embed_dims[i]
             if i == 0:
@@ -376,7 +375,7 @@ class DAT(Pyramid):
                     if generation == 2022:
                         return DeformableAttention(dim, heads, groups[i], kernel, 1, native)
                     return ClampedDeformableAttention(dim, heads, groups[i], kernel, (8, 4, 2, 1)[i], native)
-            raise ValueError(f"A block {letter!r} does not exist: choose L, S, N or D.")
+            raise UserError(f"A block {letter!r} does not exist: choose L, S, N or D.")
 
         def feed_forward(dim: int) -> nn.Module:
             if convolutional:

@@ -27,12 +27,14 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from anyres.backbone import Family, KeyRule
+from anyres.kinds import Count, Depth, PerStage, Rate, WholeNumber
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.maps import conv_grid, depthwise, on_map
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.sparsify import (
     ScorePredictor,
+    check_places,
     decide,
     flat_rows,
     keep_count,
@@ -58,7 +60,7 @@ class SparseStage(Stage):
         self, stage: Stage, dim: int, prune_before: Sequence[int], keep_ratios: Sequence[float], eps: float
     ) -> None:
         super().__init__(stage.downsample, stage.blocks)
-        self.prune_before = tuple(prune_before)
+        self.prune_before = check_places(prune_before, len(stage.blocks))
         self.keep_ratios = tuple(keep_ratios)
         self.predictors = nn.ModuleList(ScorePredictor(dim, eps) for _ in self.prune_before)
 
@@ -248,11 +250,11 @@ class DynamicConvNeXt(DynamicPyramid):
     def __init__(
         self,
         keep_ratio: float = 0.7,
-        prune_before: Sequence[int] = (1, 2, 3),
-        depths: Sequence[int] = (3, 3, 9, 3),
-        embed_dims: Sequence[int] = (96, 192, 384, 768),
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        prune_before: Sequence[WholeNumber] = (1, 2, 3),
+        depths: PerStage[Depth] = (3, 3, 9, 3),
+        embed_dims: PerStage[Count] = (96, 192, 384, 768),
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         **kwargs: Any,
     ) -> None:
         rates = drop_path_rates(drop_path_rate, depths)
@@ -330,12 +332,12 @@ class DynamicSwin(DynamicPyramid):
     def __init__(
         self,
         keep_ratio: float = 0.7,
-        prune_before: Sequence[int] = (1, 2, 3),
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        prune_before: Sequence[WholeNumber] = (1, 2, 3),
+        embed_dim: Count = 96,
+        depths: PerStage[Depth] = (2, 2, 6, 2),
+        num_heads: PerStage[Count] = (3, 6, 12, 24),
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         dense: bool = False,
         **kwargs: Any,
     ) -> None:

@@ -26,12 +26,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant, take_indices
+from anyres.errors import UserError
+from anyres.kinds import Count, Depth, Factor, Rate, WholeNumber
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.maps import ConvNorm, to_map, to_nchw
 from anyres.layers.sparsify import (
     PolicyAttention,
     ScorePredictor,
+    check_places,
     decide,
     gather_tokens,
     keep_count,
@@ -63,6 +66,7 @@ class DynamicViT(Plain):
         position: "ape", "sine", "gpe" or "none": positions that are added to the tokens, and so stay with them.
     """
 
+    fixed_options: tuple[str, ...] = ("prefix_tokens", "windows", "window_size")
     block: type[Block] = Block
     eps = 1e-6
     published_keys: tuple[KeyRule, ...] = (
@@ -75,24 +79,19 @@ class DynamicViT(Plain):
         patch_embed: nn.Module | None = None,
         /,
         keep_ratio: float = 0.7,
-        prune_before: Sequence[int] = (3, 6, 9),
-        position: str = "ape",
-        embed_dim: int = 384,
-        depth: int = 12,
-        num_heads: int = 6,
-        mlp_ratio: float = 4.0,
+        prune_before: Sequence[WholeNumber] = (3, 6, 9),
+        position: Literal["ape", "sine", "gpe", "none"] = "ape",
+        embed_dim: Count = 384,
+        depth: Depth = 12,
+        num_heads: Count = 6,
+        mlp_ratio: Factor = 4.0,
         qkv_bias: bool = True,
-        proj_drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        proj_drop_rate: Rate = 0.0,
+        attn_drop_rate: Rate = 0.0,
+        drop_path_rate: Rate = 0.0,
         **kwargs: Any,
     ) -> None:
         check_ratio(keep_ratio, 0.0)
-        if position not in ("ape", "sine", "gpe", "none") or kwargs.get("windows", "global") != "global":
-            raise ValueError(
-                "Where tokens are dropped no grid is left for positions or windows in the attention: choose position "
-                "'ape', 'sine', 'gpe' or 'none' and windows 'global'."
-            )
         blocks = (
             self.block(
                 embed_dim,
@@ -105,7 +104,7 @@ class DynamicViT(Plain):
         )
         super().__init__(patch_embed, blocks, position=position, embed_dim=embed_dim, num_heads=num_heads, **kwargs)
         self.norm = nn.LayerNorm(embed_dim, eps=self.eps)
-        self.prune_before = tuple(prune_before)
+        self.prune_before = check_places(prune_before, depth)
         self.keep_ratios = tuple(keep_ratio ** (i + 1) for i in range(len(self.prune_before)))
         self.predictors = nn.ModuleList(ScorePredictor(embed_dim) for _ in self.prune_before)
         self.predictors.apply(init_linear)
@@ -206,7 +205,7 @@ class DynamicViT(Plain):
 
 def check_ratio(keep_ratio: float, above: float) -> None:
     if not above < keep_ratio <= 1:
-        raise ValueError(f"keep_ratio={keep_ratio} must be above {above:g} and at most 1: choose 0.7.")
+        raise UserError(f"keep_ratio={keep_ratio} must be above {above:g} and at most 1: choose 0.7.")
 
 
 class HalvedBlock(Block):
@@ -245,6 +244,7 @@ class ConvStem(nn.Module):
 class DynamicLVViT(DynamicViT):
     """LV-ViT with token sparsification: a convolutional stem, halved branches, and an auxiliary head on every patch."""
 
+    fixed_options = (*DynamicViT.fixed_options, "patch_size", "stride", "remainder")
     block = HalvedBlock
     eps = 1e-5
     published_keys = (
@@ -255,10 +255,10 @@ class DynamicLVViT(DynamicViT):
 
     def __init__(
         self,
-        embed_dim: int = 384,
-        mlp_ratio: float = 3.0,
+        embed_dim: Count = 384,
+        mlp_ratio: Factor = 3.0,
         qkv_bias: bool = False,
-        in_chans: int = 3,
+        in_chans: Count = 3,
         **kwargs: Any,
     ) -> None:
         stem = ConvStem(in_chans, embed_dim)

@@ -31,6 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant, take_indices
+from anyres.errors import UserError
+from anyres.kinds import Count, Depth, Factor, Rate, Size, WholeNumber
 from anyres.layers.adapter import Adapter
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
@@ -222,29 +224,27 @@ class GPViT(Plain):
 
     def __init__(
         self,
-        embed_dim: int = 216,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
-        group_tokens: Sequence[int] = (64, 32, 32, 16),
-        stem_convs: int = 0,
-        in_chans: int = 3,
-        num_classes: int = 1000,
+        embed_dim: Count = 216,
+        depth: Depth = 12,
+        num_heads: Count = 12,
+        mlp_ratio: Factor = 4.0,
+        group_tokens: Sequence[Count] = (64, 32, 32, 16),
+        stem_convs: WholeNumber = 0,
+        in_chans: Count = 3,
+        num_classes: WholeNumber = 1000,
         global_pool: str = "group",
-        img_size: int | tuple[int, int] = 224,
-        drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
+        img_size: Size = 224,
+        drop_rate: Rate = 0.0,
+        drop_path_rate: Rate = 0.0,
         dense: bool = False,
         adapter: bool = False,
-        finest: int = 4,
+        finest: Literal[4, 8] = 4,
     ) -> None:
         if len(group_tokens) != len(range(1, depth, 3)):
-            raise ValueError(
+            raise UserError(
                 f"group_tokens={tuple(group_tokens)} does not fit depth={depth}: give one number for each of the "
                 f"{len(range(1, depth, 3))} layers 1, 4, 7, …"
             )
-        if finest not in (4, 8):
-            raise ValueError(f"finest={finest} is no stride that the adapter can begin with: choose 4 or 8.")
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         super().__init__(
             ConvStem(in_chans, embed_dim, stem_convs),

@@ -20,7 +20,6 @@ in every attention that nothing reads. As norms see the whole map, an image padd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,7 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
+from anyres.kinds import Count, Depth, Factor, PerStage, Rate
 from anyres.layers.maps import ConvMlp, conv_grid, on_map, to_map, to_nchw
+from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed, Remainder
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.windows import merge, padding_mask, partition, window_attention
@@ -75,7 +76,7 @@ class PlainAttention(nn.Module):
 
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
-        self.num_heads = dim // head_dim
+        self.num_heads = parts_of(dim, dim // head_dim)
         self.norm = ImageNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -168,16 +169,16 @@ class HATNet(Pyramid):
 
     def __init__(
         self,
-        embed_dims: Sequence[int] = (64, 128, 320, 512),
-        depths: Sequence[int] = (2, 3, 8, 3),
-        head_dim: int = 64,
-        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
-        kernels: Sequence[int] = (3, 3, 3, 3),
-        grid_sizes: Sequence[int] = (8, 7, 7, 1),
-        ds_ratios: Sequence[int] = (8, 4, 2, 1),
+        embed_dims: PerStage[Count] = (64, 128, 320, 512),
+        depths: PerStage[Depth] = (2, 3, 8, 3),
+        head_dim: Count = 64,
+        mlp_ratios: PerStage[Factor] = (8, 8, 4, 4),
+        kernels: PerStage[Count] = (3, 3, 3, 3),
+        grid_sizes: PerStage[Count] = (8, 7, 7, 1),
+        ds_ratios: PerStage[Count] = (8, 4, 2, 1),
         remainder: Remainder = "pad",
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         **kwargs: Any,
     ) -> None:
         rates = drop_path_rates(drop_path_rate, depths)

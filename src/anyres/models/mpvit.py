@@ -29,9 +29,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
+from anyres.kinds import Count, Depth, PerStage, Rate
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear, init_linear_and_convolution
 from anyres.layers.maps import ConvNorm, depthwise, fold_into, on_map, with_residual
+from anyres.layers.parts import parts_of
 from anyres.pyramid import Grid, Pyramid, Run, drop_path_rates
 
 HEADS = 8
@@ -211,17 +213,16 @@ class MPViT(Pyramid):
 
     def __init__(
         self,
-        embed_dims: Sequence[int] = (64, 96, 176, 216),
-        depths: Sequence[int] = (1, 2, 4, 1),
-        paths: Sequence[int] = (2, 3, 3, 3),
-        mlp_ratio: int = 2,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        embed_dims: PerStage[Count] = (64, 96, 176, 216),
+        depths: PerStage[Depth] = (1, 2, 4, 1),
+        paths: PerStage[Count] = (2, 3, 3, 3),
+        mlp_ratio: Count = 2,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         **kwargs: Any,
     ) -> None:
         for dim in embed_dims:
-            if dim % HEADS:
-                raise ValueError(f"A width of {dim} cannot be split into {HEADS} heads: choose a multiple of {HEADS}.")
+            parts_of(dim, HEADS)
         widths = (*embed_dims[1:], embed_dims[-1])
         rates = drop_path_rates(drop_path_rate, depths)
         stages = [

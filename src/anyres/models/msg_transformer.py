@@ -22,7 +22,7 @@ convolution; the bias of a messenger's own row is stored although the softmax ca
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -31,9 +31,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
+from anyres.errors import UserError
+from anyres.kinds import Count, Depth, Factor, PerStage, Rate
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.parameter_cache import cached_for_parameter
+from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.positions import relative_bias
 from anyres.layers.resample import resample_table
@@ -75,7 +78,7 @@ class MessengerAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = parts_of(dim, num_heads)
         self.window_size = window_size
         self.bias = nn.Parameter(torch.empty(num_heads, (2 * window_size - 1) ** 2 + 2))
         nn.init.trunc_normal_(self.bias, std=0.02)
@@ -175,14 +178,14 @@ class MSGTransformer(Pyramid):
 
     def __init__(
         self,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 4, 12, 4),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: int = 7,
-        shuffle_sizes: Sequence[int] = (4, 4, 2, 1),
-        mlp_ratio: float = 4.0,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        embed_dim: Count = 96,
+        depths: PerStage[Depth] = (2, 4, 12, 4),
+        num_heads: PerStage[Count] = (3, 6, 12, 24),
+        window_size: Count = 7,
+        shuffle_sizes: PerStage[Count] = (4, 4, 2, 1),
+        mlp_ratio: Factor = 4.0,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         **kwargs: Any,
     ) -> None:
         widths = [embed_dim * 2**i for i in range(len(depths))]
@@ -190,7 +193,7 @@ class MSGTransformer(Pyramid):
         stages = []
         for i, (dim, region) in enumerate(zip(widths, shuffle_sizes, strict=True)):
             if dim % region**2:
-                raise ValueError(
+                raise UserError(
                     f"A width of {dim} cannot be shuffled in regions of {region}x{region} windows: choose a multiple "
                     f"of {region**2}."
                 )

@@ -34,9 +34,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import IMAGENET_MEAN, IMAGENET_STD, Family, KeyRule, Variant, pair
+from anyres.errors import UserError
+from anyres.kinds import Count, Depth, PerStage, Rate, Size
 from anyres.layers.init import init_linear
 from anyres.layers.maps import to_map
 from anyres.layers.parameter_cache import cached_for_parameter
+from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.size_cache import cached_by_size
 from anyres.layers.windows import merge, partition
@@ -203,8 +206,8 @@ class PoolingAttention(nn.Module):
         window: int | None = None,
     ) -> None:
         super().__init__()
+        self.num_heads = parts_of(dim, num_heads)
         head_dim = dim // num_heads
-        self.num_heads = num_heads
         self.stride = stride
         self.kv_stride = kv_stride
         self.window = window
@@ -352,30 +355,30 @@ class MViTv2(Pyramid):
 
     def __init__(
         self,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (1, 2, 5, 2),
-        num_heads: int = 1,
+        embed_dim: Count = 96,
+        depths: PerStage[Depth] = (1, 2, 5, 2),
+        num_heads: Count = 1,
         widen_in_mlp: bool = False,
         class_token: bool = False,
-        num_frames: int | None = None,
-        kv_stride: int = 4,
-        window_size: int = 56,
-        img_size: int | tuple[int, int] = 224,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        num_frames: Count | None = None,
+        kv_stride: Count = 4,
+        window_size: Count = 56,
+        img_size: Size = 224,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         dense: bool = False,
         **kwargs: Any,
     ) -> None:
         windowed = dense and num_frames is None
         if windowed and window_size % max(8, kv_stride):
-            raise ValueError(
+            raise UserError(
                 f"window_size={window_size} cannot be halved three times and pooled: "
                 f"choose a multiple of {max(8, kv_stride)}."
             )
         class_token = class_token and not windowed
         embed = ClipEmbed(in_chans, embed_dim) if num_frames else ConvEmbed(in_chans, embed_dim, 7, 4, 3, eps=None)
         rates = drop_path_rates(drop_path_rate, depths)
-        frames = () if num_frames is None else (num_frames // 2,)
+        frames = () if num_frames is None else (max(num_frames // 2, 1),)
         native = [side // 4 for side in pair(img_size)]
         stages, widths = [], []
         width = embed_dim

@@ -27,9 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
+from anyres.kinds import Count, Depth, Factor, PerStage, Rate
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.maps import ConvMlp, depthwise, to_map, to_nchw, with_residual
+from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import attend
 from anyres.pyramid import Pyramid, Run, Stage, drop_path_rates
@@ -59,7 +61,7 @@ class PoolingAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = parts_of(dim, num_heads)
         self.q = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=1e-5)
         self.kv = nn.Linear(dim, 2 * dim)
@@ -101,13 +103,13 @@ class P2T(Pyramid):
 
     def __init__(
         self,
-        embed_dims: Sequence[int] = (64, 128, 320, 512),
-        depths: Sequence[int] = (2, 2, 9, 3),
-        num_heads: Sequence[int] = (1, 2, 5, 8),
-        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
-        pool_ratios: Sequence[Sequence[int]] = ((12, 16, 20, 24), (6, 8, 10, 12), (3, 4, 5, 6), (1, 2, 3, 4)),
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        embed_dims: PerStage[Count] = (64, 128, 320, 512),
+        depths: PerStage[Depth] = (2, 2, 9, 3),
+        num_heads: PerStage[Count] = (1, 2, 5, 8),
+        mlp_ratios: PerStage[Factor] = (8, 8, 4, 4),
+        pool_ratios: PerStage[Sequence[Count]] = ((12, 16, 20, 24), (6, 8, 10, 12), (3, 4, 5, 6), (1, 2, 3, 4)),
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         **kwargs: Any,
     ) -> None:
         rates = drop_path_rates(drop_path_rate, depths)

@@ -21,7 +21,7 @@ Quirks that checkpoints depend on: block norms and last norms have eps 1e-6, tho
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant, pair
+from anyres.errors import UserError
+from anyres.kinds import Count, Depth, Factor, PerStage, Rate, Size
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear, init_linear_and_convolution
 from anyres.layers.maps import ConvMlp, to_map, to_nchw
@@ -97,17 +99,19 @@ class PVT(Pyramid):
 
     def __init__(
         self,
-        embed_dims: Sequence[int] = (64, 128, 320, 512),
-        depths: Sequence[int] = (2, 2, 2, 2),
-        num_heads: Sequence[int] = (1, 2, 5, 8),
-        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
-        reductions: Sequence[int] = (8, 4, 2, 1),
-        img_size: int | tuple[int, int] = 224,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        embed_dims: PerStage[Count] = (64, 128, 320, 512),
+        depths: PerStage[Depth] = (2, 2, 2, 2),
+        num_heads: PerStage[Count] = (1, 2, 5, 8),
+        mlp_ratios: PerStage[Factor] = (8, 8, 4, 4),
+        reductions: PerStage[Count] = (8, 4, 2, 1),
+        img_size: Size = 224,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         dense: bool = False,
         **kwargs: Any,
     ) -> None:
+        if reductions[-1] > 1 and not dense:
+            raise UserError(f"reductions={tuple(reductions)} must end in 1: the last stage has a class token.")
         rates = drop_path_rates(drop_path_rate, depths)
         native = pair(img_size)
         stages = []
@@ -191,14 +195,14 @@ class PVTv2(Pyramid):
 
     def __init__(
         self,
-        embed_dims: Sequence[int] = (64, 128, 320, 512),
-        depths: Sequence[int] = (3, 4, 6, 3),
-        num_heads: Sequence[int] = (1, 2, 5, 8),
-        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
-        reductions: Sequence[int] = (8, 4, 2, 1),
+        embed_dims: PerStage[Count] = (64, 128, 320, 512),
+        depths: PerStage[Depth] = (3, 4, 6, 3),
+        num_heads: PerStage[Count] = (1, 2, 5, 8),
+        mlp_ratios: PerStage[Factor] = (8, 8, 4, 4),
+        reductions: PerStage[Count] = (8, 4, 2, 1),
         linear: bool = False,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         **kwargs: Any,
     ) -> None:
         rates = drop_path_rates(drop_path_rate, depths)

@@ -31,9 +31,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
+from anyres.errors import UserError
+from anyres.kinds import Count, Depth, PerStage, Rate
 from anyres.layers.init import init_linear
 from anyres.layers.maps import conv_grid, depthwise, on_map, with_residual
 from anyres.layers.parameter_cache import cached_for_parameter
+from anyres.layers.parts import parts_of
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
 from anyres.layers.spatial_reduction import attend
@@ -50,8 +53,6 @@ class LocalEmbed(nn.Module):
 
     def __init__(self, in_chans: int, dim: int, depth: int) -> None:
         super().__init__()
-        if depth not in (1, 3):
-            raise ValueError(f"stem_depth={depth} is not known: choose 1 or 3 convolutions.")
         self.proj: nn.Module = nn.Conv2d(in_chans, dim, 8, 4, 3)
         if depth == 3:
             self.proj = nn.Sequential(
@@ -94,7 +95,7 @@ class Projection(nn.Module):
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(in_dim, eps=1e-5)
-        self.conv = nn.Conv2d(in_dim, dim, 3, 2, 1, groups=in_dim)
+        self.conv = nn.Conv2d(in_dim, dim, 3, 2, 1, groups=parts_of(dim, in_dim, what="groups"))
 
     def grid(self, height: int, width: int) -> Grid:
         return conv_grid(self.conv, height, width)
@@ -180,7 +181,7 @@ class RegionalToLocalAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window: int, padding: Padding) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = parts_of(dim, num_heads)
         self.window = window
         self.clean = padding == "clean"
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -296,22 +297,20 @@ class RegionViT(Pyramid):
 
     def __init__(
         self,
-        embed_dims: Sequence[int] = (64, 128, 256, 512),
-        depths: Sequence[int] = (2, 2, 8, 2),
-        num_heads: Sequence[int] = (2, 4, 8, 16),
-        window: int = 7,
-        stem_depth: int = 3,
+        embed_dims: PerStage[Count] = (64, 128, 256, 512),
+        depths: PerStage[Depth] = (2, 2, 8, 2),
+        num_heads: PerStage[Count] = (2, 4, 8, 16),
+        window: Count = 7,
+        stem_depth: Literal[1, 3] = 3,
         peg: bool = False,
         padding: Padding = "published",
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         dense: bool = False,
         **kwargs: Any,
     ) -> None:
-        if padding not in ("published", "clean"):
-            raise ValueError(f"padding={padding!r} is not known: choose 'published' or 'clean'.")
         if peg and min(depths) < 2:
-            raise ValueError(f"depths={tuple(depths)} leave peg=True no place: give every stage at least 2 blocks.")
+            raise UserError(f"depths={tuple(depths)} leave peg=True no place: give every stage at least 2 blocks.")
         rates = drop_path_rates(drop_path_rate, depths)
         stages = [
             RegionStage(

@@ -28,9 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
+from anyres.kinds import Count, Depth, Factor, PerStage, Rate
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear_and_convolution
 from anyres.layers.maps import depthwise, on_map
+from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import SpatialReductionAttention, attend
 from anyres.layers.unshifted_windows import UnshiftedWindowAttention
@@ -61,7 +63,7 @@ class ScalableAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, reduction: int, ratio: float) -> None:
         super().__init__()
         width = int(dim * ratio)
-        self.num_heads = num_heads
+        self.num_heads = parts_of(width, parts_of(dim, num_heads))
         self.reduction = reduction
         self.q = nn.Linear(dim, width)
         self.depthwise = nn.Conv2d(dim, dim, reduction, reduction, groups=dim)
@@ -109,16 +111,16 @@ class ScalableViT(Pyramid):
 
     def __init__(
         self,
-        embed_dims: Sequence[int] = (64, 128, 256, 512),
-        depths: Sequence[int] = (2, 2, 20, 2),
-        num_heads: Sequence[int] = (2, 4, 8, 16),
-        mlp_ratios: Sequence[float] = (4, 4, 4, 4),
-        reductions: Sequence[int] = (8, 4, 2, 1),
-        channel_ratios: Sequence[float] = (1.25, 1.25, 1.25, 1),
-        windows: Sequence[int] = (7, 7, 7, 7),
+        embed_dims: PerStage[Count] = (64, 128, 256, 512),
+        depths: PerStage[Depth] = (2, 2, 20, 2),
+        num_heads: PerStage[Count] = (2, 4, 8, 16),
+        mlp_ratios: PerStage[Factor] = (4, 4, 4, 4),
+        reductions: PerStage[Count] = (8, 4, 2, 1),
+        channel_ratios: PerStage[Factor] = (1.25, 1.25, 1.25, 1),
+        windows: PerStage[Count] = (7, 7, 7, 7),
         plain_head: bool = False,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         dense: bool = False,
         **kwargs: Any,
     ) -> None:

@@ -17,7 +17,6 @@ the last stage; norms have eps 1e-6, those of embeddings and merged tokens 1e-5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,9 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
+from anyres.kinds import Count, Depth, Factor, PerStage, Rate, WholeNumber
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear_and_convolution
 from anyres.layers.maps import ConvMlp, depthwise, fold_into, on_map, with_residual
+from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import attend
 from anyres.pyramid import Grid, Pyramid, Stage, drop_path_rates
@@ -90,7 +91,7 @@ class ShuntedAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, ratio: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.group_heads = parts_of(dim, num_heads) // parts_of(num_heads, 2, "heads", "groups")
         self.q = nn.Linear(dim, dim)
         self.groups = nn.ModuleList([TokenAggregation(dim, ratio), TokenAggregation(dim, ratio // 2)])
         self.proj = nn.Linear(dim, dim)
@@ -99,7 +100,7 @@ class ShuntedAttention(nn.Module):
         out = []
         for q_BNC, group in zip(self.q(x_BHWC).flatten(1, 2).chunk(2, dim=-1), self.groups, strict=True):
             k_BMC, v_BMC = group(x_BHWC)
-            out.append(attend(q_BNC, k_BMC, v_BMC, self.num_heads // 2))
+            out.append(attend(q_BNC, k_BMC, v_BMC, self.group_heads))
         return self.proj(torch.cat(out, dim=-1)).view(x_BHWC.shape)
 
 
@@ -108,7 +109,7 @@ class EnhancedAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = parts_of(dim, num_heads)
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.local_conv = depthwise(dim)
@@ -138,14 +139,14 @@ class Shunted(Pyramid):
 
     def __init__(
         self,
-        embed_dims: Sequence[int] = (64, 128, 256, 512),
-        depths: Sequence[int] = (1, 2, 4, 1),
-        num_heads: Sequence[int] = (2, 4, 8, 16),
-        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
-        ratios: Sequence[int] = (8, 4, 2, 1),
-        stem_depth: int = 0,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        embed_dims: PerStage[Count] = (64, 128, 256, 512),
+        depths: PerStage[Depth] = (1, 2, 4, 1),
+        num_heads: PerStage[Count] = (2, 4, 8, 16),
+        mlp_ratios: PerStage[Factor] = (8, 8, 4, 4),
+        ratios: PerStage[Count] = (8, 4, 2, 1),
+        stem_depth: WholeNumber = 0,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         **kwargs: Any,
     ) -> None:
         rates = drop_path_rates(drop_path_rate, depths)

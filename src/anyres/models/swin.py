@@ -22,7 +22,6 @@ shifts by padding M - M//2 rows and columns at the top and the left, without a r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,8 +30,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.backbone import Family, KeyRule, Variant
+from anyres.kinds import Count, Depth, Factor, PerStage, Rate
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
+from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
 from anyres.layers.windows import (
@@ -98,13 +99,13 @@ class SwinTransformer(Pyramid):
 
     def __init__(
         self,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (2, 2, 6, 2),
-        num_heads: Sequence[int] = (3, 6, 12, 24),
-        window_size: int = 7,
-        mlp_ratio: float = 4.0,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        embed_dim: Count = 96,
+        depths: PerStage[Depth] = (2, 2, 6, 2),
+        num_heads: PerStage[Count] = (3, 6, 12, 24),
+        window_size: Count = 7,
+        mlp_ratio: Factor = 4.0,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         dense: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -158,7 +159,7 @@ class WindowMixing(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads = parts_of(dim, num_heads)
         self.window_size = window_size
         self.shifted = shifted
         self.weight = nn.Parameter(torch.empty(num_heads * window_size**2, window_size**2))

@@ -22,7 +22,6 @@ classifier's unused norm and head: the network of such a file, whole, is `stage_
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from anyres.backbone import Family, KeyRule, Variant
+from anyres.kinds import Count, Depth, Factor, PerStage, Rate
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear_and_convolution
 from anyres.layers.patch_embed import ConvEmbed
@@ -72,16 +72,16 @@ class Twins(Pyramid):
 
     def __init__(
         self,
-        embed_dims: Sequence[int] = (64, 128, 320, 512),
-        depths: Sequence[int] = (3, 4, 6, 3),
-        num_heads: Sequence[int] = (1, 2, 5, 8),
-        mlp_ratios: Sequence[float] = (8, 8, 4, 4),
-        reductions: Sequence[int] = (8, 4, 2, 1),
-        window: int | None = None,
+        embed_dims: PerStage[Count] = (64, 128, 320, 512),
+        depths: PerStage[Depth] = (3, 4, 6, 3),
+        num_heads: PerStage[Count] = (1, 2, 5, 8),
+        mlp_ratios: PerStage[Factor] = (8, 8, 4, 4),
+        reductions: PerStage[Count] = (8, 4, 2, 1),
+        window: Count | None = None,
         mask_padding: bool = False,
         stage_norms: bool | None = None,
-        in_chans: int = 3,
-        drop_path_rate: float = 0.0,
+        in_chans: Count = 3,
+        drop_path_rate: Rate = 0.0,
         dense: bool = False,
         **kwargs: Any,
     ) -> None:

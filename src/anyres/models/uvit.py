@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from anyres.backbone import Family, KeyRule, Variant
+from anyres.kinds import Count, Depth
 from anyres.plain import Plain
 
 
@@ -30,16 +31,17 @@ class UViT(Plain):
     otherwise, and returns one map."""
 
     pools = ("avg", "")
+    fixed_options = ("prefix_tokens",)
     published_keys = (KeyRule("pos_embed", "position.table"),)
 
     def __init__(
         self,
-        embed_dim: int = 222,
-        depth: int = 18,
-        num_heads: int = 6,
+        embed_dim: Count = 222,
+        depth: Depth = 18,
+        num_heads: Count = 6,
         position: str = "ape_bilinear",
-        windows: str | Sequence[int] | None = None,
-        stride: int | None = None,
+        windows: str | Sequence[Count] | None = None,
+        stride: Count | None = None,
         dense: bool = False,
         global_pool: str = "avg",
         **kwargs: Any,

@@ -1,0 +1,14 @@
+"""Whether something can be split into equal parts."""
+
+from __future__ import annotations
+
+from anyres.errors import UserError
+
+
+def parts_of(total: int, parts: int, whole: str = "channels", what: str = "heads") -> int:
+    """The number of parts. Error: UserError if they do not divide the total."""
+    if parts < 1 or total % parts:
+        raise UserError(
+            f"{total} {whole} cannot be split into {parts} {what}: choose a multiple of {parts or 'one or more'}."
+        )
+    return parts
