@@ -1,13 +1,50 @@
-"""The pages that are made from the code say what the code says."""
+"""The pages that are made from the code say what the code says, and the commands in all of them can be typed."""
 
 from __future__ import annotations
 
+import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
+import anyres
+from anyres.arguments import parse
+from anyres.commands import COMMANDS
+from anyres.registry import resolve_name
+from anyres.training import load_config
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+RECIPES = Path(anyres.__file__).parent / "training" / "recipes"
+TASKS = {
+    "train": "classification",
+    "segment train": "segmentation",
+    "detect train": "detection",
+    "video train": "video",
+}
+
+
+def commands() -> list[str]:
+    """The commands in blocks of code and at the top of recipes, from `anyres` on, without remarks."""
+    pages = [*ROOT.glob("*.md"), *DOCS.glob("*.md")]
+    blocks = "\n".join(
+        block for page in pages for block in re.findall(r"^```\n(.*?)^```", page.read_text(), re.S | re.M)
+    )
+    recipes = "\n".join(path.read_text() for path in RECIPES.rglob("*.yaml"))
+    found = re.findall(r"^(?:torchrun .*|uv run )?(anyres .*)", blocks, re.M)
+    found += re.findall(r"^# Command: .*?(anyres .*)", recipes, re.M)
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_in_the_pages_can_be_typed(command: str) -> None:
+    words = shlex.split(command, comments=True)[1:]
+    function, values = parse("anyres", "", COMMANDS, words)
+    name = next(name for name, known in COMMANDS.items() if known is function)
+    if name in TASKS:
+        assert resolve_name(load_config(values.pop("recipe", None), TASKS[name], **values).model)
 
 
 @pytest.mark.skipif(not DOCS.is_dir(), reason="the pages stand in the repository only")
