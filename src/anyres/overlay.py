@@ -16,11 +16,11 @@ from anyres.data.fitting import fit
 from anyres.data.schedule import Size
 from anyres.draw import draw_clip, draw_detections, draw_segmentation
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import Preparation, check_size
+from anyres.evaluation.accuracy import Preparation, check_size, label_names
 from anyres.evaluation.measure import fitting_of
 from anyres.files import atomic_write, check_files
 from anyres.finite import check_found, check_outputs, check_weights, layers_watched
-from anyres.predict import label_names, preparation_of
+from anyres.predict import preparation_of
 from anyres.tasks import task_of
 
 

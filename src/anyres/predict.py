@@ -11,11 +11,10 @@ from torch import nn
 
 from anyres.backbone import IMAGENET_MEAN, IMAGENET_STD, pair
 from anyres.data import BadImage, Item, evaluation_views, list_images, normalize, to_batch
-from anyres.data.classes import imagenet_words
 from anyres.data.decode import EXTENSIONS
 from anyres.data.video_sources import EXTENSIONS as VIDEO_EXTENSIONS
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import Preparation
+from anyres.evaluation.accuracy import Preparation, label_names
 from anyres.evaluation.cost import input_channels
 from anyres.extras import require
 from anyres.finite import check_outputs, check_weights
@@ -111,10 +110,3 @@ def predict(
             else:
                 indices, values = best[file]
                 yield Prediction(file, [names[i] if i < len(names) else str(i) for i in indices], values)
-
-
-def label_names(model: nn.Module) -> list[str]:
-    """Names of the classes: stored with the weights, else ImageNet's for as many classes, else numbers."""
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
-    count = int(getattr(model, "num_classes", 0))
-    return list(names) if names else imagenet_words(count) or [str(i) for i in range(count)]

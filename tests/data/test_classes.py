@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anyres.data.classes import match_classes, match_outputs, read_names
+from anyres.data.classes import match_classes, match_outputs, name_labels, read_names
 from anyres.errors import UserError
 
 
@@ -18,6 +18,9 @@ from anyres.errors import UserError
         ([str(i) for i in range(12)], ["02", "10", "2"][:2], [2, 10]),
         (["01", "02", "10"], ["1", "10"], [0, 2]),
         (["a", "A"], ["A", "a"], [1, 0]),
+        (["crane", "tench", "crane"], ["tench"], [1]),
+        (["crane", "crane"], ["crane", "crane"], [0, 1]),
+        (["caf\u00e9", "bar"], ["bar", "cafe\u0301"], [1, 0]),  # accents as macOS stores them
     ],
 )
 def test_names_that_mean_the_same_class(known: list[str], names: list[str], places: list[int]) -> None:
@@ -31,6 +34,8 @@ def test_names_that_mean_the_same_class(known: list[str], names: list[str], plac
         (["Cat", "cAt", "dog"], ["CAT", "dog"]),  # which of the two?
         (["2", "1"], ["02", "2"]),  # both mean one
         (["cat", "dog"], ["0", "1"]),
+        (["1", "2"], ["-1", "2"]),
+        (["crane", "tench", "crane"], ["crane"]),
         ([], ["a", "b"]),
     ],
 )
@@ -59,7 +64,9 @@ def test_files_of_names(tmp_path: Path) -> None:
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
         assert read_names(tmp_path / name) == ["cat", "dog"]
-    wrong = ("", "cat\ncat", "cat\n\ndog", '{"0": "cat", "2": "dog"}', '{"a": "b"}', "3", "[1, 2]", "[" * 100_000)
+    (tmp_path / "cranes.txt").write_text("crane\ntench\ncrane")
+    assert read_names(tmp_path / "cranes.txt") == ["crane", "tench", "crane"]
+    wrong = ("", "\ncat", "cat\n\ndog", '{"0": "cat", "2": "dog"}', '{"a": "b"}', "3", "[1, 2]", "[" * 100_000)
     for number, text in enumerate(wrong):
         file = tmp_path / f"wrong{number}.{'txt' if number < 3 else 'json'}"
         file.write_text(text, encoding="utf-8")
@@ -67,3 +74,12 @@ def test_files_of_names(tmp_path: Path) -> None:
             read_names(file)
     with pytest.raises(FileNotFoundError):
         read_names(tmp_path / "none.txt")
+
+
+def test_labels_as_they_are_written() -> None:
+    assert name_labels({"2", "00"}, "the data") == ["0", "1", "2"]
+    assert name_labels({"dog", "cat"}, "the data") == ["cat", "dog"]
+    assert name_labels({"99999999999", "a"}, "the data") == ["99999999999", "a"]  # a name: nobody has so many classes
+    for labels in (["cat"], ["7"], ["7", "007"], []):
+        with pytest.raises(UserError, match="at least two"):
+            name_labels(labels, "the data")

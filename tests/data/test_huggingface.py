@@ -105,8 +105,22 @@ def test_numbers_for_labels(tmp_path):
     assert open_source(f"hf:{tmp_path / 'saved'}", "all").label_names == ["0", "1"]
     with pytest.raises(UserError, match="read it with hf:"):
         open_source(f"hf-stream:{tmp_path / 'saved'}", "all")
-    named = open_source(f"hf-stream:{tmp_path / 'saved'}", "all", label_names=["no", "yes"])
-    assert next(named.items(None)).label == 0
+    for kind in ("hf", "hf-stream"):
+        numbered = open_source(f"{kind}:{tmp_path / 'saved'}", "all", label_names=["1", "0"])
+        first = numbered.item(0) if kind == "hf" else next(numbered.items(None))
+        assert first.label == 1
+        with pytest.raises(UserError, match="are not among the 2"):  # numbers are not places in a list of names
+            open_source(f"{kind}:{tmp_path / 'saved'}", "all", label_names=["no", "yes"])
+    table(10, datasets.Value("int64")).map(lambda row, i: {"label": i % 3}, with_indices=True).save_to_disk(
+        tmp_path / "more"
+    )
+    with pytest.raises(UserError, match="has the label 2, and there are 2 classes"):
+        list(open_source(f"hf-stream:{tmp_path / 'more'}", "all", label_names=["0", "1"]).items(None))
+
+
+def test_splits_in_any_spelling(tmp_path):
+    datasets.DatasetDict({"Training": table(20), "dev": table(6), "test": table(4)}).save_to_disk(tmp_path / "saved")
+    assert [len(open_source(f"hf:{tmp_path / 'saved'}", s)) for s in ("train", "val", "all")] == [20, 6, 26]
 
 
 def test_mistakes_get_one_sentence(tmp_path, monkeypatch):

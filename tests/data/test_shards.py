@@ -128,7 +128,6 @@ def test_broken_samples_and_shards_cost_what_is_broken(tmp_path):
         ("00002", {"jpg": good[1]["jpg"]}),
         ("00003", {"jpg": good[1]["jpg"], "json": b"{oops"}),
         ("00004", {"jpg": b"", "cls": b"0"}),
-        ("00005", {"jpg": good[1]["jpg"], "cls": b"77"}),
     ]
     write_shard(tmp_path / "a.tar", [good, *broken, sample(6)])
     write_shard(tmp_path / "b.tar", [sample(10 + i) for i in range(4)])
@@ -141,6 +140,29 @@ def test_broken_samples_and_shards_cost_what_is_broken(tmp_path):
     assert batch.names[:2] == ["a.tar/00000", "a.tar/00006"]
     assert 1 <= len(batch.names[2:]) < 4
     assert [error.name for error in loader.bad] == [*[f"a.tar/{key}" for key, _ in broken], "b.tar", "c.tar"]
+
+
+def test_a_class_that_classes_txt_does_not_name_stops(tmp_path):
+    (tmp_path / "classes.txt").write_text("ape\nbee\ncat\n")
+    for label in ("3", "dog"):
+        write_shard(tmp_path / "a.tar", [sample(0), sample(1), sample(2, label)])
+        with pytest.raises(UserError, match=f"00002 is of the class '{label}', none of the 3 of classes.txt"):
+            list(open_source(f"wds:{tmp_path}/a.tar", "all").items(None))
+
+
+def test_labels_are_never_places_in_a_list_of_other_names(shards):
+    with pytest.raises(UserError, match="are not among the 3"):
+        open_source(f"wds:{shards}/part-*.tar", "all", label_names=["ape", "bee", "cat"])
+    (shards / "classes.txt").write_text("7\n1\n2\n0\n")  # numbers that are names
+    assert [item.label for item in open_source(f"wds:{shards}/part-*.tar", "all").items(None)][:3] == [3, 1, 2]
+
+
+@pytest.mark.parametrize(("train", "val"), [("Training", "Validation"), ("TRAIN", "test"), ("train", "dev")])
+def test_splits_in_any_spelling(tmp_path, train, val):
+    write_shard(tmp_path / f"{train}-0.tar", [sample(i) for i in range(6)])
+    write_shard(tmp_path / f"{val}-0.tar", [sample(i) for i in range(3)])
+    sizes = [open_source(f"wds:{tmp_path}/{{split}}-*.tar", split).size for split in ("train", "val", "all")]
+    assert sizes == [6, 3, 9]
 
 
 def test_mistakes_get_one_sentence(shards):

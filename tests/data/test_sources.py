@@ -84,6 +84,44 @@ def test_splits_are_known_under_the_names_that_people_use(tmp_path, train, val):
     assert all(source.label_names == ["cat", "dog"] for source in sources)
 
 
+def test_classes_of_val_are_matched_by_name_and_missing_ones_are_told(tmp_path, caplog):
+    write_folder(tmp_path / "train", ("10", "2", "tabby cat"), each=1)
+    write_folder(tmp_path / "val", ("02", "Tabby_Cat"), each=1)
+    val = open_source(tmp_path, "val")
+    assert [val.item(i).label for i in range(2)] == [1, 2]
+    assert "2 of the 3 classes" in caplog.text
+    assert "without '10'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "names", [("seg_train", "seg_test", "seg_pred"), ("training_set", "test_set"), ("Trainset", "Valset")]
+)
+def test_folders_that_look_like_splits_never_turn_into_classes(tmp_path, names):
+    for name in names:
+        write_folder(tmp_path / name, ("cat", "dog"), each=1)
+    with pytest.raises(UserError, match="look like parts of a data set"):
+        open_source(tmp_path, "train")
+
+
+def test_classes_may_be_called_like_splits_where_nothing_is_confused(tmp_path):
+    write_folder(tmp_path / "one", ("bullet_train", "test tube"), each=2)
+    assert open_source(tmp_path / "one", "all").label_names == ["bullet_train", "test tube"]
+    for part in ("train", "val"):
+        write_folder(tmp_path / "two" / part, ("bus", "train"), each=1)
+    assert open_source(tmp_path / "two", "val").label_names == ["bus", "train"]
+
+
+def test_no_part_is_left_out_in_silence(tmp_path):
+    for root, names, words in (
+        ("twice", ("train", "Training", "val"), "Training and train are both names of one split"),
+        ("beside", ("train", "val", "more"), "beside more"),
+    ):
+        for name in names:
+            write_folder(tmp_path / root / name, ("cat", "dog"), each=1)
+        with pytest.raises(UserError, match=words):
+            open_source(tmp_path / root, "train")
+
+
 def test_a_part_alone_never_turns_into_a_class(tmp_path):
     write_folder(tmp_path / "Test", ("cat", "dog"), each=2)
     assert open_source(tmp_path, "val").label_names == ["cat", "dog"]
@@ -126,10 +164,10 @@ def test_mistakes_with_folders_get_one_sentence(tmp_path):
         ("file", "train", "is a file"),
         ("flat", "train", "no class folders"),
         ("hole", "train", "holds no images"),
-        ("extra", "val", "train folder does not have"),
+        ("extra", "val", "'z'.*Give both the same class folders"),
         ("single", "val", "second image"),
         ("extra", "test", "split 'test'"),
-        ("one", "train", "1 classes .*at least two"),
+        ("one", "train", "1 class .*at least two"),
         ("mixed", "train", "Test, which looks like a part of a data set"),
     ]:
         with pytest.raises(UserError, match=words) as caught:

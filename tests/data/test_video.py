@@ -251,6 +251,21 @@ def test_lists_of_paths(tmp_path: Path, lines: str) -> None:
     assert [alone.item(i).label for i in range(len(alone))] == [0, 2]
 
 
+def test_lists_match_numbers_as_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "Training.csv").write_text("x.mp4,00\ny.mp4,02")
+    (tmp_path / "Testing.csv").write_text("z.mp4,2")
+    train, val = (open_video_source(tmp_path, split) for split in ("train", "val"))
+    assert train.label_names == val.label_names == ["0", "1", "2"]
+    assert ([train.item(i).label for i in range(2)], val.item(0).label) == ([0, 2], 2)
+    assert "Testing.csv has 1 of the 3 classes" in caplog.text
+    (tmp_path / "Testing.csv").write_text("z.mp4,3")
+    with pytest.raises(UserError, match=r"'3'.*Correct one of the lists"):
+        open_video_source(tmp_path, "val")
+    (tmp_path / "Training.csv").write_text("x.mp4,1\ny.mp4,1")
+    with pytest.raises(UserError, match="at least two"):
+        open_video_source(tmp_path)
+
+
 def test_lists_with_names_and_what_is_wrong_with_lists(tmp_path: Path) -> None:
     train = tmp_path / "train.csv"
     train.write_text("x.mp4,swim fast\ny.mp4,dive")

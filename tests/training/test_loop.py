@@ -299,12 +299,27 @@ def test_a_distilled_run_trains_both_heads(tmp_path: Path, teacher: tuple[Any, d
     assert all(moment["exp_avg"].abs().sum() > 0 for moment in moments.values())
 
 
+def test_a_teachers_outputs_are_put_into_the_datas_order(tmp_path: Path, teacher: tuple[Any, dict[str, Any]]) -> None:
+    network, named = teacher
+    names = [str(digit) for digit in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    config = small_config(tmp_path / "run", **named, teacher_names=str(tmp_path / "names.txt"))
+    loaded, places = classification.load_teacher(config, open_source("digits"))
+    assert [names[place] for place in places.tolist()] == list("0123456789")
+    view = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        assert loaded(view).equal(network(view))
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
+    with pytest.raises(UserError, match="teacher_names=FILE"):
+        classification.load_teacher(config, open_source("digits"))
+
+
 def test_a_teacher_of_other_classes_is_refused(whole: Path, tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / "data" / name).mkdir(parents=True)
         for index in range(4):
             Image.new("L", (16, 16)).save(tmp_path / "data" / name / f"{index}.png")
-    with pytest.raises(UserError, match="knows 10 classes but the data has 2"):
+    with pytest.raises(UserError, match=r"2 of the 2 classes of .*data are not among the 10.*teacher_names=FILE"):
         train(
             small_config(tmp_path, data=str(tmp_path / "data"), teacher=str(whole / "best"), batch_size=2, epoch_size=2)
         )

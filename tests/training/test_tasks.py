@@ -442,6 +442,7 @@ def test_sizes_below_the_minimum_are_refused(
     from anyres.tasks.segmentation import Segmenter
 
     model = Segmenter.build("pvt_v2_b0", 11, {**PYRAMID, "img_size": 64}, head="semantic_fpn")
+    model.pretrained_cfg["label_names"] = ["background", *"0123456789"]
     model.save_pretrained(tmp_path / "model")
     Image.fromarray(np.zeros((64, 70, 3), np.uint8)).save(tmp_path / "x.png")
     least = model.minimum_size

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
 
 from anyres.errors import UserError
 
+logger = logging.getLogger(__name__)
 
-def match_classes(known: Sequence[str], names: Sequence[str], *, knower: str, namer: str) -> list[int]:
+NUMBER = re.compile(r"[0-9]{1,6}")
+"""A class that is written as its number; whatever is longer is a name."""
+NAMES_FILE = (
+    "Rename the classes, or give the model's classes in a file with names=FILE, one on a line, in the order of its"
+    " outputs"
+)
+
+
+def match_classes(
+    known: Sequence[str], names: Sequence[str], *, knower: str, namer: str, fix: str = NAMES_FILE
+) -> list[int]:
     """For each of `names` the place in `known` of the class that it means.
 
     A name is found as it is written; else without regard to case, "_", "-" and blanks; else as a number ("02" is 2);
-    each only where that is unambiguous. Raises UserError with both lists if a name is not found or two mean the same
-    class; `knower` and `namer` say whose the lists are.
+    each only where that is unambiguous. Raises UserError with both lists and the `fix` if a name is not found or two
+    mean the same class; `knower` and `namer` say whose the lists are.
     """
+    if list(known) == list(names):  # also where two classes have one name
+        return list(range(len(names)))
     ways: list[Callable[[str], str | None]] = [str, _plain, _number]
     tables = [_places(known, way) for way in ways]
     places = [
@@ -26,21 +42,50 @@ def match_classes(known: Sequence[str], names: Sequence[str], *, knower: str, na
     ]
     missing = [name for name, place in zip(names, places, strict=True) if place < 0]
     if missing or len(set(places)) < len(places):
-        twice = next((name for name, place in zip(names, places, strict=True) if places.count(place) > 1), "")
+        claims = Counter(places)
+        twice = next((name for name, place in zip(names, places, strict=True) if claims[place] > 1), "")
         problem = (
             f"{len(missing)} of the {len(names)} classes of {namer} are not among the {len(known)} of {knower}, the "
             f"first is {missing[0]!r}"
             if missing
             else f"several classes of {namer} mean the same one of {knower}, such as {twice!r}"
         )
-        raise UserError(
-            f"{problem}: {namer} has {shown(names)}; {knower} has {shown(known)}. Rename the classes, or give the "
-            "model's classes in a file with names=FILE, one on a line, in the order of its outputs"
-        )
+        raise UserError(f"{problem}: {namer} has {shown(names)}; {knower} has {shown(known)}. {fix}")
     return places
 
 
-def match_outputs(count: int, names: Sequence[str], *, knower: str, namer: str) -> list[int]:
+def tell_subset(known: Sequence[str], places: Collection[int], *, knower: str, namer: str) -> None:
+    """Say in the log which classes of `knower` are not among those that `namer` has, which are at `places`."""
+    absent = sorted(set(range(len(known))) - set(places))
+    if absent:
+        missing = ", ".join(f"{known[place]!r:.40}" for place in absent[:8]) + ", …" * (len(absent) > 8)
+        logger.warning("%s has %d of the %d classes of %s, without %s", namer, len(places), len(known), knower, missing)
+
+
+def name_labels(labels: Collection[str], where: str) -> list[str]:
+    """The classes that labels as they are written make up: 0 to the largest where all are numbers, else their sorted
+    names. Raises UserError for fewer than two."""
+    found = sorted({plain_number(label) for label in labels})
+    check_classes(found, where)
+    numbers = all(map(NUMBER.fullmatch, found))
+    return [str(place) for place in range(max(map(int, found)) + 1)] if numbers else found
+
+
+def plain_number(label: str) -> str:
+    """A number without zeros before it; any other label as it is."""
+    return str(int(label)) if NUMBER.fullmatch(label) else label
+
+
+def check_classes(names: Sequence[str], where: str) -> None:
+    """Refuse fewer than two classes, among which there is nothing to tell apart, and a name given twice."""
+    if len(names) < 2:
+        raise UserError(f"{where} has {shown(names)}: at least two are needed to tell apart")
+    if len(set(names)) < len(names):
+        twice = next(name for name, count in Counter(names).items() if count > 1)
+        raise UserError(f"{where} names the class {twice!r} twice: rename one")
+
+
+def match_outputs(count: int, names: Sequence[str], *, knower: str, namer: str, fix: str = NAMES_FILE) -> list[int]:
     """For each of `names` the output that it means of a model with `count` outputs that does not name them.
 
     With 1000 outputs, or as many as one of ImageNet's larger sets has, a name is a WordNet id, or a word for a class
@@ -49,21 +94,21 @@ def match_outputs(count: int, names: Sequence[str], *, knower: str, namer: str) 
     table = _imagenet(count)
     places = [table.get(name, table.get(_plain(name), -1)) for name in names]
     if min(places, default=-1) < 0:
-        numbers = [int(name) if re.fullmatch(r"[0-9]{1,9}", name) else count for name in names]
+        numbers = [int(name) if NUMBER.fullmatch(name) else count for name in names]
         places = numbers if max(numbers) < count else places
     if min(places, default=-1) >= 0 and len(set(places)) == len(places):
         return places
     has = f"ImageNet's {count} classes" if table else f"{count} outputs without names"
     raise UserError(
-        f"the classes of {namer} cannot be matched to {knower}: {namer} has {shown(names)}; {knower} has {has}. Give "
-        "the model's classes in a file with names=FILE, one on a line, in the order of its outputs"
+        f"the classes of {namer} cannot be matched to {knower}: {namer} has {shown(names)}; {knower} has {has}. {fix}"
     )
 
 
 def read_names(file: str | Path) -> list[str]:
     """Class names from a text file, one on a line, or a JSON list or object of names by number.
 
-    Raises FileNotFoundError; UserError for another content, an empty or repeated name, or a number left out.
+    Two outputs may have the same name, as two cranes of ImageNet have. Raises FileNotFoundError; UserError for another
+    content, an empty name, or a number left out.
     """
     path = Path(file)
     if not path.is_file():
@@ -83,23 +128,23 @@ def read_names(file: str | Path) -> list[str]:
     names = [name.strip() for name in content]
     while names and not names[-1]:
         names.pop()
-    if not names or not all(names) or len(set(names)) < len(names):
-        raise UserError(f"{path} has an empty name, or one name twice: each class needs its own")
+    if not names or not all(names):
+        raise UserError(f"{path} has an empty name: each output needs one")
     return names
 
 
 def shown(names: Sequence[str], most: int = 8) -> str:
     """A list of names, shortened, with its length."""
     listed = ", ".join(f"{name!r:.40}" for name in names[:most])
-    return f"{len(names)} classes ({listed}{', …' if len(names) > most else ''})"
+    return f"{len(names)} class{'es' * (len(names) != 1)} ({listed}{', …' if len(names) > most else ''})"
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name).strip()).casefold()
 
 
 def _number(name: str) -> str | None:
-    return str(int(name)) if re.fullmatch(r"[0-9]{1,9}", name) else None
+    return plain_number(name) if NUMBER.fullmatch(name) else None
 
 
 def _places(names: Sequence[str], way: Callable[[str], str | None]) -> dict[str | None, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from anyres.data.classes import name_labels
 from anyres.data.decode import BadImage, Data
 from anyres.data.seeding import generator
 from anyres.data.sources import Item, MapSource, StreamSource
@@ -26,13 +27,14 @@ def open_huggingface(
     """Open NAME or NAME@CONFIG.
 
     NAME is a hub id, a folder written by `save_to_disk`, or a folder of images or parquet files. A data set without a
-    validation split (validation, val, valid or test) has every tenth image held out; a stream needs one. Labels are
-    the names of its ClassLabel column; whole numbers count as their own names. Raises UserError.
+    validation split (see `data.splits`) has every tenth image held out; a stream needs one. Labels are the names of
+    its ClassLabel column; whole numbers count as their own names, in a stream as many as there are `label_names`.
+    Raises UserError.
     """
     datasets, table, share = open_table(name, split, streaming)
     if streaming:
-        return _Stream(datasets, f"hf-stream:{name}/{split}", table, share, in_chans, label_names)
-    return _Table(datasets, f"hf:{name}/{split}", table, share, in_chans, label_names)
+        return _Stream(datasets, f"hf-stream:{name}/{split}", table, share, in_chans, len(label_names or ()))
+    return _Table(datasets, f"hf:{name}/{split}", table, share, in_chans)
 
 
 def open_table(name: str, split: str, streaming: bool = False) -> tuple[Any, Any, str]:
@@ -103,14 +105,6 @@ def _columns(datasets: Any, features: Any, name: str) -> tuple[str, str]:
     return image, label
 
 
-def _names(feature: Any, name: str, label_names: Sequence[str] | None) -> list[str]:
-    if getattr(feature, "names", None):
-        return list(feature.names)
-    if label_names is None:
-        raise UserError(f"data set {name} numbers its classes without naming them: read it with hf:, which counts them")
-    return list(label_names)
-
-
 def cell(value: dict[str, Any] | None, name: str, kind: str = "image") -> Data:
     """An undecoded image as a row of a table holds it."""
     if value is None:
@@ -118,10 +112,12 @@ def cell(value: dict[str, Any] | None, name: str, kind: str = "image") -> Data:
     return value["bytes"] if value.get("bytes") is not None else _fetch(value["path"], name)
 
 
-def _row_item(name: str, row: dict[str, Any], image: str, label: str) -> Item:
+def _row_item(name: str, row: dict[str, Any], image: str, label: str, classes: int) -> Item:
     data, place = cell(row[image], name), row[label]
     if place is None or place < 0:  # -1 is the library's mark for "no label", as in unlabelled test splits
         data, place = BadImage(name, "the row holds no label"), 0
+    if place >= classes:
+        raise UserError(f"{name} has the label {place}, and there are {classes} classes, from 0: correct the label")
     return Item(name, data, int(place))
 
 
@@ -139,19 +135,18 @@ def _fetch(path: str, name: str) -> Data:
 
 
 class _Table(MapSource):
-    def __init__(
-        self, datasets: Any, name: str, table: Any, share: str, in_chans: int, label_names: Sequence[str] | None
-    ) -> None:
+    def __init__(self, datasets: Any, name: str, table: Any, share: str, in_chans: int) -> None:
         super().__init__(name, [], in_chans)
         self.image, self.label = _columns(datasets, table.features, name)
         # Undecoded: the files must pass our limits, and be decoded once, at the scale that the views need.
         self.table = table.select_columns([self.image, self.label]).cast_column(
             self.image, datasets.Image(decode=False)
         )
-        feature = table.features[self.label]
-        if label_names is None and not getattr(feature, "names", None):
-            label_names = [str(place) for place in range(max(self.table.unique(self.label), default=-1) + 1)]
-        self.label_names = _names(feature, name, label_names)
+        self.label_names = list(getattr(table.features[self.label], "names", None) or ())
+        if not self.label_names:
+            numbers = (number for number in self.table.unique(self.label) if number is not None and number >= 0)
+            self.label_names = name_labels(set(map(str, numbers)), name)
+        self.classes = len(self.label_names)
         self.indices = rows(len(table), share)
         if not len(self.indices):
             raise UserError(f"data set {name} holds no images for this split: it has {len(table)} in all")
@@ -161,16 +156,19 @@ class _Table(MapSource):
 
     def _item(self, index: int) -> Item:
         row = int(self.indices[index])
-        return _row_item(f"{self.name}[{row}]", self.table[row], self.image, self.label)
+        return _row_item(f"{self.name}[{row}]", self.table[row], self.image, self.label, self.classes)
 
 
 class _Stream(StreamSource):
-    def __init__(
-        self, datasets: Any, name: str, table: Any, share: str, in_chans: int, label_names: Sequence[str] | None
-    ) -> None:
+    def __init__(self, datasets: Any, name: str, table: Any, share: str, in_chans: int, numbers: int) -> None:
         super().__init__(name, [], in_chans)
         self.image, self.label = _columns(datasets, table.features, name)
-        self.label_names = _names(table.features[self.label], name, label_names)
+        self.label_names = list(getattr(table.features[self.label], "names", None) or map(str, range(numbers)))
+        if not self.label_names:
+            raise UserError(
+                f"data set {name} numbers its classes without naming them: read it with hf:, which counts them"
+            )
+        self.classes = len(self.label_names)
         count = None
         if isinstance(table, datasets.Dataset):  # saved by save_to_disk: on this machine, so its length is known
             chosen = rows(len(table), share)
@@ -197,5 +195,5 @@ class _Stream(StreamSource):
             table = split_dataset_by_node(table, rank, world)
         of_epoch = "" if epoch is None else f" of epoch {epoch + 1}"
         for count, row in enumerate(table):
-            path = (row[self.image] or {}).get("path")
-            yield _row_item(path or f"{self.name}[{count * world + rank}{of_epoch}]", row, self.image, self.label)
+            path = (row[self.image] or {}).get("path") or f"{self.name}[{count * world + rank}{of_epoch}]"
+            yield _row_item(path, row, self.image, self.label, self.classes)

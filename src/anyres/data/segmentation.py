@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from anyres.data.classes import check_classes
 from anyres.data.composed import Scenes
 from anyres.data.decode import MAX_PIXELS, BadImage, Data, list_images, load_indices
 from anyres.data.huggingface import cell, open_table, rows
 from anyres.data.schedule import Size
-from anyres.data.sources import Item, MapSource, check_classes, folders, held_out
+from anyres.data.sources import Item, MapSource, check_beside_splits, folders, held_out
 from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, check_split, find_split
 from anyres.errors import UserError
 
@@ -96,8 +97,9 @@ class SegmentationSource(MapSource):
     ) -> None:
         super().__init__(name, label_names, in_chans)
         most = IGNORED - reduce_zero_label
-        if not 1 <= len(label_names) <= most:
-            raise UserError(f"{name} with {len(label_names)} classes is not possible: masks tell 1 to {most} apart")
+        check_classes(label_names, name)
+        if len(label_names) > most:
+            raise UserError(f"{name} with {len(label_names)} classes is not possible: masks tell 2 to {most} apart")
         values = list(mask_values) or [place + reduce_zero_label for place in range(len(label_names))]
         unfit = (
             reduce_zero_label or len(set(values)) != len(label_names) or not all(0 <= value <= 255 for value in values)
@@ -246,7 +248,7 @@ class MaskFolder(SegmentationSource):
             )
         parts = _parts(root, split)
         ade20k = (root / "annotations" / "training").is_dir()
-        names = _class_names(root)
+        names = class_names(root)
         if num_classes is None:
             num_classes = len(mask_values) or len(names) or (ADE20K_CLASSES if ade20k else None)
         if num_classes is None:
@@ -256,7 +258,6 @@ class MaskFolder(SegmentationSource):
         if reduce_zero_label is None:
             reduce_zero_label = not mask_values and ade20k and num_classes == ADE20K_CLASSES
         names = names or [str(place) for place in range(num_classes)]
-        check_classes(names, folder)
         super().__init__(f"{folder}/{split}", names, in_chans, reduce_zero_label, mask_values)
         pairs = [pair for images, masks, share in parts for pair in _pairs(root, images, masks, share)]
         if not pairs:
@@ -284,6 +285,7 @@ def _parts(root: Path, split: str) -> list[tuple[str, str, str]]:
                 f"{root}/masks/train (or {root}/train/images and {root}/train/masks)"
             )
         return [("images", marks, split)]
+    check_beside_splits(root / "images" if marks else root, "put all images into the splits")
     parts = []
     for part in found if split == "all" else [split]:
         pair = found[part]
@@ -341,7 +343,7 @@ def _pairs(root: Path, image_folder: str, mask_folder: str, share: str) -> list[
     return [(f"{image_folder}/{file}", f"{mask_folder}/{by_stem[os.path.splitext(file)[0]]}") for file in files]
 
 
-def _class_names(root: Path) -> list[str]:
+def class_names(root: Path) -> list[str]:
     """What the folder calls its classes; nothing if it does not say."""
     file = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
     if file is None:

@@ -18,15 +18,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from anyres.data.classes import NUMBER, name_labels, plain_number
 from anyres.data.decode import EXTENSIONS, BadImage, Data
 from anyres.data.seeding import generator
 from anyres.data.sources import Item, StreamSource
-from anyres.data.splits import VALIDATION_NAMES, check_split
+from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, check_split
 from anyres.errors import UserError
 
 SHUFFLE_BUFFER = 1000
 MAX_MEMBER_BYTES = 256 * 2**20
-CLASS_NUMBER = re.compile(r"[0-9]{1,6}")
 JSON_KEYS = ("label", "cls", "class", "class_id")
 
 
@@ -34,14 +34,14 @@ class Shards(StreamSource):
     """Samples with an image (.jpg, .png, …) and a class.
 
     The class is a number or a name: the text of .cls, or the field label, cls, class or class_id of .json.
-    `{split}` in the pattern stands for train and for val (or validation, valid, test). Without it, the tenth of the
-    samples whose keys hash lowest is for validation. Class names are the lines of `classes.txt` beside the shards, or
-    `label_names`; where there is neither, all shards are read once for their classes and their number of samples (about
-    a minute for a million). Otherwise the number comes from a shard index of webdataset beside the shards (a .json file
-    with `shardlist`), if there is one.
+    `{split}` in the pattern stands for the names of `data.splits`, also with capitals. Without it, the tenth of the
+    samples whose keys hash lowest is for validation. Class names are the lines of `classes.txt` beside the shards;
+    without it, all shards are read once for their classes and their number of samples (about a minute for a million).
+    With it, the number comes from a shard index of webdataset beside the shards (a .json file with `shardlist`), if
+    there is one, and reading a class that it does not name, or a number beyond it, raises UserError.
     """
 
-    def __init__(self, pattern: str, split: str, in_chans: int = 3, label_names: Sequence[str] | None = None) -> None:
+    def __init__(self, pattern: str, split: str, in_chans: int = 3) -> None:
         check_split(split)
         super().__init__(f"wds:{pattern}", [], in_chans)
         self.shards, self.share = _find(pattern, split)
@@ -51,15 +51,20 @@ class Shards(StreamSource):
             self.label_names = [
                 line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()
             ]
-        elif label_names is not None:
-            self.label_names = list(label_names)
         else:
             # Classes come from the whole set, also where only a share is used: both shares must number them alike.
             scanned = [
                 (key, _label(parts)) for shard in self.shards for key, parts in _samples(shard, pixels=False) if parts
             ]
-            self.label_names = _class_names([label for _, label in scanned], self.name)
+            labels = {label for _, label in scanned if label is not None}
+            if not labels:
+                raise UserError(
+                    f"{self.name} holds no samples with a class: each needs an image and a .cls or .json file"
+                )
+            self.label_names = name_labels(labels, self.name)
         self.places = {name: place for place, name in enumerate(self.label_names)}
+        if not any(map(NUMBER.fullmatch, self.label_names)):  # classes with names have numbers besides
+            self.places |= {str(place): place for place in range(len(self.label_names))}
         if scanned is not None:
             self.size = sum(self._mine(key) for key, _ in scanned)
         elif self.share == "all":
@@ -93,13 +98,14 @@ class Shards(StreamSource):
     def _content(self, name: str, parts: dict[str, bytes | None]) -> tuple[Data, int]:
         image = next((extension for extension in parts if extension in EXTENSIONS), None)
         text = _label(parts)
-        label: int | None = None
-        if text is not None:
-            label = self.places.get(text, int(text) if CLASS_NUMBER.fullmatch(text) else None)
         if image is None:
             return BadImage(name, "the sample holds no image"), 0
-        if label is None or not 0 <= label < len(self.label_names):
-            return BadImage(name, "the sample holds no known class (.cls or .json)"), 0
+        if text is None:
+            return BadImage(name, "the sample holds no class (.cls or .json)"), 0
+        label = self.places.get(text, self.places.get(plain_number(text)))
+        if label is None:
+            count = len(self.label_names)
+            raise UserError(f"{name} is of the class {text[:40]!r}, none of the {count} of classes.txt: complete it")
         data = parts[image]
         if data is None:
             return BadImage(name, f"the file is larger than {MAX_MEMBER_BYTES >> 20} MiB"), label
@@ -110,8 +116,8 @@ def _find(pattern: str, split: str) -> tuple[list[Path], str]:
     """Return the shards in order, and the share of their samples to use."""
     choices: list[tuple[str, ...]] = [(split,)]
     if "{split}" in pattern:
-        before = {"train": ("train",), "val": (), "all": ("train",)}[split]
-        choices = [before] if split == "train" else [(*before, name) for name in VALIDATION_NAMES]
+        train, val = map(_spellings, (TRAIN_NAMES, VALIDATION_NAMES))
+        choices = list(itertools.product(*{"train": [train], "val": [val], "all": [train, val]}[split]))
     for names in choices:
         found, missing = [], []
         for name in names:
@@ -125,6 +131,10 @@ def _find(pattern: str, split: str) -> tuple[list[Path], str]:
                 f"shard {missing[0]} does not exist: check the numbers in the braces of wds:{pattern}"
             )
     raise FileNotFoundError(f"no {split} shards match wds:{pattern}: check the folder and the names")
+
+
+def _spellings(names: Sequence[str]) -> list[str]:
+    return [form for name in names for form in (name, name.capitalize(), name.upper())]
 
 
 def _expand(pattern: str) -> tuple[list[Path], list[str]]:
@@ -187,15 +197,6 @@ def _label(parts: dict[str, bytes | None]) -> str | None:
         return None
     value = next((fields[key] for key in JSON_KEYS if key in fields), None) if isinstance(fields, dict) else None
     return None if value is None or isinstance(value, bool | list | dict) else str(value)
-
-
-def _class_names(labels: Sequence[str | None], name: str) -> list[str]:
-    found = {label for label in labels if label is not None}
-    if not found:
-        raise UserError(f"{name} holds no samples with a class: each needs an image and a .cls or .json file")
-    if all(CLASS_NUMBER.fullmatch(label) for label in found):
-        return [str(place) for place in range(max(map(int, found)) + 1)]
-    return sorted(found)
 
 
 def _indexed_size(shards: Sequence[Path]) -> int | None:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from anyres.data.classes import match_classes, shown
+from anyres.data.classes import check_classes, match_classes, tell_subset
 from anyres.data.decode import EXTENSIONS, Data, list_images, load_image
-from anyres.data.splits import VALIDATION_NAMES, check_split, find_split, looks_like_split
+from anyres.data.splits import VALIDATION_NAMES, check_split, differ_by_split, find_split, looks_like_split
 from anyres.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 STATISTICS = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 """ImageNet's mean and standard deviation, of its luminance for one channel."""
@@ -55,16 +52,16 @@ class Source(ABC):
         self._relabel: dict[int, int] | None = None
 
     def use_labels(self, label_names: Sequence[str]) -> None:
-        """Number the labels by another list of names, such as a checkpoint's, which must hold all classes of this
+        """Number the labels by another list of names, that of the training data, which must hold all classes of this
         source (see `match_classes`). Raises UserError."""
-        places = match_classes(label_names, self.label_names, knower="the labels given", namer=self.name)
-        if len(places) < len(label_names):
-            logger.info("%s has %d of the %d classes", self.name, len(places), len(label_names))
+        whose = {"knower": "the training data", "namer": self.name}
+        places = match_classes(label_names, self.label_names, **whose, fix="Give both the same classes")
+        tell_subset(label_names, places, **whose)
         self._relabel = dict(enumerate(places))
         self.label_names = list(label_names)
 
     def _labelled(self, item: Item) -> Item:
-        return item if self._relabel is None else item._replace(label=self._relabel.get(item.label, item.label))
+        return item if self._relabel is None else item._replace(label=self._relabel[item.label])
 
 
 class MapSource(Source):
@@ -137,9 +134,10 @@ def open_source(
     elif text.startswith("wds:"):
         from anyres.data.shards import Shards
 
-        source = Shards(text.removeprefix("wds:"), split, in_chans or 3, label_names=label_names)
+        source = Shards(text.removeprefix("wds:"), split, in_chans or 3)
     else:
         source = ImageFolder(text, split, in_chans or 3)
+    check_classes(source.label_names, source.name)
     if label_names is not None and list(label_names) != source.label_names:
         source.use_labels(label_names)
     return source
@@ -217,14 +215,19 @@ class ImageFolder(MapSource):
                 f"data set {folder!r} is a file: give the folder that holds one folder of {self.kind}s per class"
             )
         parts = self._parts(root, split)
-        self.label_names = _class_names(self._train_folder(root) or parts[0][0], self.kind)
+        home = self._train_folder(root) or parts[0][0]
+        self.label_names = _class_names(home, self.kind)
         files: list[str] = []
         labels: list[int] = []
         for part, share in parts:
-            for class_name, inside in self._class_files(part, share):
+            names, whose = folders(part), {"knower": str(home), "namer": str(part)}
+            places = match_classes(self.label_names, names, **whose, fix="Give both the same class folders")
+            tell_subset(self.label_names, places, **whose)
+            for class_name, place in zip(names, places, strict=True):
+                inside = self._class_files(part / class_name, share)
                 prefix = f"{part.relative_to(root).as_posix()}/{class_name}/" if part != root else f"{class_name}/"
                 files.extend(prefix + file for file in inside)
-                labels.extend([self.label_names.index(class_name)] * len(inside))
+                labels.extend([place] * len(inside))
         if not files:
             raise UserError(
                 f"no class of {folder} has a second {self.kind} for the {split} split: add some, or a folder val"
@@ -244,13 +247,15 @@ class ImageFolder(MapSource):
         names = {part: find_split(inside, part) for part in ("train", "val")}
         splits = [name for name in inside if looks_like_split(name)]
         if not splits:
+            if differ_by_split(inside):
+                raise UserError(
+                    f"the folders {', '.join(inside[:4])} of {root} look like parts of a data set: rename them to train"
+                    " and val"
+                )
             return [(root, split)]
-        if (names["train"] is None or names["val"] is None) and len(splits) < len(inside):
-            other = next(name for name in inside if name not in splits)
-            raise UserError(
-                f"{root} has a folder {splits[0]}, which looks like a part of a data set, beside {other}, which does "
-                f"not: give folders train and val with one folder of {self.kind}s per class, or rename {splits[0]}"
-            )
+        check_beside_splits(
+            root, f"give folders train and val with one folder of {self.kind}s per class", self.extensions
+        )
         wanted = ("train", "val") if split == "all" else (split,)
         for part in wanted:
             if names[part] is None and split != "all":
@@ -261,21 +266,14 @@ class ImageFolder(MapSource):
                 )
         return [(root / name, "all") for part in wanted if (name := names[part]) is not None]
 
-    def _class_files(self, folder: Path, share: str) -> Iterator[tuple[str, list[str]]]:
-        for class_name in folders(folder):
-            if class_name not in self.label_names:
-                raise UserError(
-                    f"{folder / class_name} is a class that the train folder does not have: move it there or remove it"
-                )
-            inside = list_images(folder / class_name, self.extensions)
-            if not inside:
-                raise UserError(
-                    f"class folder {folder / class_name} holds no {self.kind}s: add some or remove the folder"
-                )
-            if share != "all":
-                lowest = held_out(inside)
-                inside = [file for file in inside if (file in lowest) == (share == "val")]
-            yield class_name, inside
+    def _class_files(self, folder: Path, share: str) -> list[str]:
+        inside = list_images(folder, self.extensions)
+        if not inside:
+            raise UserError(f"class folder {folder} holds no {self.kind}s: add some or remove the folder")
+        if share == "all":
+            return inside
+        lowest = held_out(inside)
+        return [file for file in inside if (file in lowest) == (share == "val")]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -290,6 +288,18 @@ def folders(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def check_beside_splits(folder: Path, fix: str, extensions: Collection[str] = EXTENSIONS) -> None:
+    """Refuse files beside the folders of splits: they would be left out, or are classes and the splits are, too."""
+    names = folders(folder)
+    split = next(filter(looks_like_split, names))
+    others = (name for name in names if not looks_like_split(name) and list_images(folder / name, extensions))
+    if (other := next(others, None)) is not None:
+        raise UserError(
+            f"{folder} has a folder {split}, which looks like a part of a data set, beside {other}, which does not: "
+            f"{fix}, or rename {split}"
+        )
+
+
 def _class_names(folder: Path, kind: str) -> list[str]:
     """The class folders, at least two."""
     names = folders(folder)
@@ -297,15 +307,6 @@ def _class_names(folder: Path, kind: str) -> list[str]:
         raise UserError(f"{folder} holds no class folders: expected {folder}/CLASS/FILE or {folder}/train/CLASS/FILE")
     check_classes(names, f"{folder} (one folder of {kind}s per class)")
     return names
-
-
-def check_classes(names: Sequence[str], where: str) -> None:
-    """Refuse fewer than two classes, among which there is nothing to tell apart, and a name given twice."""
-    if len(names) < 2:
-        raise UserError(f"{where} has {shown(names)}: at least two are needed to tell apart")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if list(names).count(name) > 1)
-        raise UserError(f"{where} names the class {twice!r} twice: rename one")
 
 
 def held_out(files: Sequence[str]) -> set[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from anyres.data.classes import check_classes, match_classes, name_labels, plain_number, tell_subset
 from anyres.data.decode import list_images
 from anyres.data.sources import Digits, ImageFolder, Item, MapSource
 from anyres.data.splits import check_split, find_split
@@ -54,6 +55,7 @@ def open_video_source(
         source = VideoList(text, split)
     else:
         source = VideoFolder(text, split)
+    check_classes(source.label_names, source.name)
     if label_names is not None and list(label_names) != source.label_names:
         source.use_labels(label_names)
     return source
@@ -79,8 +81,8 @@ class VideoList(MapSource):
     anywhere below the folder, are named ID_START_END with six digits each, or ID. As many of these are no longer to be
     had, those that are not there are left out and counted in the log.
 
-    `spec` is a folder with train.csv and a list called like one of `VALIDATION_NAMES`, or one
-    list, which then is every split. Raises UserError for lines of another kind, and classes that train does not have.
+    `spec` is a folder with train.csv and a list called like one of `VALIDATION_NAMES`, or one list, which then is every
+    split. Raises UserError for lines of another kind, and classes that train does not have.
     """
 
     def __init__(self, spec: str, split: str) -> None:
@@ -93,18 +95,19 @@ class VideoList(MapSource):
             train, val = (Path(spec, f"{find_split(lists, part) or part}.csv") for part in ("train", "val"))
         chosen = {"train": [train], "val": [val], "all": [train, val]}[split]
         pairs_of = {path: _read_list(path) for path in dict.fromkeys([train, *chosen])}
-        labels = {label for _, label in pairs_of[train]}
-        numbers = all(label.isdecimal() for label in labels)
-        self.label_names = [str(i) for i in range(max(map(int, labels)) + 1)] if numbers else sorted(labels)
-        place = {name: number for number, name in enumerate(self.label_names)}
-        pairs = [pair for path in dict.fromkeys(chosen) for pair in pairs_of[path]]
-        unknown = next((pair for pair in pairs if pair[1] not in place), None)
-        if unknown is not None:
-            raise UserError(f"{unknown[0]} in {val} is of the class {unknown[1]!r}, which {train} has not: mend a list")
+        self.label_names = name_labels({label for _, label in pairs_of[train]}, str(train))
+        pairs: list[tuple[str, int]] = []
+        for path in dict.fromkeys(chosen):
+            whose = {"knower": str(train), "namer": str(path)}
+            names = sorted({plain_number(label) for _, label in pairs_of[path]})
+            places = match_classes(self.label_names, names, **whose, fix="Correct one of the lists")
+            tell_subset(self.label_names, places, **whose)
+            place = dict(zip(names, places, strict=True))
+            pairs += [(file, place[plain_number(label)]) for file, label in pairs_of[path]]
         self.root = train.parent
         # One block of bytes: a list of strings would be copied into every worker as it is touched.
-        self.files = np.array([os.fsencode(path) for path, _ in pairs])
-        self.labels = np.array([place[label] for _, label in pairs])
+        self.files = np.array([os.fsencode(file) for file, _ in pairs])
+        self.labels = np.array([label for _, label in pairs])
 
     def __len__(self) -> int:
         return len(self.files)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.data import EvalBatch, EvalLoader, ImageTest, Source
-from anyres.data.classes import match_classes, match_outputs
+from anyres.data.classes import NAMES_FILE, imagenet_words, match_classes, match_outputs
 from anyres.errors import UserError
 from anyres.evaluation.cost import input_channels, precision_context
 from anyres.evaluation.results import Measured, Size
@@ -115,7 +115,7 @@ def tally(
     try:
         with torch.inference_mode():
             for batch in loader:
-                targets = batch.labels if places is None else places[batch.labels]
+                targets = places[batch.labels]
                 with precision_context(precision, device):
                     logits = logits_of(batch)
                 count, classes = count + len(targets), logits.shape[-1]
@@ -166,19 +166,31 @@ def _gather(share: tuple[Any, ...]) -> list[Any]:
     return shares
 
 
-def label_places(model: nn.Module, source: Source) -> Tensor | None:
-    """For each class of the source the output of the model that means it; None where they count alike.
+def label_names(model: nn.Module) -> list[str]:
+    """Names of the model's outputs: stored with the weights, else ImageNet's for as many classes, else numbers. Raises
+    UserError for more or fewer stored names than outputs."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    count = int(getattr(model, "num_classes", len(names or ())))
+    if names and len(names) != count:
+        raise UserError(f"{_title(model)} states {len(names)} names for its {count} outputs: give them in names=FILE")
+    return list(names) if names else imagenet_words(count) or [str(i) for i in range(count)]
+
+
+def label_places(model: nn.Module, source: Source, fix: str = NAMES_FILE) -> Tensor:
+    """For each class of the source the output of the model that means it, (K,) int64.
 
     Classes are matched by name, never by position: by the model's `label_names`, or as `match_outputs` does for a model
-    without. Raises UserError where a class has no match.
+    without. Raises UserError, which ends in `fix`, where a class has no match.
     """
-    known = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
-    knower = f"the model {getattr(model, 'architecture', None) or type(model).__name__}"
-    if known:
-        places = match_classes(known, source.label_names, knower=knower, namer=source.name)
-    else:
-        places = match_outputs(model.num_classes, source.label_names, knower=knower, namer=source.name)  # type: ignore[arg-type]
-    return None if places == list(range(len(places))) else torch.tensor(places)
+    whose = {"knower": _title(model), "namer": source.name, "fix": fix}
+    if (getattr(model, "pretrained_cfg", None) or {}).get("label_names"):
+        return torch.tensor(match_classes(label_names(model), source.label_names, **whose))
+    count = int(getattr(model, "num_classes", len(source.label_names)))
+    return torch.tensor(match_outputs(count, source.label_names, **whose))
+
+
+def _title(model: nn.Module) -> str:
+    return f"the model {getattr(model, 'architecture', None) or type(model).__name__}"
 
 
 def first_images(model: nn.Module, source: Source, size: Size, count: int) -> list[Image.Image]:

@@ -160,9 +160,7 @@ def _area(entry: Entry, kind: str) -> float:
 
 def _categories(model: nn.Module, source: DetectionSource) -> dict[int, int]:
     """The category id of each of the model's labels that the source has."""
-    places = label_places(model, source)
-    labels = range(len(source.category_ids)) if places is None else places.tolist()
-    return dict(zip(labels, source.category_ids, strict=True))
+    return dict(zip(label_places(model, source).tolist(), source.category_ids, strict=True))
 
 
 def _truth(objects: Objects, category_ids: Sequence[int]) -> list[Entry]:

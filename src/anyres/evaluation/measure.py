@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from anyres.data import BadImage, open_source, rle
-from anyres.evaluation.accuracy import evaluate, first_images, preparation_for
+from anyres.data.classes import tell_subset
+from anyres.evaluation.accuracy import evaluate, first_images, label_names, label_places, preparation_for
 from anyres.evaluation.results import Measured, Size
 from anyres.tasks import task_of
 
@@ -20,32 +22,38 @@ if TYPE_CHECKING:
 
 
 def open_test_source(model: Any, data: str, split: str = "val", *, others: Sequence[Any] = ()) -> Any:
-    """The data of a model's task, numbered by the model's classes where it names them; with the masks and keypoints
-    that it, or one of the `others` that share the data, is judged by."""
+    """The data of a model's task, with the masks and keypoints that it, or one of the `others` that share the data, is
+    judged by. Raises UserError where the classes do not fit one of the models."""
+    source = _open_source(model, data, split, others)
+    for each in (model, *others):
+        places, known = label_places(each, source).tolist(), label_names(each)
+        tell_subset(known, places, knower=type(each).__name__, namer=source.name)
+    return source
+
+
+def _open_source(model: Any, data: str, split: str, others: Sequence[Any]) -> Any:
     task = task_of(model)
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    names = cfg.get("label_names")
     if task == "segmentation":
-        from anyres.data.segmentation import open_segmentation
+        from anyres.data.segmentation import class_names, open_segmentation
 
         return open_segmentation(
             data,
             split,
-            num_classes=model.num_classes,
+            num_classes=None if class_names(Path(data)) else model.num_classes,
             reduce_zero_label=cfg.get("reduce_zero_label"),
             mask_values=cfg.get("mask_values") or (),
-            label_names=names,
         )
     if task == "detection":
         from anyres.data.detection import open_detection
 
         rle.coco_masks()  # it complains now, not after the last picture
         heads = " ".join(each.options["head"] for each in (model, *others))
-        return open_detection(data, split, masks="mask" in heads, keypoints="keypoint" in heads, label_names=names)
+        return open_detection(data, split, masks="mask" in heads, keypoints="keypoint" in heads)
     if task == "video":
         from anyres.data.video_sources import open_video_source
 
-        return open_video_source(data, split, label_names=names)
+        return open_video_source(data, split)
     return open_source(data, split)
 
 

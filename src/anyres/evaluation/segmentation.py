@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from anyres.data import EvalLoader
 from anyres.data.segmentation import IGNORED, SegmentationSource
 from anyres.data.segmentation_views import SegmentationTest
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import _gather, check_size, label_places, preparation_for, process
+from anyres.evaluation.accuracy import _gather, check_size, label_names, label_places, preparation_for, process
 from anyres.evaluation.cost import precision_context
 from anyres.evaluation.results import Measured, Size, covered
 from anyres.finite import check_outputs, check_weights
@@ -113,8 +112,7 @@ def evaluate_segmentation(
     way = preparation_for(model, source)
     places = label_places(model, source)
     table = torch.arange(256, dtype=torch.uint8)
-    if places is not None:
-        table[: len(places)] = places.byte()
+    table[: len(places)] = places.byte()
     test = SegmentationTest(size, way.mean, way.std, longest, divisor)
     loader = EvalLoader(source, test, batch_size, workers, rank=rank, world=world)
     check_weights(model)
@@ -161,9 +159,7 @@ def evaluate_segmentation(
         "pixel_accuracy": 100 * total.pixel_accuracy,
         "mean_accuracy": 100 * total.mean_accuracy,
     }
-    own: Any = getattr(model, "pretrained_cfg", None)
-    names = list(source.label_names if places is None else own["label_names"])
-    names += map(str, range(len(names), total.num_classes))
+    names = label_names(model)
     percent = (100 * total.iou).tolist()
     iou = {name: None if math.isnan(value) else value for name, value in zip(names, percent, strict=True)}
     there = sum(value is not None for value in iou.values())

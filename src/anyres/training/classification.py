@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anyres.checkpoints import load_checkpoint
 from anyres.data import Augmentation, ImageViews, Mixing, Source, open_source
-from anyres.data.classes import imagenet_words
+from anyres.data.classes import read_names
 from anyres.data.schedule import Size
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import evaluate, label_places
@@ -21,7 +21,7 @@ from anyres.tasks import load_pretrained
 from anyres.training.config import LabelConfig, TrainConfig
 from anyres.training.losses import BaseLoss, Outputs, distilled_loss, soft_cross_entropy
 from anyres.training.sparsification import sparsification_losses
-from anyres.training.task import Task, weights_file
+from anyres.training.task import Task, for_other_classes, weights_file
 
 
 class Classification(Task):
@@ -106,11 +106,12 @@ def build_base_loss(config: TrainConfig, accelerator: Accelerator, source: Sourc
         return build_sparsification_loss(config, accelerator, source)
     if config.teacher is None:
         return lambda outputs, target, view: soft_cross_entropy(outputs["logits"], target)
-    teacher = load_teacher(config, source).to(accelerator.device)
+    teacher, places = load_teacher(config, source)
+    teacher, places = teacher.to(accelerator.device), places.to(accelerator.device)
 
     def base_loss(outputs: Outputs, target: Tensor, view: Tensor) -> Tensor:
         with torch.no_grad(), accelerator.autocast():
-            teacher_logits = teacher(view)
+            teacher_logits = teacher(view)[:, places]
         # A model without a distillation token learns from the teacher through its only head (an ablation of the paper).
         return distilled_loss(
             soft_cross_entropy(outputs["logits"], target),
@@ -136,7 +137,10 @@ def build_sparsification_loss(config: TrainConfig, accelerator: Accelerator, sou
         )
     unpruned = config.changed(model_args={**config.model_args, "prune_before": ()}, drop_path=0.0)
     teacher = build_classifier(unpruned, source).to(accelerator.device)
-    report = load_checkpoint(teacher, weights_file(weights), strict=False)
+    path = weights_file(weights)
+    if for_other_classes(path, source.label_names):
+        raise UserError(f"the weights of sparsify's teacher, {path}, are for other classes: give those for this data")
+    report = load_checkpoint(teacher, path, strict=False)
     if report.missing or report.mismatched:
         raise UserError(f"the weights of sparsify's teacher do not fit {config.model}: {report}")
     teacher.eval().requires_grad_(False)
@@ -150,10 +154,14 @@ def build_sparsification_loss(config: TrainConfig, accelerator: Accelerator, sou
     return base_loss
 
 
-def load_teacher(config: TrainConfig, source: Source) -> nn.Module:
-    """A timm network, or the weights folder of a run. Errors: UserError in one sentence, also without network."""
+def load_teacher(config: TrainConfig, source: Source) -> tuple[nn.Module, Tensor]:
+    """A timm network, or the weights folder of a run, and which of its outputs means each class of the source. Errors:
+    UserError in one sentence, also without network."""
     name, weights = str(config.teacher), config.teacher_weights
-    options: dict[str, Any] = {"num_classes": len(source.label_names), "in_chans": source.in_chans}
+    options: dict[str, Any] = {"in_chans": source.in_chans}
+    names = read_names(config.teacher_names) if config.teacher_names else None
+    if weights is not None:  # timm's own have a head; that of a checkpoint is as large as its classes
+        options["num_classes"] = len(names or source.label_names)
     if Path(name).is_dir():
         teacher: Any = load_pretrained(name)
     else:
@@ -165,15 +173,8 @@ def load_teacher(config: TrainConfig, source: Source) -> nn.Module:
                 f"teacher {name!r} cannot be loaded ({reason}); give a timm name where there is internet access, "
                 "its checkpoint as teacher_weights, or the weights folder of a run"
             ) from error
-    if teacher.num_classes != options["num_classes"]:
-        raise UserError(
-            f"teacher {name!r} knows {teacher.num_classes} classes but the data has {options['num_classes']}; "
-            "choose one that was trained on the same classes"
-        )
-    names = (getattr(teacher, "pretrained_cfg", None) or {}).get("label_names")
-    if names or imagenet_words(teacher.num_classes):
-        places = label_places(teacher, source)
-        if places is not None:
-            raise UserError(f"teacher {name!r} has the data's classes in another order; train it on this data")
-    teacher.eval().requires_grad_(False)
-    return cast(nn.Module, teacher)
+    if names is not None:
+        teacher.pretrained_cfg = {**teacher.pretrained_cfg, "label_names": names}
+    fix = "Choose a teacher for these classes, or give its own in a file with teacher_names=FILE"
+    places = label_places(teacher, source, fix)
+    return cast(nn.Module, teacher.eval().requires_grad_(False)), places

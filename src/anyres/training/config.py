@@ -194,6 +194,9 @@ class TrainConfig(LabelConfig):
     # Distillation from a teacher network
     teacher: str | None = option(None, "Teacher network: a timm name (regnety_160), or a run's weights folder.")
     teacher_weights: str | None = option(None, "Checkpoint of a timm teacher; otherwise timm's pretrained weights.")
+    teacher_names: str | None = option(
+        None, "File of the teacher's class names, one on a line, instead of those that it comes with."
+    )
     teacher_kind: Literal["hard", "soft"] = option("hard", "Learn the teacher's arg-max label, or its probabilities.")
     teacher_alpha: float = option(0.5, "Weight of the teacher's term; the labels' has 1 minus this.", ge=0, le=1)
     teacher_tau: float = option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +15,9 @@ from anyres.checkpoints import LoadReport, load_checkpoint
 from anyres.errors import UserError
 from anyres.tasks.base import TaskModel
 from anyres.training.config import DenseConfig
-from anyres.training.task import Task, for_other_classes, holds_task
+from anyres.training.task import OTHER_CLASSES, Task, for_other_classes, holds_task
+
+logger = logging.getLogger(__name__)
 
 
 class DenseTask(Task):
@@ -60,5 +63,8 @@ class DenseTask(Task):
     def load(self, model: TaskModel, path: Path) -> LoadReport:
         """Weights of the same task and classes fill the whole model; others, and those of a classifier or a published
         file, the backbone."""
-        whole = holds_task(path, model.task) and not for_other_classes(path, model)
+        whole = holds_task(path, model.task)
+        if whole and for_other_classes(path, model.pretrained_cfg.get("label_names")):
+            whole = False
+            logger.warning(OTHER_CLASSES, path)
         return load_checkpoint(model if whole else model.backbone, path, strict=False)

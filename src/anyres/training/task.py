@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +23,8 @@ from anyres.training.config import RunConfig
 from anyres.training.losses import BaseLoss
 
 logger = logging.getLogger(__name__)
+
+OTHER_CLASSES = "%s was trained on other classes, or on these in another order: the head starts afresh"
 
 
 class Task(ABC):
@@ -92,13 +95,13 @@ def load_but_head(model: Any, path: Path, head: nn.Module) -> LoadReport:
     the same size would fit, and mean something else."""
     fresh = deepcopy(head.state_dict())
     report = load_checkpoint(model, path, strict=False)
-    if for_other_classes(path, model):
+    if for_other_classes(path, model.pretrained_cfg.get("label_names")):
         head.load_state_dict(fresh)
-        logger.warning("%s was trained on other classes: the head starts afresh", path)
+        logger.warning(OTHER_CLASSES, path)
     return report
 
 
-def for_other_classes(path: Path, model: Any) -> bool:
+def for_other_classes(path: Path, label_names: Sequence[str] | None) -> bool:
     """Whether the saved model's folder that a weights file lies in names other classes, or the same in another order.
     A lone file says nothing."""
     file = path.parent / CONFIG
@@ -106,7 +109,7 @@ def for_other_classes(path: Path, model: Any) -> bool:
         return False
     config = check_config(file)
     names = {**config.get("pretrained_cfg", {}), **config.get("anyres", {})}.get("label_names")
-    return names is not None and list(names) != model.pretrained_cfg.get("label_names")
+    return names is not None and list(names) != list(label_names or ())
 
 
 def holds_task(path: Path, task: str) -> bool:

@@ -1,0 +1,92 @@
+"""What a score counts as right: the output that means an image's class, or no score at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from anyres.data import open_source
+from anyres.errors import UserError
+from anyres.evaluation.accuracy import evaluate, label_names, label_places
+from anyres.evaluation.measure import open_test_source
+from tests.evaluation.helpers import TableModel
+
+
+def classifier(count: int, **cfg: Any) -> TableModel:
+    """A model of `count` outputs that takes an image of brightness 10·i for class i."""
+    model = TableModel(torch.eye(count), mean=(0.0,), std=(1.0,), **{"label_names": None, **cfg})
+    model.num_classes = count
+    return model
+
+
+def write_folder(root: Path, brightness: dict[str, int]) -> Path:
+    for name, value in brightness.items():
+        (root / name).mkdir(parents=True)
+        for copy in range(2):
+            Image.new("L", (20, 20), value).save(root / name / f"{copy}.png")
+    return root
+
+
+def test_numbers_are_numbers_and_not_places_in_sorted_order(tmp_path: Path) -> None:
+    # Sorted, "10" comes before "2".
+    folder = write_folder(tmp_path, {"2": 20, "10": 100, "007": 70})
+    for model in (classifier(1000), classifier(12), classifier(12, label_names=[str(i) for i in range(12)])):
+        assert evaluate(model, open_source(folder, "all", in_chans=1), (16, 16)).scores["top1"] == 100
+
+
+@pytest.mark.parametrize("names", [("cats", "dogs"), ("1000", "2"), ("crane", "tench")])
+def test_an_imagenet_model_has_no_score_on_other_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
+    folder = write_folder(tmp_path, dict.fromkeys(names, 0))
+    with pytest.raises(UserError, match=rf"'{names[0]}', '{names[1]}'.*ImageNet's 1000 classes.*names=FILE"):
+        open_test_source(classifier(1000), str(folder), "all")
+
+
+def test_every_model_of_a_sweep_is_matched_before_it_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = str(write_folder(tmp_path, {"cat": 0, "dog": 10}))
+    one, other = classifier(3, label_names=["cow", "dog", "cat"]), classifier(2, label_names=["cat", "dog"])
+    source = open_test_source(one, folder, "all", others=[other])
+    assert label_places(one, source).tolist() == [2, 1]
+    assert label_places(other, source).tolist() == [0, 1]
+    assert "2 of the 3 classes" in caplog.text
+    assert "without 'cow'" in caplog.text
+    for unknown in (classifier(2), classifier(2, label_names=["a", "b"])):  # just created; trained on something else
+        with pytest.raises(UserError, match="'cat', 'dog'"):
+            open_test_source(one, folder, "all", others=[unknown])
+
+
+def test_names_must_be_as_many_as_outputs() -> None:
+    with pytest.raises(UserError, match="states 3 names for its 2 outputs"):
+        label_names(classifier(2, label_names=["a", "b", "c"]))
+
+
+class Segmenter(nn.Module):
+    """Takes every pixel for the class that its brightness over 10 is."""
+
+    task = "segmentation"
+    num_classes = 4
+    pretrained_cfg: dict[str, Any] = {"label_names": ["sky", "sea", "land", "road"], "input_size": (1, 32, 32)}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def test_masks_may_have_a_part_of_the_models_classes(tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / part / "a.png")
+    (tmp_path / "classes.txt").write_text("Land\nsky\n")
+    source = open_test_source(Segmenter(), str(tmp_path), "train")
+    assert label_places(Segmenter(), source).tolist() == [2, 0]
+    (tmp_path / "classes.txt").unlink()  # numbers, of which nobody says what they mean
+    with pytest.raises(UserError, match="are not among the 4"):
+        open_test_source(Segmenter(), str(tmp_path), "train")
