@@ -143,6 +143,7 @@ def sweep(
     sizes: str = "96:640:32",
     aspect: str = "1:1",
     names: str | None = None,
+    bit_depth: int | None = None,
     output: str = "runs/sweep",
     batch_size: int | None = None,
     device: str = "auto",
@@ -163,6 +164,7 @@ def sweep(
         split: part of the data
         sizes: sides and HEIGHTxWIDTH, with ranges FIRST:LAST:STEP, such as 96:640:32,224x320
         names: file of the models' class names, one on a line, instead of those that they come with
+        bit_depth: bits of pictures of more than 8 bits, where the files do not say: 12, or 16 for dark ones
         aspect: ratios WIDTH:HEIGHT at which every square size is evaluated, at the same area
         output: folder of sweep.csv, sweep.png, pareto.png and report.html
         batch_size: images per pass; otherwise 64, of clips 8, in segmentation and detection 1
@@ -200,7 +202,7 @@ def sweep(
     task = next(iter(tasks))
     batch_size = batch_size or {"classification": 64, "video": 8}.get(task, 1)
     first, *others = opened.values()
-    source = open_test_source(first, data, split, others=others)
+    source = open_test_source(first, data, split, others=others, bit_depth=bit_depth)
     result = run(
         opened,
         source,
@@ -224,6 +226,7 @@ def predict(
     *,
     size: str | None = None,
     names: str | None = None,
+    bit_depth: int | None = None,
     topk: int = 5,
     threshold: float = 0.5,
     batch_size: int = 32,
@@ -241,6 +244,7 @@ def predict(
         files: image files (for video models clips), or folders of them
         size: side or HEIGHTxWIDTH that images are prepared for; otherwise the largest training size
         names: file of the model's class names, one on a line, instead of those that it comes with
+        bit_depth: bits of pictures of more than 8 bits, where the files do not say: 12, or 16 for dark ones
         topk: classes per image
         threshold: smallest score of objects
         batch_size: images per pass of a classifier
@@ -250,6 +254,7 @@ def predict(
         pictures: folder of the pictures
     """
     from anyres.data import Item, parse_sizes
+    from anyres.data.decode import with_depth
     from anyres.files import check_file
     from anyres.modelspec import open_model
     from anyres.predict import default_size, find_files
@@ -277,7 +282,7 @@ def predict(
     problems: list[str] = []
     if task == "classification":
         columns = ["rank", "label", "probability"]
-        for item in run(network, paths, shape, topk, batch_size, place):
+        for item in run(network, paths, shape, topk, batch_size, place, bit_depth):
             problems += [item.problem] if item.problem else []
             cells = [
                 [str(i), *pair]
@@ -290,7 +295,7 @@ def predict(
         check_folder(Path(pictures), paths)
         columns = [*COLUMNS[task], "picture"]
         shape = shape or default_size(network)
-        items = [Item(str(path), path, None) for path in paths]
+        items = [Item(str(path), with_depth(path, bit_depth), None) for path in paths]
         for found in overlays(network, items, Path(pictures), shape, topk=topk, threshold=threshold, device=place):
             problems += [found.problem] if found.problem else []
             lines = found.cells or [[""] * len(COLUMNS[task])]
@@ -313,6 +318,7 @@ def segment_test(
     data: str = "digits",
     split: Literal["val", "train"] = "val",
     names: str | None = None,
+    bit_depth: int | None = None,
     size: int = 512,
     scales: str = "1.0",
     flip: bool = False,
@@ -330,6 +336,7 @@ def segment_test(
         data: digits, a folder in ADE20K's layout, or hf:NAME
         split: part of the data
         names: file of the model's class names, one on a line, instead of those that it comes with
+        bit_depth: bits of pictures of more than 8 bits, where the files do not say: 12, or 16 for dark ones
         size: short side of the images; the long side is at most four times as long
         scales: factors at which every image is seen, such as 0.5,0.75,1,1.25,1.5,1.75
         flip: see every image mirrored, too
@@ -343,7 +350,7 @@ def segment_test(
     from anyres.evaluation.measure import fitting_of
     from anyres.evaluation.segmentation import evaluate_segmentation
 
-    place, network, source = _open_for_test("segmentation", model, data, split, device, names)
+    place, network, source = _open_for_test("segmentation", model, data, split, device, names, bit_depth)
     measured = evaluate_segmentation(
         network,
         source,
@@ -369,6 +376,7 @@ def detect_test(
     data: str = "digits",
     split: Literal["val", "train"] = "val",
     names: str | None = None,
+    bit_depth: int | None = None,
     size: int = 800,
     results: str | None = None,
     batch_size: int = 1,
@@ -383,6 +391,7 @@ def detect_test(
         data: digits, or a folder in COCO's layout
         split: part of the data
         names: file of the model's class names, one on a line, instead of those that it comes with
+        bit_depth: bits of pictures of more than 8 bits, where the files do not say: 12, or 16 for dark ones
         size: short side of the images; the long side is at most 1333/800 of that
         results: a file for all detections, in COCO's layout
         batch_size: images per pass; they are padded to one size
@@ -396,7 +405,7 @@ def detect_test(
 
     if results is not None:
         check_file(results, "detections")
-    place, network, source = _open_for_test("detection", model, data, split, device, names)
+    place, network, source = _open_for_test("detection", model, data, split, device, names, bit_depth)
     measured = evaluate_detection(
         network,
         source,
@@ -461,7 +470,7 @@ def video_test(
 
 
 def _open_for_test(
-    task: str, model: str, data: str, split: str, device: str, names: str | None
+    task: str, model: str, data: str, split: str, device: str, names: str | None, bit_depth: int | None = None
 ) -> tuple[str, Any, Any]:
     """(device, network, data), after making sure that the network is for the task."""
     from anyres.evaluation.measure import open_test_source
@@ -472,7 +481,7 @@ def _open_for_test(
     network: Any = open_model(model, names)[1]
     if task_of(network) != task:
         raise UserError(f"{model} is a model for {task_of(network)}, not for {task}; use the command of its task.")
-    return place, network, open_test_source(network, data, split)
+    return place, network, open_test_source(network, data, split, bit_depth=bit_depth)
 
 
 def models(pattern: str = "*", *, layout: Literal["table", "csv"] = "table") -> None:

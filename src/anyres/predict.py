@@ -11,7 +11,7 @@ from torch import nn
 
 from anyres.backbone import IMAGENET_MEAN, IMAGENET_STD, pair
 from anyres.data import BadImage, Item, evaluation_views, list_images, normalize, to_batch
-from anyres.data.decode import EXTENSIONS
+from anyres.data.decode import EXTENSIONS, with_depth
 from anyres.data.video_sources import EXTENSIONS as VIDEO_EXTENSIONS
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import Preparation, label_names
@@ -75,8 +75,10 @@ def predict(
     topk: int = 5,
     batch_size: int = 32,
     device: str | torch.device = "cpu",
+    bit_depth: int | None = None,
 ) -> Iterator[Prediction]:
-    """Classify image files at `size` (height, width), prepared as in evaluation; in the order given.
+    """Classify image files at `size` (height, width), prepared as in evaluation; in the order given. `bit_depth` is
+    that of files of more than 8 bits, where it has to be told.
 
     A file that cannot be read gives a `Prediction` with its `problem` and no labels. Raises UserError for weights or
     logits that are not finite.
@@ -91,7 +93,7 @@ def predict(
         views, problems = {}, {}
         for file in chunk:
             try:
-                item = Item(str(file), file, 0)
+                item = Item(str(file), with_depth(file, bit_depth), 0)
                 views[file] = evaluation_views(item, [size], way.in_chans, way.crop_pct, way.interpolation)[0]
             except BadImage as bad:
                 problems[file] = bad.reason

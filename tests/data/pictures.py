@@ -89,3 +89,20 @@ def write_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), each: in
                 encode(noise(side, side + number % 5, 100 * place + number))
             )
     return root
+
+
+def png(bits: int, kind: int, rows: list[bytes]) -> bytes:
+    """A PNG of the colour type `kind` (0 grey, 2 RGB, 6 RGBA) with so many bits, each row's bytes as they are."""
+    width = len(rows[0]) * 8 // bits // {0: 1, 2: 3, 6: 4}[kind]
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, kind, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]
+    packed = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def tiff(bits: int, photometric: int, row: bytes) -> bytes:
+    """A grey TIFF of one row; the photometric interpretation 0 says that white is 0."""
+    tags = {256: len(row) * 8 // bits, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1, 278: 1}
+    tags |= {279: len(row)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(row)) + row + struct.pack("<H", len(tags)) + entries + bytes(4)

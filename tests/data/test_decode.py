@@ -1,5 +1,6 @@
 import io
 import pickle
+import struct
 
 import numpy as np
 import pytest
@@ -7,8 +8,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from anyres.data import BadImage, list_images, load_image
-from tests.data.pictures import bad_files, encode, huge_png, noise, odd_good_files
+from anyres.data import (
+    Augmentation,
+    BadImage,
+    EvalLoader,
+    ImageTest,
+    ImageViews,
+    SizeSchedule,
+    TrainLoader,
+    list_images,
+    load_image,
+    open_source,
+)
+from anyres.data.decode import with_depth
+from anyres.errors import UserError
+from tests.data.pictures import bad_files, encode, huge_png, noise, odd_good_files, png, tiff
 
 
 @pytest.mark.parametrize("in_chans", [1, 3])
@@ -158,3 +172,105 @@ def test_every_file_is_listed_once(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "linked").symlink_to("../b")
     assert list_images(tmp_path / "elsewhere") == ["linked/c/up/z.png", "linked/c/x.png", "linked/y.png"]
+
+
+def deep(values, kind="PNG", **options):
+    return encode(Image.fromarray(np.array([values], dtype=np.uint16)), kind, **options)
+
+
+def grey(data, bit_depth=None, in_chans=1):
+    return np.asarray(load_image(with_depth(data, bit_depth), "x", in_chans)).tolist()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize(("highest", "bits"), [(1, 8), (255, 8), (256, 10), (1023, 10), (4095, 12), (16383, 14)])
+def test_few_bits_in_sixteen_are_asked_for(highest, bits, kind):
+    data = deep([0, highest // 2, highest], kind)
+    sentence = f"^x has 16 bits, but no number above {highest}: give bit_depth={bits} .*, and bit_depth=16 if"
+    for in_chans in (1, 3):
+        with pytest.raises(UserError, match=sentence):
+            load_image(data, "x", in_chans)
+    top = 2**bits - 1
+    assert grey(data, bits) == [[0, round(highest // 2 * 255 / top), round(highest * 255 / top)]]
+    assert grey(data, 16) == [[0, round(highest // 2 / 257), round(highest / 257)]]
+    if bits > 8:
+        with pytest.raises(UserError, match=rf"from 0 to {highest}, and its range is 0 to 255: give the bit_depth"):
+            grey(data, 8)
+
+
+def test_black_and_light_pictures_need_no_word():
+    assert grey(deep([0, 0])) == [[0, 0]]
+    assert grey(deep([0, 2**14])) == [[0, 64]]
+    assert grey(encode(noise(4, 4).convert("L"), "PNG"), 12) == grey(encode(noise(4, 4).convert("L"), "PNG"))
+
+
+def test_a_tiff_says_how_many_bits_it_has():
+    assert grey(deep([0, 2048, 4095], "TIFF", tiffinfo={281: 4095})) == [[0, 128, 255]]
+    assert grey(deep([0, 2048, 4095], "TIFF", tiffinfo={281: 65535})) == [[0, 8, 16]]
+    assert grey(deep([0, 2048, 4095], "TIFF", tiffinfo={281: 4095}), 16) == [[0, 8, 16]]
+    with pytest.raises(UserError, match="bit_depth=12"):  # the largest number that is there tells nothing
+        grey(deep([0, 2048, 3000], "TIFF", tiffinfo={281: 3000}))
+    assert grey(tiff(12, 1, bytes([0x80, 0x0F, 0xFF]))) == [[128, 255]]
+    with pytest.raises(BadImage, match="count from white"):
+        grey(tiff(16, 0, bytes([255, 255])))
+
+
+def test_colours_of_sixteen_bits():
+    def colours(*values):
+        return png(16, 2, [struct.pack(f">{len(values)}H", *values)])
+
+    assert grey(colours(65535, 512, 0), in_chans=3) == grey(colours(65535, 512, 0), 16, 3) == [[[255, 2, 0]]]
+    for values, bits in (((255, 9, 0), 8), ((4095, 0, 9), 12), ((16383, 0, 0), 14)):
+        with pytest.raises(
+            UserError, match=rf"^x has 16 .* bit_depth={bits} .*colours of fewer have to be saved with 8"
+        ):
+            grey(colours(*values), in_chans=3)
+        assert grey(colours(*values), 16, 3) == [[[value >> 8 for value in values]]]
+    with pytest.raises(UserError, match="bit_depth=12 is not possible"):
+        grey(colours(4095, 0, 9), 12, 3)
+    assert grey(png(16, 6, [struct.pack(">4H", 0, 0, 65535, 65535)]), in_chans=3) == [[[0, 0, 255]]]
+
+
+def test_floats_end_at_one_whatever_a_picture_holds():
+    def floats(*values):
+        return encode(Image.fromarray(np.array([values], dtype=np.float32)), "TIFF")
+
+    assert grey(floats(0, 0.5, 1)) == [[0, 128, 255]]
+    assert grey(floats(0, 0.25)) == [[0, 64]]
+    for values in ((0, 1.5), (0, 255), (-0.1, 1)):
+        with pytest.raises(UserError, match="its range is 0 to 1: give the bit_depth"):
+            grey(floats(*values))
+    assert grey(floats(0, 100, 255), 8) == [[0, 100, 255]]
+    for number in (np.nan, np.inf):
+        with pytest.raises(BadImage, match="not finite"):
+            grey(floats(0, number))
+
+
+def test_wide_integers_need_their_depth():
+    wide = Image.fromarray(np.array([[0, 70_000, 2**20 - 1]], dtype=np.int32))
+    with pytest.raises(UserError, match="its range is 0 to 65535"):
+        grey(encode(wide, "TIFF"))
+    assert grey(encode(wide, "TIFF"), 20) == [[0, 17, 255]]
+    with pytest.raises(UserError, match="numbers from -1 to 70000"):
+        grey(encode(Image.fromarray(np.array([[-1, 70_000]], dtype=np.int32)), "TIFF"), 20)
+    for bits in (0, 33):
+        with pytest.raises(UserError, match=f"bit_depth is {bits}; it must be from 1 to 32"):
+            with_depth(b"", bits)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_source_tells_the_depth_of_its_pictures(tmp_path, workers):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            (tmp_path / name / f"{number}.png").write_bytes(deep([0, 4095]))
+    source = open_source(tmp_path, "all", in_chans=1)
+    for loader in (
+        EvalLoader(source, ImageTest(source, (8, 8), (0.0,), (1.0,), 1.0, "bilinear", 1), 4, workers),
+        TrainLoader(source, SizeSchedule([(8, 8)]), ImageViews(Augmentation(), (0.0,), (1.0,)), 4, workers=workers),
+    ):
+        with pytest.raises(UserError, match=r"^a/\d\.png has 16 bits.*bit_depth=12"):
+            list(loader if isinstance(loader, EvalLoader) else loader.epoch(0))
+    source.bit_depth = 12
+    loader = EvalLoader(source, ImageTest(source, (8, 8), (0.0,), (1.0,), 1.0, "bilinear", 1), 4, workers)
+    assert all(batch.views.max() > 0.5 for batch in loader)

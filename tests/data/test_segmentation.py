@@ -2,8 +2,6 @@ import colorsys
 import pickle
 import random
 import re
-import struct
-import zlib
 
 import datasets
 import numpy as np
@@ -17,7 +15,7 @@ from anyres.data.segmentation import IGNORED, Mask, check_masks, open_segmentati
 from anyres.data.segmentation_views import SegmentationTest, SegmentationViews, jitter_colours
 from anyres.data.views import normalize, to_batch
 from anyres.errors import UserError
-from tests.data.pictures import encode, noise
+from tests.data.pictures import encode, noise, png, tiff
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 TABLE = np.array([*range(5), *[-1] * 250, IGNORED], dtype=np.int16)
@@ -217,36 +215,10 @@ def test_masks_that_say_something_else_stop_the_run(data, words, tmp_path):
             Mask(tmp_path / "m.png", TABLE).load("picture", (24, 32))
 
 
-def png(bits, rows):
-    """A grey PNG of so many bits, each row's bytes as they are."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", len(rows[0]) * 8 // bits, len(rows), bits, 0, 0, 0, 0))]
-    chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]
-    packed = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
-
-
-def tiff(bits, photometric, row):
-    """A grey TIFF of one row; the photometric interpretation 0 says that white is 0."""
-    width = len(row) * 8 // bits
-    tags = [
-        (256, width),
-        (257, 1),
-        (258, bits),
-        (259, 1),
-        (262, photometric),
-        (273, 8),
-        (277, 1),
-        (278, 1),
-        (279, len(row)),
-    ]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return b"II*\0" + struct.pack("<I", 8 + len(row)) + row + struct.pack("<H", len(tags)) + entries + bytes(4)
-
-
 @pytest.mark.parametrize(("data", "values"), [
-    (png(1, [b"\x50", b"\xa0"]), [[0, 1, 0, 1, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0, 0, 0]]),
-    (png(2, [b"\x1b"]), [[0, 1, 2, 3]]),
-    (png(4, [b"\x01\x24"]), [[0, 1, 2, 4]]),
+    (png(1, 0, [b"\x50", b"\xa0"]), [[0, 1, 0, 1, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0, 0, 0]]),
+    (png(2, 0, [b"\x1b"]), [[0, 1, 2, 3]]),
+    (png(4, 0, [b"\x01\x24"]), [[0, 1, 2, 4]]),
     *((tiff(8, photometric, bytes([0, 1, 2, 255])), [[0, 1, 2, 255]]) for photometric in (0, 1)),
     *((tiff(4, photometric, b"\x01\x24"), [[0, 1, 2, 4]]) for photometric in (0, 1)),
     *((tiff(1, photometric, b"\x50"), [[0, 1, 0, 1, 0, 0, 0, 0]]) for photometric in (0, 1)),

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from anyres import cli
 from tests.data.pictures import bad_files, encode, noise, odd_good_files
@@ -73,3 +78,40 @@ def test_sweep_counts_bad_files(run, folder, tmp_path, capfd) -> None:
     assert [int(row["count"]) for row in rows] == [2 * (6 + len(odd_good_files()))] * 3
     assert "truncated.jpg" in (tmp_path / "s" / "report.html").read_text()
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_pictures_of_twelve_bits_need_a_word_in_every_command(tmp_path, capfd) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("bright", "dark"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i in range(10):
+            values = rng.integers(0, 2000, (20, 20)) + (2095 if name == "bright" else 0)
+            Image.fromarray(values.astype(np.uint16)).save(tmp_path / "d" / name / f"{i}.png")
+    model, data = str(tmp_path / "run"), f"data={tmp_path / 'd'}"
+    train = ["train", "resformer_tiny", NETWORK, data, "sizes=16", "batch_size=6", "epochs=1", "workers=0", *OFF]
+    commands = [
+        [*train, f"output={model}"],
+        ["sweep", model, data, "sizes=16", "--no-cost", f"output={tmp_path / 's'}"],
+        ["predict", model, str(tmp_path / "d" / "dark"), f"output={tmp_path / 'p.csv'}"],
+    ]
+    for command in commands:
+        assert cli.main(command) == 2
+        assert "has 16 bits, but no number above" in capfd.readouterr().err
+        assert cli.main([*command, "bit_depth=12"]) == 0
+
+
+def test_weights_that_are_no_numbers_end_every_command(run, folder, tmp_path, capfd) -> None:
+    shutil.copytree(run / "best", tmp_path / "spoilt")
+    file = tmp_path / "spoilt" / "model.safetensors"
+    state = load_file(file)
+    state["norm.weight"][3] = torch.nan
+    save_file(state, file)
+    model = str(tmp_path / "spoilt")
+    for command in (
+        ["predict", model, str(folder / "val" / "cat")],
+        ["sweep", model, f"data={folder}", "sizes=8", "--no-cost", f"output={tmp_path / 's'}"],
+    ):
+        assert cli.main(command) == 2
+        error = capfd.readouterr().err
+        assert f"weights of {model} hold NaN or infinity, the first is norm.weight" in error
+        assert "Traceback" not in error

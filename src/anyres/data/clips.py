@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from anyres.data.decode import MAX_PIXELS, BadImage, Data, _reading
+from anyres.data.decode import MAX_PIXELS, BadImage, Data, Deep, _reading
 from anyres.errors import UserError
 from anyres.extras import require
 
@@ -79,6 +79,10 @@ class Video:
     """
 
     def __init__(self, data: Data, name: str, max_pixels: int = MAX_PIXELS) -> None:
+        if isinstance(data, Deep):
+            raise UserError(
+                "bit_depth is for pictures, and videos say themselves how many bits they have: leave it out"
+            )
         if isinstance(data, BadImage):
             raise data
         self.data, self.name, self.max_pixels = data, name, max_pixels

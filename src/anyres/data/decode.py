@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -21,8 +22,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 MAX_PIXELS = 64_000_000
 INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
+SHALLOW = 14
+"""A picture of 16 bits that uses as many of them, or fewer, is dark or has fewer bits: a person has to say which."""
 
 ORIENTATION = 0x0112  # EXIF tag
+BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE = 258, 262, 281  # TIFF tags
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -47,8 +51,24 @@ class BadImage(Exception):  # noqa: N818 - the image is bad, whoever asks; most 
         return f"{self.name}: {self.reason}"
 
 
-Data = bytes | Path | np.ndarray | Image.Image | BadImage
+class Deep(NamedTuple):
+    """A picture whose numbers, where they have more than 8 bits, go up to 2**bit_depth - 1."""
+
+    data: bytes | Path | np.ndarray | Image.Image | BadImage
+    bit_depth: int
+
+
+Data = bytes | Path | np.ndarray | Image.Image | BadImage | Deep
 """What a source hands over: an encoded file, its path, uint8 pixels, a decoded image, or why there is none."""
+
+
+def with_depth(data: Data, bit_depth: int | None) -> Data:
+    """Say what is known of a picture's numbers: nothing with None. Raises UserError for less than 1 or more than 32."""
+    if bit_depth is None or isinstance(data, Deep):
+        return data
+    if not 1 <= bit_depth <= 32:
+        raise UserError(f"bit_depth is {bit_depth}; it must be from 1 to 32")
+    return Deep(data, bit_depth)
 
 
 def load_image(
@@ -62,27 +82,37 @@ def load_image(
 
     `needed(width, height)` is told the upright size before a JPEG is decoded, and answers with the smallest scale that
     will do (1.0: all pixels). JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time, so the result may be
-    smaller than the size told, but never smaller than scale x size. Transparency is laid over white; 16-bit grey is
-    scaled to 8 bits.
+    smaller than the size told, but never smaller than scale x size. Transparency is laid over white. Of several frames
+    or pages the first is taken.
+
+    What has more than 8 bits is scaled to 8 by the range of its numbers: 2**bit_depth - 1 (see `with_depth`), else what
+    a TIFF says of itself (a BitsPerSample of 12, say, or the MaxSampleValue of a number of bits), else 65535, and 1 for
+    floats. PNG's sBIT changes nothing: such files are scaled to 16 bits all the same. Content never decides.
 
     Raises BadImage for whatever is wrong with the file, also for more than `max_pixels` pixels (checked before
-    decoding).
+    decoding). Raises UserError where the range has to be told: for numbers beyond it, and for a picture of 16 bits that
+    uses 14 or fewer of them.
     """
+    bit_depth = None
+    if isinstance(data, Deep):
+        data, bit_depth = data
     if isinstance(data, BadImage):
         raise data
     if isinstance(data, bytes | Path):
-        return _load_file(data, name, in_chans, needed, max_pixels)
+        return _load_file(data, name, in_chans, needed, max_pixels, bit_depth)
     image = Image.fromarray(data) if isinstance(data, np.ndarray) else data
     _check_pixels(image, name, max_pixels)
     if needed is not None:
         needed(*image.size)
     with _reading(name):
-        return _to_mode(image, in_chans)
+        return _to_mode(image, in_chans, name, bit_depth)
 
 
 def load_indices(data: Data, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode the numbers that an image stores, (H, W) integers: the indices of a palette, the values of a grey image of
     1 to 16 bits. Raises BadImage for whatever is wrong with the file, and UserError for one with colours."""
+    if isinstance(data, Deep):
+        data = data.data  # numbers of classes are not scaled
     if isinstance(data, BadImage):
         raise data
     if isinstance(data, np.ndarray):
@@ -128,10 +158,17 @@ def _opened(data: bytes | Path, name: str, max_pixels: int) -> Iterator[Image.Im
 
 
 def _load_file(
-    data: bytes | Path, name: str, in_chans: int, needed: Callable[[int, int], float] | None, max_pixels: int
+    data: bytes | Path,
+    name: str,
+    in_chans: int,
+    needed: Callable[[int, int], float] | None,
+    max_pixels: int,
+    bit_depth: int | None,
 ) -> Image.Image:
     with _opened(data, name, max_pixels) as image:
         with _reading(name):
+            wide_colours = image.mode.startswith("RGB") and "16" in _layout(image)
+            bit_depth = bit_depth or _stated_depth(image)
             draftable = image.format in ("JPEG", "MPO")
             if not draftable:
                 image.load()  # the orientation of these is only sure after loading
@@ -147,9 +184,11 @@ def _load_file(
                 least = (math.ceil(width * min(scale, 1.0)), math.ceil(height * min(scale, 1.0)))
                 image.draft("L" if in_chans == 1 else None, least)
             image.load()
+            if wide_colours:
+                _check_colours(image, name, bit_depth)
             if orientation in UPRIGHT:
                 image = image.transpose(UPRIGHT[orientation])
-            return _to_mode(image, in_chans)
+            return _to_mode(image, in_chans, name, bit_depth)
 
 
 def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -167,7 +206,7 @@ def _reading(name: str) -> Iterator[None]:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             yield
-        except BadImage:
+        except (BadImage, UserError):
             raise
         except UnidentifiedImageError as error:
             raise BadImage(name, f"not an image in a known format ({', '.join(FORMATS)})") from error
@@ -176,13 +215,13 @@ def _reading(name: str) -> Iterator[None]:
             raise BadImage(name, reason) from error
 
 
-def _to_mode(image: Image.Image, in_chans: int) -> Image.Image:
+def _to_mode(image: Image.Image, in_chans: int, name: str, bit_depth: int | None) -> Image.Image:
     """Convert any mode to "L" or "RGB" without losing what convert() would lose: high bits and transparency."""
     mode = "L" if in_chans == 1 else "RGB"
     if image.mode == mode and "transparency" not in image.info:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
+        image = Image.fromarray(_eight_bits(np.asarray(image), name, bit_depth))
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -192,14 +231,58 @@ def _to_mode(image: Image.Image, in_chans: int) -> Image.Image:
     return image.convert(mode)
 
 
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Scale to uint8: integers from the 16-bit range, floats from [0, 1] if they fit in it and from [0, 255] if not."""
-    if values.dtype.kind == "f":
-        values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-        values = values * 255 if values.max() <= 1 else values
-    else:
-        values = values.astype(np.float64) / 257
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+def _eight_bits(values: np.ndarray, name: str, bit_depth: int | None) -> np.ndarray:
+    """Scale numbers from 0 to 2**bit_depth - 1 to uint8; without it integers have 16 bits, and floats end at 1."""
+    if not np.isfinite(values).all():
+        raise BadImage(name, "it holds numbers that are not finite")
+    lowest, highest = values.min(), values.max()
+    if bit_depth is None and values.dtype.kind != "f":
+        if 0 < highest < 2**SHALLOW:
+            raise UserError(_depth_sentence(name, int(highest)))
+        bit_depth = 16
+    top = 1 if bit_depth is None else 2**bit_depth - 1
+    if lowest < 0 or highest > top:
+        raise UserError(
+            f"{name} holds numbers from {lowest:g} to {highest:g}, and its range is 0 to {top}: give the bit_depth of"
+            " its numbers, or scale them to that range"
+        )
+    scaled: np.ndarray = np.rint(values.astype(np.float64) / (top / 255)).astype(np.uint8)
+    return scaled
+
+
+def _depth_sentence(name: str, highest: int) -> str:
+    depth = next(bits for bits in (8, 10, 12, SHALLOW) if highest < 2**bits)
+    return (
+        f"{name} has 16 bits, but no number above {highest}: give bit_depth={depth} if its numbers go up to"
+        f" {2**depth - 1}, and bit_depth=16 if it is so dark"
+    )
+
+
+def _check_colours(image: Image.Image, name: str, bit_depth: int | None) -> None:
+    """Of colours of 16 bits Pillow keeps the upper 8: nothing is left of numbers that go less far."""
+    if bit_depth is None:
+        highest = int(np.asarray(image.convert("RGB")).max())
+        if highest < 2 ** (SHALLOW - 8):
+            raise UserError(f"{_depth_sentence(name, (highest << 8) + 255)}; colours of fewer have to be saved with 8")
+    elif bit_depth != 16:
+        raise UserError(
+            f"{name} has colours of 16 bits, of which the upper 8 are read, so bit_depth={bit_depth} is not possible:"
+            " save it with 8 bits"
+        )
+
+
+def _stated_depth(image: Image.Image) -> int | None:
+    """The bits of a grey value that has more than 8, where a TIFF states them."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None or not image.mode.startswith("I"):
+        return None
+    if image.mode.startswith("I;16") and tags.get(PHOTOMETRIC) == 0:
+        raise ValueError("TIFFs of 16 bits that count from white are not supported: save it counting from black")
+    bits, highest = (np.ravel(tags.get(tag, 0)).max() for tag in (BITS_PER_SAMPLE, MAX_SAMPLE_VALUE))
+    if 8 < bits < 16:
+        return int(bits)
+    depth = int(highest).bit_length()
+    return depth if depth >= 8 and highest == 2**depth - 1 else None
 
 
 def list_images(folder: str | Path, extensions: Collection[str] = EXTENSIONS) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from anyres.data.classes import check_classes, match_classes, tell_subset
-from anyres.data.decode import EXTENSIONS, Data, list_images, load_image
+from anyres.data.decode import EXTENSIONS, Data, list_images, load_image, with_depth
 from anyres.data.splits import VALIDATION_NAMES, check_split, differ_by_split, find_split, looks_like_split
 from anyres.errors import UserError
 
@@ -33,7 +33,8 @@ class Item(NamedTuple):
 
 
 class Source(ABC):
-    """What every source has. `crop_pct` is the share of the resized image that evaluation keeps."""
+    """What every source has. `crop_pct` is the share of the resized image that evaluation keeps, `bit_depth` what is
+    known of pictures of more than 8 bits (see `decode.load_image`)."""
 
     name: str
     label_names: list[str]
@@ -41,6 +42,7 @@ class Source(ABC):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float = 0.875
+    bit_depth: int | None = None
 
     def __init__(self, name: str, label_names: Sequence[str], in_chans: int = 3) -> None:
         if in_chans not in STATISTICS:
@@ -63,6 +65,9 @@ class Source(ABC):
     def _labelled(self, item: Item) -> Item:
         return item if self._relabel is None else item._replace(label=self._relabel[item.label])
 
+    def _deep(self, item: Item) -> Item:
+        return item if self.bit_depth is None else item._replace(data=with_depth(item.data, self.bit_depth))
+
 
 class MapSource(Source):
     """A source with a known number of images, each reachable by its index."""
@@ -75,7 +80,7 @@ class MapSource(Source):
 
     def item(self, index: int) -> Item:
         """Return image `index` undecoded."""
-        return self._labelled(self._item(index))
+        return self._deep(self._labelled(self._item(index)))
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """Return image `index` decoded, and its label; raises BadImage."""
@@ -96,7 +101,7 @@ class StreamSource(Source):
     def items(self, epoch: int | None, seed: int = 0, rank: int = 0, world: int = 1) -> Iterator[Item]:
         """Read the share of one rank once: shuffled by (seed, epoch), or as stored for `epoch` None. Items are
         undecoded."""
-        return map(self._labelled, self._items(epoch, seed, rank, world))
+        return (self._deep(self._labelled(item)) for item in self._items(epoch, seed, rank, world))
 
 
 def open_source(

@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def open_test_source(model: Any, data: str, split: str = "val", *, others: Sequence[Any] = ()) -> Any:
+def open_test_source(
+    model: Any, data: str, split: str = "val", *, others: Sequence[Any] = (), bit_depth: int | None = None
+) -> Any:
     """The data of a model's task, with the masks and keypoints that it, or one of the `others` that share the data, is
-    judged by. Raises UserError where the classes do not fit one of the models."""
+    judged by; `bit_depth` is that of its pictures, where it has to be told. Raises UserError where the classes do not
+    fit one of the models."""
     source = _open_source(model, data, split, others)
+    source.bit_depth = bit_depth
     for each in (model, *others):
         places, known = label_places(each, source).tolist(), label_names(each)
         tell_subset(known, places, knower=type(each).__name__, namer=source.name)

@@ -27,6 +27,9 @@ class RunConfig(Options):
     init_from: str | None = option(
         None, "Start from the weights of this run or checkpoint file; not the same as resume."
     )
+    bit_depth: int | None = option(
+        None, "Bits of pictures of more than 8 bits, where the files do not say: 12, or 16 for dark ones.", ge=1, le=32
+    )
     epoch_size: int | None = option(
         None, "Images per epoch: needed for streams of unknown length, a cut for others.", ge=1
     )

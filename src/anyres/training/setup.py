@@ -90,6 +90,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Run:
     set_seed(config.seed, deterministic=config.deterministic)
     task = open_task(config)
     source = task.open_source("train")
+    source.bit_depth = config.bit_depth
     loader = build_loader(config, accelerator, source, task.views(source))
     batches = max(1, round(loader.steps_per_epoch * config.fraction)) // config.accumulation * config.accumulation
     if batches == 0:
@@ -144,6 +145,7 @@ def build_loader(config: RunConfig, accelerator: Accelerator, source: Any, views
 
 def open_validation(task: Task, train: Any) -> Any:
     source = task.open_source("val", like=train)
+    source.bit_depth = task.config.bit_depth
     fraction = task.config.fraction
     return Thinned(source, fraction) if fraction < 1 and isinstance(source, MapSource) else source
 
