@@ -171,7 +171,7 @@ def test_every_file_is_listed_once(tmp_path):
     assert list_images(tmp_path / "a1") == list_images(tmp_path)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "linked").symlink_to("../b")
-    assert list_images(tmp_path / "elsewhere") == ["linked/c/up/z.png", "linked/c/x.png", "linked/y.png"]
+    assert list_images(tmp_path / "elsewhere") == ["linked/c/x.png", "linked/y.png"]
 
 
 def deep(values, kind="PNG", **options):

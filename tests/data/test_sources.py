@@ -204,3 +204,21 @@ def test_a_bad_file_says_its_name(tmp_path):
         open_source(tmp_path, "all")[1]
     assert caught.value.name == "a/zz.jpg"
     assert isinstance(open_source(tmp_path, "all").item(0), Item)
+
+
+def test_links_make_no_classes(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "d" / name).mkdir(parents=True)
+        for i in range(2):
+            (tmp_path / "d" / name / f"{i}.png").write_bytes(encode(noise(8, 8)))
+    (tmp_path / "d" / "here").symlink_to(".")
+    (tmp_path / "d" / "up").symlink_to("..")
+    (tmp_path / "d" / "dog" / "up").symlink_to("../..")
+    source = open_source(tmp_path / "d", "all")
+    assert source.label_names == ["cat", "dog"]
+    assert [source.item(i).name for i in range(len(source))] == [
+        f"{name}/{i}.png" for name in ("cat", "dog") for i in (0, 1)
+    ]
+    (tmp_path / "d" / "kitty").symlink_to("cat")
+    with pytest.raises(UserError, match=r"the classes cat and kitty of .* are one folder by a link"):
+        open_source(tmp_path / "d", "all")

@@ -289,11 +289,12 @@ def list_images(folder: str | Path, extensions: Collection[str] = EXTENSIONS) ->
     """Return the image files below `folder`, or those of other `extensions`: sorted relative paths with forward
     slashes, without hidden ones.
 
-    Links are followed. A file or folder that several paths lead to is listed once, by the path with the fewest links,
-    so links in circles end; a link that leads nowhere is ignored.
+    Links are followed. A file or folder that several paths lead to is listed once, by the path with the fewest links;
+    links in circles end, and those that lead nowhere, or to a folder that holds this one, are ignored.
     """
     found: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    above = [os.stat(path) for path in Path(folder).resolve().parents]
+    seen = {(status.st_dev, status.st_ino) for status in above}
     waiting = [(0, "")]  # paths by their number of links
     while waiting:
         links, inside = heapq.heappop(waiting)

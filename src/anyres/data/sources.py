@@ -228,6 +228,7 @@ class ImageFolder(MapSource):
             names, whose = folders(part), {"knower": str(home), "namer": str(part)}
             places = match_classes(self.label_names, names, **whose, fix="Give both the same class folders")
             tell_subset(self.label_names, places, **whose)
+            check_apart(part, names)
             for class_name, place in zip(names, places, strict=True):
                 inside = self._class_files(part / class_name, share)
                 prefix = f"{part.relative_to(root).as_posix()}/{class_name}/" if part != root else f"{class_name}/"
@@ -289,8 +290,23 @@ class ImageFolder(MapSource):
 
 
 def folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Names of the folders in a folder, sorted, without hidden ones and links back to it or to what it is in."""
+    home = folder.resolve()
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+        if not (path.is_symlink() and home.is_relative_to(path.resolve()))
+    )
+
+
+def check_apart(folder: Path, names: Sequence[str]) -> None:
+    """Refuse folders of classes that are one and the same by a link: its files would have two labels."""
+    real: dict[Path, str] = {}
+    for name in names:
+        other = real.setdefault((folder / name).resolve(), name)
+        if other != name:
+            raise UserError(f"the classes {other} and {name} of {folder} are one folder by a link: remove the link")
 
 
 def check_beside_splits(folder: Path, fix: str, extensions: Collection[str] = EXTENSIONS) -> None:
