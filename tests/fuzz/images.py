@@ -84,7 +84,11 @@ def _mutate_png(rng: random.Random, data: bytes) -> bytes:
         elif way == 1 and len(chunks) > 1:
             del chunks[place]
         elif way == 2 and name == b"IDAT":
-            raw = mutate_bytes(rng, zlib.decompressobj().decompress(content, 1 << 20))
+            try:
+                raw = zlib.decompressobj().decompress(content, 1 << 20)
+            except zlib.error:  # damaged in an earlier round
+                continue
+            raw = mutate_bytes(rng, raw)
             chunks[place] = name, zlib.compress(raw * rng.choice((1, 1, 200)))
         elif name == b"IHDR":
             field = rng.randrange(7)
