@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.evaluation.cost import count_flops, peak_memory_bytes, random_input
-from anyres.registry import create_model, list_models
+from anyres.models._registry import create_model, list_models
 
 SELECTION = [
     "resformer_small", "deit_small", "uvit_small", "gpvit_l1", "dynamicvit_deit_small", "dynamicvit_lvvit_small",

@@ -13,7 +13,7 @@ import torch
 from timing import machine, ratio, rounds
 from torch.nn import functional as F
 
-from anyres.registry import create_model
+from anyres.models._registry import create_model
 from anyres.training.losses import backward_replicas, soft_cross_entropy
 
 

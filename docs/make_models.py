@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anyres.registry import entries, model_info
+from anyres.models._registry import entries, model_info
 
 HEAD = """# Models
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import anyres
-from anyres.arguments import parse
-from anyres.commands import COMMANDS
-from anyres.registry import resolve_name
+from anyres.cli.arguments import parse
+from anyres.cli.commands import COMMANDS
+from anyres.models._registry import resolve_name
 from anyres.training import load_config
 
 ROOT = Path(__file__).parents[1]

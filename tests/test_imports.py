@@ -1,4 +1,4 @@
-"""Imports point down: layers ← skeletons ← models ← registry ← (training, evaluation) ← command line."""
+"""Imports point down, from room to room and from file to file."""
 
 from __future__ import annotations
 
@@ -13,22 +13,15 @@ import anyres
 
 ROOT = Path(anyres.__file__).parent
 FLOORS = [
-    {"errors", "text"},
-    {"extras", "files", "finite", "kinds", "options", "parsing", "pickles"},
-    {"arguments", "fonts", "layers", "data"},
-    {"hub"},
-    {"backbone"},
-    {"plain", "pyramid"},
+    {"errors"},
+    {"extras", "options"},
+    {"io", "layers"},
+    {"data"},
     {"models"},
-    {"checkpoints"},
-    {"registry"},
     {"tasks"},
+    {"inference"},
     {"evaluation"},
-    {"modelspec", "predict", "draw"},
-    {"overlay"},
     {"training"},
-    {"demo", "terminal"},
-    {"commands"},
     {"cli"},
     {"__init__", "__main__"},
 ]
@@ -67,13 +60,13 @@ def test_imports_point_down() -> None:
 def test_layers_and_data_know_nothing_of_models() -> None:
     for room in ("layers", "data"):
         for path in (ROOT / room).rglob("*.py"):
-            assert imports(path) <= {room, "errors", "extras", "files"}, path
+            assert imports(path) <= {room, "errors", "extras", "io"}, path
 
 
 def test_help_does_not_wait_for_torch() -> None:
     code = (
         "import sys; sys.argv = ['anyres', '--help']\n"
-        "from anyres.cli import main\n"
+        "from anyres.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "sys.exit(sum(name in sys.modules for name in ('torch', 'timm', 'numpy')))"
@@ -82,16 +75,16 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "order", ["anyres, timm", "timm, anyres", "anyres.backbone, timm", "anyres.layers.attention, timm"]
+    "order", ["anyres, timm", "timm, anyres", "anyres.models._backbone, timm", "anyres.layers.attention, timm"]
 )
 def test_importing_the_package_registers_with_timm_whichever_comes_first(order: str) -> None:
     code = f"import {order}; assert timm.is_model('anyres_resformer_small')"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("room", ["layers.attention", "backbone", "predict"])
+@pytest.mark.parametrize("room", ["layers.attention", "models._backbone", "inference.predict"])
 def test_any_room_may_be_the_first(room: str) -> None:
-    code = f"import anyres.{room}, anyres.registry, timm; assert timm.is_model('anyres_resformer_small')"
+    code = f"import anyres.{room}, anyres.models._registry, timm; assert timm.is_model('anyres_resformer_small')"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

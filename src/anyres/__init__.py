@@ -18,21 +18,21 @@ import wrapt
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from anyres.backbone import Backbone
-    from anyres.checkpoints import LoadReport, load_checkpoint
     from anyres.errors import UserError
-    from anyres.registry import create_model, list_models, model_info
+    from anyres.models._backbone import Backbone
+    from anyres.models._checkpoints import LoadReport, load_checkpoint
+    from anyres.models._registry import create_model, list_models, model_info
     from anyres.tasks import load_pretrained
 
 _HOMES = {
-    "Backbone": "backbone",
-    "LoadReport": "checkpoints",
-    "load_checkpoint": "checkpoints",
+    "Backbone": "models._backbone",
+    "LoadReport": "models._checkpoints",
+    "load_checkpoint": "models._checkpoints",
     "UserError": "errors",
-    "create_model": "registry",
-    "list_models": "registry",
+    "create_model": "models._registry",
+    "list_models": "models._registry",
     "load_pretrained": "tasks",
-    "model_info": "registry",
+    "model_info": "models._registry",
 }
 
 __all__ = [  # noqa: RUF022  # in the order of _HOMES
@@ -59,7 +59,7 @@ def _register_models(imported: ModuleType) -> None:
     ours = (module for name, module in sys.modules.copy().items() if name.startswith(f"{__name__}."))
     half = any(getattr(module.__spec__, "_initializing", False) for module in ours if module is not imported)
     if "timm" in sys.modules and not half:
-        importlib.import_module("anyres.registry")
+        importlib.import_module("anyres.models._registry")
 
 
 wrapt.register_post_import_hook(_register_models, "timm")

@@ -1,6 +1,6 @@
 import sys
 
-from anyres.cli import main
+from anyres.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from anyres.errors import UserError
 
 Part = TypeVar("Part", bound="Options")
+T = TypeVar("T")
 LARGEST = 1 << 24
 LONGEST = 1024
 """Bounds of the numbers and of the lengths of lists that `is_kind` takes: nothing in a network is larger."""
@@ -40,6 +41,23 @@ Range = Annotated[list[float], AfterValidator(_rising)]
 """Two rising numbers above 0."""
 Sides = list[Annotated[int | str, Field(union_mode="left_to_right")]]
 """Sizes: sides, or HEIGHTxWIDTH."""
+
+# Kinds of constructor arguments: the bounds of an argument stand beside it, in its annotation.
+Count = Annotated[int, Field(ge=1, le=65_536, description="a whole number from 1 to 65536")]
+"""A width, a side, a stride: something of which there must be at least one."""
+Depth = Annotated[int, Field(ge=1, le=1_024, description="a whole number from 1 to 1024")]
+"""A number of layers."""
+WholeNumber = Annotated[int, Field(ge=0, le=1_048_576, description="a whole number from 0 to 1048576")]
+"""A number of something that may be left out."""
+Rate = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")]
+"""A share that is dropped."""
+Factor = Annotated[float, Field(gt=0, le=1_024, description="a number above 0 and at most 1024")]
+"""How many times as wide."""
+_Pair = Annotated[Sequence[T], Field(min_length=2, max_length=2, description="two values")]
+SideOrPair = Count | _Pair[Count]
+"""A side or (height, width)."""
+Three = Annotated[Sequence[T], Field(min_length=3, max_length=3, description="three values")]
+PerStage = Annotated[Sequence[T], Field(min_length=4, max_length=4, description="four values, one for each stage")]
 
 
 class Options(BaseModel):

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from anyres.backbone import Backbone
-from anyres.registry import create_model, entries
+from anyres.models._backbone import Backbone
+from anyres.models._registry import create_model, entries
 from tests.systems import system
 
 SIZES = [(97, 131), (64, 448), (224, 224), (33, 32), (160, 96), (128, 128), (131, 97), (80, 72), (50, 200), None]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anyres.errors import UserError
-from anyres.registry import create_model, entries
+from anyres.models._registry import create_model, entries
 from tests.contract.small import distinct_models, small_args
 
 ODD: list[Any] = [

@@ -10,7 +10,7 @@ import torch
 from packaging.version import Version
 from torch import Tensor
 
-from anyres.registry import create_model, entries
+from anyres.models._registry import create_model, entries
 from anyres.tasks import load_pretrained
 from tests.contract.small import SIZES, distinct_models, image, small
 from tests.systems import system

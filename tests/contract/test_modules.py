@@ -15,7 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from anyres.backbone import Backbone
+from anyres.models._backbone import Backbone
 from tests.contract.small import distinct_models, image, small
 from tests.contract.watching import LAYERS, Records, seal
 from tests.systems import system

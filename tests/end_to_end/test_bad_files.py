@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from anyres import cli
+from anyres.cli.main import main
 from tests.data.pictures import bad_files, encode, noise, odd_good_files
 
 NETWORK = "model_args=embed_dim=24,depth=1,num_heads=2,patch_size=4"
@@ -40,7 +40,7 @@ def run(folder, tmp_path_factory):
     output = tmp_path_factory.mktemp("runs") / "run"
     sizes = ["sizes=24x16,16", "batch_size=10", "epochs=1", "workers=0", "max_bad_fraction=0.5"]
     arguments = ["train", "resformer_tiny", NETWORK, f"data={folder}", *sizes, *OFF, f"output={output}"]
-    assert cli.main(arguments) == 0
+    assert main(arguments) == 0
     return output
 
 
@@ -55,14 +55,14 @@ def test_training_counts_and_names_what_it_skipped(run) -> None:
 
 def test_too_many_bad_files_stop_with_one_sentence(folder, tmp_path, capfd) -> None:
     arguments = ["train", "resformer_tiny", NETWORK, f"data={folder}", "sizes=16", "batch_size=10", "epochs=1", *OFF]
-    assert cli.main([*arguments, "workers=0", f"output={tmp_path / 'run'}"]) == 2
+    assert main([*arguments, "workers=0", f"output={tmp_path / 'run'}"]) == 2
     error = capfd.readouterr().err
     assert "Traceback" not in error
     assert [line for line in error.splitlines() if line.startswith("anyres: ")]
 
 
 def test_prediction_names_every_bad_file(run, folder, tmp_path) -> None:
-    assert cli.main(["predict", str(run), str(folder / "val" / "cat"), f"output={tmp_path / 'p.csv'}", "topk=1"]) == 0
+    assert main(["predict", str(run), str(folder / "val" / "cat"), f"output={tmp_path / 'p.csv'}", "topk=1"]) == 0
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
     problems = {row["image"].rsplit("/", 1)[1] for row in rows if row["problem"]}
     assert problems == bad_files().keys()
@@ -72,7 +72,7 @@ def test_prediction_names_every_bad_file(run, folder, tmp_path) -> None:
 
 def test_sweep_counts_bad_files(run, folder, tmp_path, capfd) -> None:
     sizes = "sizes=8,16,20x12"
-    assert cli.main(["sweep", str(run), f"data={folder}", sizes, "--no-cost", f"output={tmp_path / 's'}"]) == 0
+    assert main(["sweep", str(run), f"data={folder}", sizes, "--no-cost", f"output={tmp_path / 's'}"]) == 0
     rows = list(csv.DictReader((tmp_path / "s" / "sweep.csv").open()))
     assert [int(row["bad"]) for row in rows] == [len(bad_files())] * 3
     assert [int(row["count"]) for row in rows] == [2 * (6 + len(odd_good_files()))] * 3
@@ -95,9 +95,9 @@ def test_pictures_of_twelve_bits_need_a_word_in_every_command(tmp_path, capfd) -
         ["predict", model, str(tmp_path / "d" / "dark"), f"output={tmp_path / 'p.csv'}"],
     ]
     for command in commands:
-        assert cli.main(command) == 2
+        assert main(command) == 2
         assert "has 16 bits, but no number above" in capfd.readouterr().err
-        assert cli.main([*command, "bit_depth=12"]) == 0
+        assert main([*command, "bit_depth=12"]) == 0
 
 
 def test_weights_that_are_no_numbers_end_every_command(run, folder, tmp_path, capfd) -> None:
@@ -111,7 +111,7 @@ def test_weights_that_are_no_numbers_end_every_command(run, folder, tmp_path, ca
         ["predict", model, str(folder / "val" / "cat")],
         ["sweep", model, f"data={folder}", "sizes=8", "--no-cost", f"output={tmp_path / 's'}"],
     ):
-        assert cli.main(command) == 2
+        assert main(command) == 2
         error = capfd.readouterr().err
         assert f"weights of {model} hold NaN or infinity, the first is norm.weight" in error
         assert "Traceback" not in error

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from anyres import demo
+from anyres.cli import demo
 from anyres.data import composed, video_sources
 
 FLOORS = {"segmentation": ("miou", 85.0), "detection": ("ap50", 90.0), "video": ("top1", 90.0)}

@@ -13,7 +13,8 @@ from PIL import Image
 
 from anyres.data import open_source
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import evaluate, first_images, label_places, preparation_for
+from anyres.evaluation.accuracy import evaluate, first_images
+from anyres.inference.preparation import label_places, preparation_for
 from tests.evaluation.helpers import GreySource, TableModel
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from anyres.data import open_source
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import evaluate, label_names, label_places
+from anyres.evaluation.accuracy import evaluate
 from anyres.evaluation.measure import open_test_source
+from anyres.inference.preparation import label_names, label_places
 from tests.evaluation.helpers import TableModel
 
 

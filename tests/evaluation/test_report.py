@@ -9,9 +9,9 @@ from PIL import Image
 
 from anyres.evaluation import plots
 from anyres.evaluation.report import Page, Samples, render
-from anyres.text import printable, shorten
+from anyres.io.text import printable, shorten
 from tests.evaluation.helpers import make_row
-from tests.test_text import NASTY
+from tests.io.test_text import NASTY
 
 SIDES = (16, 24, 32, 64)
 NAMES = ("resformer_mr", "deit <b>&'\"")

@@ -8,8 +8,9 @@ from anyres import create_model
 from anyres.data import open_source
 from anyres.errors import UserError
 from anyres.evaluation import read_csv, sweep
-from anyres.evaluation.sweep import timm_model, train_sizes
-from anyres.files import LOCK, RECORD
+from anyres.inference.modelspec import timm_model
+from anyres.inference.preparation import train_sizes
+from anyres.io.files import LOCK, RECORD
 from tests.evaluation.helpers import GreySource, TableModel
 
 SQUARES = [(16, 16), (24, 24), (32, 32)]

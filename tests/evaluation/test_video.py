@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from anyres.data import Item, MapSource
 from anyres.data.clips import Sampling
 from anyres.errors import UserError
-from anyres.evaluation.video import evaluate_video, sampling_of
-from anyres.registry import create_model
+from anyres.evaluation.video import evaluate_video
+from anyres.inference.preparation import sampling_of
+from anyres.models._registry import create_model
 
 
 class Greys(MapSource):

@@ -22,9 +22,9 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from anyres.checkpoints import load_checkpoint, read_state
 from anyres.errors import UserError
-from anyres.registry import create_model
+from anyres.models._checkpoints import load_checkpoint, read_state
+from anyres.models._registry import create_model
 from tests.fuzz.core import Failure, Kind, check_sentence, command, kept
 from tests.fuzz.mutators import NUMBERS, VALUES, deep, mutate_bytes, mutate_file, mutate_pickle, mutate_tree, to_json
 

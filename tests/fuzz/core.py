@@ -339,9 +339,8 @@ class Ran:
 
 def command(*words: Any) -> Ran:
     """`anyres WORDS` in this process, with streams as strict as a terminal's. Exceptions that are no sentence pass."""
-    from anyres import cli
+    from anyres.cli.main import main
 
-    os.environ["ANYRES_DEBUG"] = "1"
     texts = [str(word) for word in words]
     before = sys.stdout, sys.stderr
     printed = io.BytesIO(), io.BytesIO()  # no files: some cases let those fail
@@ -351,7 +350,7 @@ def command(*words: Any) -> Ran:
     )
     sys.stdout, sys.stderr = out, err
     try:
-        code = cli.main(texts)
+        code = main(texts)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     finally:

@@ -21,15 +21,15 @@ def warm() -> None:
 
     torch.set_num_threads(1)
     for name in (
-        "anyres.cli",
-        "anyres.commands",
+        "anyres.cli.main",
+        "anyres.cli.commands",
         "anyres.evaluation.sweep",
         "anyres.evaluation.plots",
         "anyres.evaluation.report",
         *(f"anyres.evaluation.{task}" for task in ("segmentation", "detection", "video")),
         "av",
-        "anyres.overlay",
-        "anyres.predict",
+        "anyres.inference.overlay",
+        "anyres.inference.predict",
         "anyres.training.loop",
         *(f"anyres.training.{task}" for task in ("classification", "segmentation", "detection", "video")),
         "faster_coco_eval",

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from anyres import demo
-from anyres.commands import COMMANDS
+from anyres.cli import demo
+from anyres.cli.commands import COMMANDS
 from tests.data.pictures import encode, noise
 from tests.fuzz.core import Kind, command, kept
 from tests.fuzz.mutators import NUMBERS, WORDS

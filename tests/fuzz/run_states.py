@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from anyres import files
+from anyres.io import files
 from tests.fuzz.core import Failure, Kind, command, in_child, kept
 from tests.fuzz.mutators import mutate_file, mutate_text, mutate_tree
 from tests.fuzz.runs import OPTIONS, PREFIX, Outcome, finished, interrupted, train_words

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from anyres.models._registry import create_model
 from anyres.models.dat import ClampedDeformableAttention, DeformableAttention, LocalAttention, NeighbourhoodAttention
-from anyres.registry import create_model
 from tests.systems import system
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anyres.registry import create_model
+from anyres.models._registry import create_model
 
 TINY = {"embed_dim": 24, "depth": 6, "group_tokens": (6, 4)}
 

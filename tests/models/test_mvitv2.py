@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from anyres.models._registry import create_model
 from anyres.models.mvitv2 import (
     MViTv2,
     bias_mask,
@@ -14,7 +15,6 @@ from anyres.models.mvitv2 import (
     offset_products,
     offset_vectors,
 )
-from anyres.registry import create_model
 from tests.contract.small import small
 
 

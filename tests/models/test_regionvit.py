@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from anyres.models._registry import create_model
 from anyres.models.regionvit import (
     RegionalToLocalAttention,
     RegionViT,
@@ -14,7 +15,6 @@ from anyres.models.regionvit import (
     window_bias,
     wrapped_index,
 )
-from anyres.registry import create_model
 from tests.contract.small import image, small
 
 

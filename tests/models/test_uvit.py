@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from anyres.plain import window_divisions
-from anyres.registry import create_model
+from anyres.models._plain import window_divisions
+from anyres.models._registry import create_model
 
 TINY = {"embed_dim": 24, "depth": 5, "num_heads": 2}
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from anyres.backbone import Backbone
-from anyres.checkpoints import load_checkpoint
-from anyres.registry import create_model, entries
+from anyres.models._backbone import Backbone
+from anyres.models._checkpoints import load_checkpoint
+from anyres.models._registry import create_model, entries
 from tests.parity.reference import Case, cases
 from tests.systems import system
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from anyres.checkpoints import load_checkpoint
-from anyres.registry import create_model
+from anyres.models._checkpoints import load_checkpoint
+from anyres.models._registry import create_model
 from anyres.training.losses import distilled_loss, replica_losses, soft_cross_entropy
 from tests.parity.reference import Case, cases, image
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from anyres.checkpoints import load_checkpoint
 from anyres.layers import sparsify
-from anyres.registry import create_model
+from anyres.models._checkpoints import load_checkpoint
+from anyres.models._registry import create_model
 from anyres.training.losses import soft_cross_entropy
 from anyres.training.sparsification import sparsification_losses
 from tests.parity.reference import Case, cases

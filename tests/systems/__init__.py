@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from anyres.registry import entries
+from anyres.models._registry import entries
 
 
 def system(name: str) -> ModuleType:

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align
 
-from anyres.checkpoints import load_checkpoint, save_weights
 from anyres.errors import UserError
 from anyres.layers.attention import Attention
 from anyres.layers.positions import LocalPositionEmbedding
-from anyres.registry import create_model, entries
+from anyres.models._checkpoints import load_checkpoint, save_weights
+from anyres.models._registry import create_model, entries
 from anyres.tasks.detection import HEADS, DetectionView, Detector, paste_masks
 from anyres.tasks.detection_heads import Anchors, ProposalHead, Proposals, RegionPool
 from tests.contract.small import small_args

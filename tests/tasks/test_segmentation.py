@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres import hub
-from anyres.backbone import Backbone
 from anyres.errors import UserError
-from anyres.registry import create_model, entries
+from anyres.io import hub
+from anyres.models._backbone import Backbone
+from anyres.models._registry import create_model, entries
 from anyres.tasks.segmentation import (
     Segmenter,
     levels_of,

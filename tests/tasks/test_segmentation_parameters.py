@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from anyres.registry import create_model
+from anyres.models._registry import create_model
 from anyres.tasks.segmentation import Segmenter
 
 # Millions as printed. UPerNet's counts include the auxiliary head, but GPViT's fits only without it.

@@ -10,12 +10,12 @@ import torch
 from timm.models import group_parameters
 from torch import Tensor
 
-from anyres.backbone import Backbone
-from anyres.checkpoints import save_weights
 from anyres.errors import UserError
-from anyres.hub import read_folder
+from anyres.io.hub import read_folder
+from anyres.models._backbone import Backbone
+from anyres.models._checkpoints import save_weights
+from anyres.models._registry import create_model
 from anyres.models.mvitv2 import MViTv2
-from anyres.registry import create_model
 from anyres.tasks.video import RegionTime, SpaceTime, create_video_model
 
 PLAIN = {"embed_dim": 48, "depth": 3, "num_heads": 3, "patch_size": 8, "img_size": 32}

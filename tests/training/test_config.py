@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from anyres.errors import UserError
-from anyres.registry import list_models
+from anyres.models._registry import list_models
 from anyres.training.config import CONFIGS
 from anyres.training.recipe import RECIPES, field_help, list_recipes, load_config
 

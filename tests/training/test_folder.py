@@ -16,9 +16,9 @@ import torch
 import yaml
 
 from anyres.errors import UserError
-from anyres.files import RECORD
+from anyres.io.files import RECORD
 from anyres.training import loop, state, train
-from tests.test_files import content
+from tests.io.test_files import content
 from tests.training.helpers import metrics, small_config, weights
 
 QUICK = {"eval_every": 1, "sizes": [8], "epoch_size": 32, "ema_decay": 0.5}
@@ -164,7 +164,7 @@ def test_the_folder_of_the_data_and_weights_that_would_go_are_no_output(
 
 
 def test_two_runs_in_one_folder_are_told_of_each_other(run: Path, refused: Callable[..., str]) -> None:
-    from anyres.files import locked
+    from anyres.io.files import locked
 
     with locked(run):
         assert f"is in use by process {os.getpid()} on" in refused(run)

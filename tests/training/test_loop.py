@@ -18,10 +18,10 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from anyres.checkpoints import save_weights
 from anyres.data import open_source
 from anyres.errors import UserError
-from anyres.files import LOCK, RECORD
+from anyres.io.files import LOCK, RECORD
+from anyres.models._checkpoints import save_weights
 from anyres.tasks import load_pretrained
 from anyres.training import classification, load_config, loop, setup, state, train
 from tests.training.helpers import SMALL, metrics, small_config, train_small, weights
@@ -235,7 +235,7 @@ def test_starting_from_weights_is_not_resuming(whole: Path, tmp_path: Path) -> N
 
 def groups(**changes: Any) -> dict[str, dict[str, Any]]:
     """Parameter name -> its group of the optimiser."""
-    from anyres.registry import create_model
+    from anyres.models._registry import create_model
 
     config = load_config(SMALL, weight_decay=0.05, **changes)
     model = create_model("resformer_tiny", img_size=16, **SMALL["model_args"])  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from anyres.registry import create_model
+from anyres.models._registry import create_model
 from anyres.training.losses import (
     backward_replicas,
     distilled_loss,

@@ -18,7 +18,7 @@ from anyres.data.detection import DigitScenes
 from anyres.data.segmentation import ComposedDigits
 from anyres.data.sources import Digits, Source
 from anyres.evaluation.measure import measure
-from anyres.registry import create_model
+from anyres.models._registry import create_model
 from anyres.tasks.detection import Detector
 from anyres.tasks.segmentation import Segmenter
 from anyres.training import loop, train

@@ -20,7 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from anyres import cli
+from anyres.cli.main import main
 from anyres.training import state, train
 from anyres.training.processes import _pick_precision
 from tests.training.distributed import OTHERS
@@ -99,7 +99,7 @@ def run_rank(recipe: Path, rank: int, world: int, port: int, log: Path) -> None:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in names.items()}}
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     torch.set_num_threads(1)
-    sys.exit(cli.main(["train", f"recipe={recipe}"]))
+    sys.exit(main(["train", f"recipe={recipe}"]))
 
 
 class Launcher:

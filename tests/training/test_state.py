@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from anyres import files
 from anyres.errors import UserError
-from anyres.files import locked
-from anyres.registry import create_model
+from anyres.io import files
+from anyres.io.files import locked
+from anyres.models._registry import create_model
 from anyres.training import state
 from anyres.training.state import Position
 

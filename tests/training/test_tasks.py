@@ -14,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from anyres import cli, load_pretrained
+from anyres import load_pretrained
+from anyres.cli.main import main
 from anyres.data import Item, video_views
 from anyres.errors import UserError
 from anyres.evaluation.cost import random_input
-from anyres.evaluation.measure import fitting_of, measure, open_test_source, preparation_text, sample_images
-from anyres.overlay import overlays
+from anyres.evaluation.measure import measure, open_test_source, preparation_text, sample_images
+from anyres.inference.overlay import overlays
+from anyres.inference.preparation import fitting_of
 from anyres.tasks import task_of
 from anyres.tasks.detection import Detector
 from anyres.training import load_config, loop, train
@@ -118,7 +120,7 @@ def test_a_run_its_weights_and_its_resumption(task: str, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("task", RUNS)
 def test_starting_from_a_classifier_fills_the_backbone(task: str, tmp_path: Path) -> None:
-    from anyres.registry import create_model
+    from anyres.models._registry import create_model
     from anyres.training import setup
     from anyres.training.task import open_task
 
@@ -311,9 +313,9 @@ def test_clips_are_cut_out_as_in_training(
     (found,) = overlays(model, [Item("x", source.item(0).data, None)], tmp_path / "seen", (24, 24))
     assert found.cells
     test = ["video", "test", str(tmp_path / "run"), "size=24", "device=cpu"]
-    assert cli.main(test) == 0
-    assert cli.main([*test, "--crop-pct=0.75"]) == 0
-    assert cli.main([*test, "crops=3"]) == 0
+    assert main(test) == 0
+    assert main([*test, "--crop-pct=0.75"]) == 0
+    assert main([*test, "crops=3"]) == 0
     assert list(dict.fromkeys(seen)) == [(0.5, 1), (0.75, 1), (1.0, 3)]
 
 
@@ -335,18 +337,18 @@ def test_pictures_do_not_replace_those_they_are_of(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((64, 70, 3), np.uint8)).save(file)
     before = file.read_bytes()
     predict = ["predict", str(tmp_path / "model"), str(file), "size=64", "device=cpu"]
-    assert cli.main([*predict, f"pictures={tmp_path / 'model' / '..'}"]) == 2
+    assert main([*predict, f"pictures={tmp_path / 'model' / '..'}"]) == 2
     assert file.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "own.png"]
     for _ in range(2):
-        assert cli.main([*predict, f"pictures={tmp_path / 'seen'}"]) == 0
+        assert main([*predict, f"pictures={tmp_path / 'seen'}"]) == 0
     assert (tmp_path / "seen" / "own.png").is_file()
     (tmp_path / "seen" / "own.png").write_bytes(before)  # somebody's
     (tmp_path / "seen" / "thesis.png").write_bytes(before)
-    assert cli.main([*predict, f"pictures={tmp_path / 'seen'}"]) == 2
+    assert main([*predict, f"pictures={tmp_path / 'seen'}"]) == 2
     assert (tmp_path / "seen" / "own.png").read_bytes() == before
     (tmp_path / "seen" / "own.png").unlink()
-    assert cli.main([*predict, f"pictures={tmp_path / 'seen'}"]) == 0
+    assert main([*predict, f"pictures={tmp_path / 'seen'}"]) == 0
     assert (tmp_path / "seen" / "thesis.png").read_bytes() == before
 
 
@@ -396,7 +398,7 @@ def test_every_missing_extra_is_named_with_its_line_before_any_work(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, module, None)
     command, extra = MISSING[module]
-    assert cli.main(command) == 2
+    assert main(command) == 2
     said = capfd.readouterr()
     assert said.out == ""
     (sentence,) = said.err.splitlines()
@@ -453,18 +455,18 @@ def test_sizes_below_the_minimum_are_refused(
         ["predict", str(tmp_path / "model"), *pictures],
         ["predict", str(detectors[0]), *pictures],
     ):
-        assert cli.main([*words, f"size={least - 1}", "device=cpu"]) == 2
+        assert main([*words, f"size={least - 1}", "device=cpu"]) == 2
         assert f"below the model's minimum: give sides of at least {least}" in capsys.readouterr().err
     out = tmp_path / "sweep"
-    assert cli.main(["sweep", *map(str, detectors), f"sizes={least - 1}", "cost=false", f"output={out}"]) == 0
+    assert main(["sweep", *map(str, detectors), f"sizes={least - 1}", "cost=false", f"output={out}"]) == 0
     assert "below the model's minimum" in (out / "sweep.csv").read_text()
     for scales in ("1,inf", "nan"):
-        assert cli.main(["segment", "test", str(tmp_path / "model"), f"scales={scales}", "device=cpu"]) == 2
+        assert main(["segment", "test", str(tmp_path / "model"), f"scales={scales}", "device=cpu"]) == 2
         assert "write numbers with commas between them" in capsys.readouterr().err
 
 
 def test_a_head_for_other_classes_starts_afresh(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    from anyres.registry import create_model
+    from anyres.models._registry import create_model
     from anyres.training.task import load_but_head
 
     def classifier(names: list[str]) -> Any:

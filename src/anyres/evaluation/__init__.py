@@ -4,7 +4,7 @@ from anyres.evaluation.accuracy import evaluate
 from anyres.evaluation.aspects import parse_aspects, sizes_at_aspects
 from anyres.evaluation.cost import Cost, measure_cost
 from anyres.evaluation.results import Measured, Row, area_over_log_size, read_csv
-from anyres.evaluation.sweep import SweepResult, sweep, timm_model
+from anyres.evaluation.sweep import SweepResult, sweep
 
 __all__ = [
     "Cost",
@@ -18,5 +18,4 @@ __all__ = [
     "read_csv",
     "sizes_at_aspects",
     "sweep",
-    "timm_model",
 ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,61 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from anyres.data import EvalBatch, EvalLoader, ImageTest, Source
-from anyres.data.classes import NAMES_FILE, imagenet_words, match_classes, match_outputs
 from anyres.errors import UserError
-from anyres.evaluation.cost import input_channels, precision_context
+from anyres.evaluation.cost import precision_context
 from anyres.evaluation.results import Measured, Size
-from anyres.finite import check_outputs, check_weights
+from anyres.inference.finite import check_outputs, check_weights
+from anyres.inference.preparation import label_places, preparation_for
 
 if TYPE_CHECKING:
     from PIL import Image
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How images are made ready for a model: published preprocessing with the model's own constants where it states
-    them.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float
-    interpolation: str
-    in_chans: int
-
-    def __str__(self) -> str:
-        rule = f"{self.interpolation} resize of the short side to int(size/{self.crop_pct:.4g}), centre crop to size"
-        other = "non-square sizes: resized to cover (height, width) divided by the same number, then the centre crop"
-        return f"{rule}; {other}; mean {_numbers(self.mean)}, std {_numbers(self.std)}."
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in values)
-
-
-def preparation_for(model: nn.Module, source: Source) -> Preparation:
-    """Read the model's `pretrained_cfg` (ours or timm's); what it does not state comes from the source.
-
-    So do the mean and standard deviation when those stated are for another number of channels than the model takes.
-    """
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    in_chans = input_channels(model, default=source.in_chans)
-    own = all(len(cfg.get(name) or ()) == in_chans for name in ("mean", "std"))
-    mean, std = (tuple(cfg[name] if own else getattr(source, name)) for name in ("mean", "std"))
-    return Preparation(
-        mean=mean,
-        std=std,
-        crop_pct=cfg.get("crop_pct") or source.crop_pct,
-        interpolation=cfg.get("interpolation") or "bicubic",
-        in_chans=in_chans,
-    )
-
-
-def check_size(model: nn.Module, size: Size) -> None:
-    """Raises UserError for a size below the model's minimum, which images would otherwise be enlarged or padded to."""
-    minimum = getattr(model, "minimum_size", 1)
-    if min(size) < minimum:
-        raise UserError(f"size {size[0]}x{size[1]} is below the model's minimum: give sides of at least {minimum}")
 
 
 def evaluate(
@@ -164,33 +116,6 @@ def _gather(share: tuple[Any, ...]) -> list[Any]:
     shares: list[Any] = [None] * world
     dist.all_gather_object(shares, share)
     return shares
-
-
-def label_names(model: nn.Module) -> list[str]:
-    """Names of the model's outputs: stored with the weights, else ImageNet's for as many classes, else numbers. Raises
-    UserError for more or fewer stored names than outputs."""
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
-    count = int(getattr(model, "num_classes", len(names or ())))
-    if names and len(names) != count:
-        raise UserError(f"{_title(model)} states {len(names)} names for its {count} outputs: give them in names=FILE")
-    return list(names) if names else imagenet_words(count) or [str(i) for i in range(count)]
-
-
-def label_places(model: nn.Module, source: Source, fix: str = NAMES_FILE) -> Tensor:
-    """For each class of the source the output of the model that means it, (K,) int64.
-
-    Classes are matched by name, never by position: by the model's `label_names`, or as `match_outputs` does for a model
-    without. Raises UserError, which ends in `fix`, where a class has no match.
-    """
-    whose = {"knower": _title(model), "namer": source.name, "fix": fix}
-    if (getattr(model, "pretrained_cfg", None) or {}).get("label_names"):
-        return torch.tensor(match_classes(label_names(model), source.label_names, **whose))
-    count = int(getattr(model, "num_classes", len(source.label_names)))
-    return torch.tensor(match_outputs(count, source.label_names, **whose))
-
-
-def _title(model: nn.Module) -> str:
-    return f"the model {getattr(model, 'architecture', None) or type(model).__name__}"
 
 
 def first_images(model: nn.Module, source: Source, size: Size, count: int) -> list[Image.Image]:

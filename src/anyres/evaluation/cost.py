@@ -30,6 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from anyres.inference.preparation import input_channels
+
 # Fused attention operators that some supported torch version counts as zero. Shapes are (batch, heads, tokens, width).
 _ATTENTION_OPERATORS = (
     "_scaled_dot_product_flash_attention_for_cpu",
@@ -168,15 +170,6 @@ class _LiveStorage(TorchDispatchMode):  # torch leaves it untyped
     def _forget(self, address: int, size: int) -> None:
         del self._live[address]
         self._current -= size
-
-
-def input_channels(model: nn.Module, default: int = 3) -> int:
-    """Colour channels that the model takes: its attribute `in_chans`, else those of `pretrained_cfg["input_size"]`,
-    else `default`.
-    """
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    channels = getattr(model, "in_chans", None) or (cfg.get("input_size") or (default,))[0]
-    return int(channels)
 
 
 def random_input(

@@ -15,11 +15,12 @@ from anyres.data import EvalLoader, rle
 from anyres.data.detection import DetectionSource, Objects
 from anyres.data.detection_views import LONGEST, DetectionTest
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import _gather, check_size, label_places, preparation_for, process
+from anyres.evaluation.accuracy import _gather, process
 from anyres.evaluation.cost import precision_context
 from anyres.evaluation.results import Measured, Size, covered
-from anyres.files import atomic_write, check_file
-from anyres.finite import check_found, check_weights, layers_watched
+from anyres.inference.finite import check_found, check_weights, layers_watched
+from anyres.inference.preparation import check_size, label_places, preparation_for
+from anyres.io.files import atomic_write, check_file
 from anyres.tasks.detection import paste_masks
 
 Entry = dict[str, Any]

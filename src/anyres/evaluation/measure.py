@@ -13,8 +13,9 @@ from torch import nn
 
 from anyres.data import BadImage, open_source, rle
 from anyres.data.classes import tell_subset
-from anyres.evaluation.accuracy import evaluate, first_images, label_names, label_places, preparation_for
+from anyres.evaluation.accuracy import evaluate, first_images
 from anyres.evaluation.results import Measured, Size
+from anyres.inference.preparation import fitting_of, label_names, label_places, preparation_for
 from anyres.tasks import task_of
 
 if TYPE_CHECKING:
@@ -81,15 +82,6 @@ def measure(
     return run(model, source, size, batch_size, device, precision, workers=workers, **fitting_of(model))
 
 
-def fitting_of(model: Any) -> dict[str, Any]:
-    """How images are fitted to a size where their ratio is kept, as arguments of `fit` and of a task's evaluation: the
-    largest ratio of the sides ("longest") and, for segmentation, the "divisor" that the model was trained with, as far
-    as they are known."""
-    names = {"segmentation": ("longest", "divisor"), "detection": ("longest",)}.get(task_of(model), ())
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return {name: cfg[name] for name in names if cfg.get(name) is not None}
-
-
 def preparation_text(model: nn.Module, source: Any) -> str:
     """How the evaluation prepares images, in a sentence."""
     way = preparation_for(model, source)
@@ -121,7 +113,7 @@ def sample_images(model: nn.Module, source: Any, size: Size, count: int) -> list
         test = DetectionTest(size, way.mean, way.std, **fitting_of(model))
     else:
         from anyres.data.video_views import ClipTest
-        from anyres.evaluation.video import sampling_of
+        from anyres.inference.preparation import sampling_of
 
         sampling = sampling_of(model)
         test = ClipTest(size, sampling, way.mean, way.std, crop_pct=way.crop_pct, interpolation=way.interpolation)

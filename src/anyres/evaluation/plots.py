@@ -15,8 +15,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from anyres.evaluation.aspects import aspect_name, size_name
 from anyres.evaluation.results import SHORT_TITLES, TITLES, Row, main_score
-from anyres.fonts import drawable, font_for
-from anyres.text import printable, shorten
+from anyres.io.fonts import drawable, font_for
+from anyres.io.text import printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,7 +24,7 @@ from anyres.evaluation.results import (
     main_score,
     score_names,
 )
-from anyres.text import printable, shorten
+from anyres.io.text import printable, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from anyres.errors import UserError
-from anyres.files import atomic_write
-from anyres.text import csv_text, from_csv
+from anyres.io.files import atomic_write
+from anyres.io.text import csv_text, from_csv
 
 Size = tuple[int, int]
 

@@ -13,10 +13,11 @@ from anyres.data import EvalLoader
 from anyres.data.segmentation import IGNORED, SegmentationSource
 from anyres.data.segmentation_views import SegmentationTest
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import _gather, check_size, label_names, label_places, preparation_for, process
+from anyres.evaluation.accuracy import _gather, process
 from anyres.evaluation.cost import precision_context
 from anyres.evaluation.results import Measured, Size, covered
-from anyres.finite import check_outputs, check_weights
+from anyres.inference.finite import check_outputs, check_weights
+from anyres.inference.preparation import check_size, label_names, label_places, preparation_for
 from anyres.tasks.segmentation import predict_probabilities
 
 

@@ -26,19 +26,20 @@ from torch import nn
 from anyres.data import Source
 from anyres.errors import UserError
 from anyres.evaluation import plots
-from anyres.evaluation.accuracy import check_size, process
+from anyres.evaluation.accuracy import process
 from anyres.evaluation.cost import measure_cost, random_input
 from anyres.evaluation.measure import measure, preparation_text, sample_images
 from anyres.evaluation.report import Page, Samples, render
 from anyres.evaluation.results import Finding, Row, Size, areas, find, write_csv
-from anyres.files import atomic_write, check_files, locked
-from anyres.finite import check_weights
+from anyres.inference.finite import check_weights
+from anyres.inference.preparation import check_size, train_sizes
+from anyres.io.files import atomic_write, check_files, locked
 
 Progress = Callable[[Row, int, int], None]
 _JOURNAL = "sweep.partial.jsonl"
 _FILES = {"table": "sweep.csv", "picture": "sweep.png", "pareto": "pareto.png", "report": "report.html"}
 _KIND = "sweep"
-"""What the record of the folder calls them (`anyres.files`)."""
+"""What the record of the folder calls them (`anyres.io.files`)."""
 
 
 @dataclass(frozen=True)
@@ -167,36 +168,6 @@ def write_outputs(page: Page, out: str | Path) -> dict[str, Path]:
     with atomic_write(files["report"], _KIND) as temporary:
         temporary.write_text(render(page), encoding="utf-8")
     return files
-
-
-def train_sizes(model: nn.Module) -> list[Size]:
-    """The sizes that a model was trained at: `pretrained_cfg["train_sizes"]`, else the one of
-    `pretrained_cfg["input_size"]`.
-    """
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    sizes = cfg.get("train_sizes") or [cfg["input_size"][1:]] if cfg.get("input_size") or cfg.get("train_sizes") else []
-    return [(size, size) if isinstance(size, int) else (int(size[0]), int(size[1])) for size in sizes]
-
-
-def timm_model(name: str, pretrained: bool = True) -> nn.Module:
-    """Build a timm model for comparison, able to change its input size where timm offers that (`dynamic_img_size`).
-
-    Models that timm builds for one size only refuse the others in a sweep. Raises UserError for a name that timm does
-    not know.
-    """
-    import difflib
-
-    import timm
-
-    if not timm.is_model(name):
-        known = timm.list_models(pretrained=pretrained)
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else "in Python, timm.list_models() names them"
-        raise UserError(f"timm has no model '{name}'; {hint}")
-    try:
-        return timm.create_model(name, pretrained=pretrained, dynamic_img_size=True).eval()
-    except TypeError:  # the model does not know the option
-        return timm.create_model(name, pretrained=pretrained).eval()
 
 
 def _measure(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +11,11 @@ from torch import Tensor, nn
 from anyres.data import EvalLoader, MapSource
 from anyres.data.clips import Sampling
 from anyres.data.video_views import ClipBatch, ClipTest
-from anyres.evaluation.accuracy import preparation_for, process, tally
+from anyres.evaluation.accuracy import process, tally
 from anyres.evaluation.results import Measured, Size
+from anyres.inference.preparation import preparation_for, sampling_of
 
 logger = logging.getLogger(__name__)
-
-
-def sampling_of(model: Any) -> Sampling:
-    """The clips that a model was trained with: "num_frames" and "frame_stride" of its `pretrained_cfg`, those in the
-    name of a published video network (mvitv2_small_16x4), else its own `num_frames`, every fourth."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    named = re.search(r"_(\d+)x(\d+)$", str(getattr(model, "architecture", None)))
-    frames, stride = map(int, named.groups()) if named else (8, 4)
-    frames = cfg.get("num_frames") or getattr(model, "num_frames", None) or frames
-    return Sampling(int(frames), float(cfg.get("frame_stride") or stride))
 
 
 def evaluate_video(

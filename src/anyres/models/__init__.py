@@ -1,1 +1,1 @@
-"""One file per paper. Each ends in a `FAMILY`; `anyres.registry` finds it by that name."""
+"""One file per paper. Each ends in a `FAMILY`; `anyres.models._registry` finds it by that name."""

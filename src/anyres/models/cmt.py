@@ -30,8 +30,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import Family, KeyRule, Variant, pair
-from anyres.kinds import Count, Depth, Factor, PerStage, Rate, Size
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.maps import ConvNorm, depthwise, fold_into, on_map, to_map, to_nchw, with_residual
@@ -39,7 +37,9 @@ from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
-from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.models._backbone import Family, KeyRule, Variant, pair
+from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.options import Count, Depth, Factor, PerStage, Rate, SideOrPair
 
 
 class StemEmbed(ConvEmbed):
@@ -231,7 +231,7 @@ class CMT(Pyramid):
         stem_dim: Count = 32,
         head_dim: Count = 1280,
         mlp_ratio: Factor = 4.0,
-        img_size: Size = 224,
+        img_size: SideOrPair = 224,
         in_chans: Count = 3,
         drop_path_rate: Rate = 0.0,
         dense: bool = False,

@@ -25,13 +25,13 @@ from typing import Any
 from timm.layers import Mlp
 from torch import nn
 
-from anyres.backbone import Family, KeyRule, Variant
-from anyres.kinds import Count, Depth, Factor, PerStage, Rate, Three
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.stripes import StripeAttention
-from anyres.pyramid import Pyramid, Stage, drop_path_rates
+from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._pyramid import Pyramid, Stage, drop_path_rates
+from anyres.options import Count, Depth, Factor, PerStage, Rate, Three
 
 
 class CSWin(Pyramid):

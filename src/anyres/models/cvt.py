@@ -26,15 +26,15 @@ import torch
 from timm.layers import Mlp, QuickGELU
 from torch import Tensor, nn
 
-from anyres.backbone import Family, KeyRule, Variant
-from anyres.kinds import Count, Depth, Factor, Rate, Three
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.maps import ConvNorm
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import attend
-from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.options import Count, Depth, Factor, Rate, Three
 
 
 class ConvProjectionAttention(nn.Module):

@@ -31,9 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import Family, KeyRule, Variant, pair
 from anyres.errors import UserError
-from anyres.kinds import Count, PerStage, Rate, Size
 from anyres.layers.attention import Block
 from anyres.layers.maps import ConvMlp, by_group, depthwise, on_map, with_residual
 from anyres.layers.parameter_cache import cached_for_parameter
@@ -42,7 +40,9 @@ from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
 from anyres.layers.windows import PUBLISHED_TABLE, WindowAttention, tables_from_published, tables_to_published
-from anyres.pyramid import Grid, Pyramid, Stage, drop_path_rates
+from anyres.models._backbone import Family, KeyRule, Variant, pair
+from anyres.models._pyramid import Grid, Pyramid, Stage, drop_path_rates
+from anyres.options import Count, PerStage, Rate, SideOrPair
 
 Generation = Literal[2022, 2023]
 
@@ -350,7 +350,7 @@ class DAT(Pyramid):
         window_size: Count = 7,
         generation: Generation = 2022,
         convolutional: bool = False,
-        img_size: Size = 224,
+        img_size: SideOrPair = 224,
         in_chans: Count = 3,
         drop_path_rate: Rate = 0.0,
         **kwargs: Any,

@@ -19,8 +19,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from anyres.backbone import Family, KeyRule, Variant
-from anyres.plain import Plain
+from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._plain import Plain
 
 
 class DeiT(Plain):

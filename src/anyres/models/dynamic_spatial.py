@@ -26,8 +26,6 @@ import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from anyres.backbone import Family, KeyRule
-from anyres.kinds import Count, Depth, PerStage, Rate, WholeNumber
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.maps import conv_grid, depthwise, on_map
@@ -44,9 +42,11 @@ from anyres.layers.sparsify import (
     two_paths,
 )
 from anyres.layers.windows import tables_from_published, tables_to_published
+from anyres.models._backbone import Family, KeyRule
+from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
 from anyres.models.dynamicvit import check_ratio, predictor_keys, variant
 from anyres.models.swin import PatchMerging, ShiftedWindowAttention, SwinTransformer
-from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.options import Count, Depth, PerStage, Rate, WholeNumber
 
 
 class SparseStage(Stage):

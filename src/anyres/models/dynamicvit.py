@@ -25,9 +25,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import Family, KeyRule, Variant, take_indices
 from anyres.errors import UserError
-from anyres.kinds import Count, Depth, Factor, Rate, WholeNumber
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.maps import ConvNorm, to_map, to_nchw
@@ -42,8 +40,10 @@ from anyres.layers.sparsify import (
     masked_mean,
     split_by_score,
 )
-from anyres.plain import Plain
-from anyres.pyramid import Grid
+from anyres.models._backbone import Family, KeyRule, Variant, take_indices
+from anyres.models._plain import Plain
+from anyres.models._pyramid import Grid
+from anyres.options import Count, Depth, Factor, Rate, WholeNumber
 
 
 def predictor_keys(published: str, ours: str, unit_axes: Literal["", "conv"] = "") -> tuple[KeyRule, ...]:

@@ -30,9 +30,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import Family, KeyRule, Variant, take_indices
 from anyres.errors import UserError
-from anyres.kinds import Count, Depth, Factor, Rate, Size, WholeNumber
 from anyres.layers.adapter import Adapter
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
@@ -41,7 +39,9 @@ from anyres.layers.patch_embed import patches_of
 from anyres.layers.positions import Grid
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.stripes import StripeAttention
-from anyres.plain import Plain
+from anyres.models._backbone import Family, KeyRule, Variant, take_indices
+from anyres.models._plain import Plain
+from anyres.options import Count, Depth, Factor, Rate, SideOrPair, WholeNumber
 
 GROUP_HEADS = 6
 """Heads wherever group tokens take part."""
@@ -233,7 +233,7 @@ class GPViT(Plain):
         in_chans: Count = 3,
         num_classes: WholeNumber = 1000,
         global_pool: str = "group",
-        img_size: Size = 224,
+        img_size: SideOrPair = 224,
         drop_rate: Rate = 0.0,
         drop_path_rate: Rate = 0.0,
         dense: bool = False,

@@ -27,14 +27,14 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import Family, KeyRule, Variant
-from anyres.kinds import Count, Depth, Factor, PerStage, Rate
 from anyres.layers.maps import ConvMlp, conv_grid, on_map, to_map, to_nchw
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed, Remainder
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.windows import merge, padding_mask, partition, window_attention
-from anyres.pyramid import Grid, Pyramid, Stage, drop_path_rates
+from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._pyramid import Grid, Pyramid, Stage, drop_path_rates
+from anyres.options import Count, Depth, Factor, PerStage, Rate
 
 
 class ImageNorm(nn.GroupNorm):

@@ -28,13 +28,13 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import Family, KeyRule, Variant
-from anyres.kinds import Count, Depth, PerStage, Rate
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear, init_linear_and_convolution
 from anyres.layers.maps import ConvNorm, depthwise, fold_into, on_map, with_residual
 from anyres.layers.parts import parts_of
-from anyres.pyramid import Grid, Pyramid, Run, drop_path_rates
+from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._pyramid import Grid, Pyramid, Run, drop_path_rates
+from anyres.options import Count, Depth, PerStage, Rate
 
 HEADS = 8
 WINDOWS = {3: 2, 5: 3, 7: 3}

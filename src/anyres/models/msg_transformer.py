@@ -30,9 +30,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import Family, KeyRule, Variant
 from anyres.errors import UserError
-from anyres.kinds import Count, Depth, Factor, PerStage, Rate
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.parameter_cache import cached_for_parameter
@@ -51,7 +49,9 @@ from anyres.layers.windows import (
     small_offsets,
     window_attention,
 )
-from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.options import Count, Depth, Factor, PerStage, Rate
 
 
 @cached_for_parameter()

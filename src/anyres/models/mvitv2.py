@@ -33,9 +33,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import IMAGENET_MEAN, IMAGENET_STD, Family, KeyRule, Variant, pair
 from anyres.errors import UserError
-from anyres.kinds import Count, Depth, PerStage, Rate, Size
 from anyres.layers.init import init_linear
 from anyres.layers.maps import to_map
 from anyres.layers.parameter_cache import cached_for_parameter
@@ -43,7 +41,9 @@ from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.size_cache import cached_by_size
 from anyres.layers.windows import merge, partition
-from anyres.pyramid import Pyramid, Run, Stage, drop_path_rates
+from anyres.models._backbone import IMAGENET_MEAN, IMAGENET_STD, Family, KeyRule, Variant, pair
+from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
+from anyres.options import Count, Depth, PerStage, Rate, SideOrPair
 
 Grid = tuple[int, ...]
 """(h, w), or (t, h, w) of a clip. In tokens (B, prefix + N, C) a class token (prefix 1) or none stands before the
@@ -363,7 +363,7 @@ class MViTv2(Pyramid):
         num_frames: Count | None = None,
         kv_stride: Count = 4,
         window_size: Count = 56,
-        img_size: Size = 224,
+        img_size: SideOrPair = 224,
         in_chans: Count = 3,
         drop_path_rate: Rate = 0.0,
         dense: bool = False,

@@ -29,9 +29,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import Family, KeyRule, Variant, pair
 from anyres.errors import UserError
-from anyres.kinds import Count, Depth, Factor, PerStage, Rate, Size
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear, init_linear_and_convolution
 from anyres.layers.maps import ConvMlp, to_map, to_nchw
@@ -39,7 +37,9 @@ from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
 from anyres.layers.spatial_reduction import SpatialReductionAttention
-from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.models._backbone import Family, KeyRule, Variant, pair
+from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.options import Count, Depth, Factor, PerStage, Rate, SideOrPair
 
 # Version 1 ------------------------------------------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class PVT(Pyramid):
         num_heads: PerStage[Count] = (1, 2, 5, 8),
         mlp_ratios: PerStage[Factor] = (8, 8, 4, 4),
         reductions: PerStage[Count] = (8, 4, 2, 1),
-        img_size: Size = 224,
+        img_size: SideOrPair = 224,
         in_chans: Count = 3,
         drop_path_rate: Rate = 0.0,
         dense: bool = False,

@@ -30,9 +30,7 @@ from timm.layers import DropPath, LayerNorm2d, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import Family, KeyRule, Variant
 from anyres.errors import UserError
-from anyres.kinds import Count, Depth, PerStage, Rate
 from anyres.layers.init import init_linear
 from anyres.layers.maps import conv_grid, depthwise, on_map, with_residual
 from anyres.layers.parameter_cache import cached_for_parameter
@@ -41,7 +39,9 @@ from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.windows import merge, partition, window_attention
-from anyres.pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.options import Count, Depth, PerStage, Rate
 
 Padding = Literal["published", "clean"]
 

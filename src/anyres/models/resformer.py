@@ -21,8 +21,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from anyres.backbone import Family, KeyRule, Variant
-from anyres.plain import Plain
+from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._plain import Plain
 
 
 class ResFormer(Plain):

@@ -27,8 +27,6 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import Family, KeyRule, Variant
-from anyres.kinds import Count, Depth, Factor, PerStage, Rate
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear_and_convolution
 from anyres.layers.maps import depthwise, on_map
@@ -37,7 +35,9 @@ from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import SpatialReductionAttention, attend
 from anyres.layers.unshifted_windows import UnshiftedWindowAttention
 from anyres.layers.windows import merge
-from anyres.pyramid import PositionedStage, Pyramid, drop_path_rates
+from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._pyramid import PositionedStage, Pyramid, drop_path_rates
+from anyres.options import Count, Depth, Factor, PerStage, Rate
 
 
 class InteractiveWindowAttention(UnshiftedWindowAttention):

@@ -29,8 +29,6 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import Family, KeyRule, Variant
-from anyres.kinds import Count, Depth, Factor, PerStage, Rate
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.parts import parts_of
@@ -44,7 +42,9 @@ from anyres.layers.windows import (
     tables_to_published,
     window_rule,
 )
-from anyres.pyramid import Grid, Pyramid, Stage, drop_path_rates
+from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._pyramid import Grid, Pyramid, Stage, drop_path_rates
+from anyres.options import Count, Depth, Factor, PerStage, Rate
 
 
 class PatchMerging(nn.Module):

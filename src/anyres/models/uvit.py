@@ -21,9 +21,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anyres.backbone import Family, KeyRule, Variant
-from anyres.kinds import Count, Depth
-from anyres.plain import Plain
+from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._plain import Plain
+from anyres.options import Count, Depth
 
 
 class UViT(Plain):

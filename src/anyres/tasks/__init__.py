@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from anyres import hub
 from anyres.errors import UserError
-from anyres.registry import model_of_folder
+from anyres.io import hub
+from anyres.models._registry import model_of_folder
 
 _CLASSES = {"segmentation": "Segmenter", "detection": "Detector", "video": "SpaceTime"}
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
-from anyres import hub
-from anyres.backbone import Backbone
 from anyres.errors import UserError
+from anyres.io import hub
 from anyres.layers.init import init_scaled
+from anyres.models._backbone import Backbone
+from anyres.models._registry import create_model, entries, resolve_name
 from anyres.options import check_kind, is_kind
-from anyres.registry import create_model, entries, resolve_name
 
 
 def is_count(value: Any, least: int = 1) -> bool:

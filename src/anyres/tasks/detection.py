@@ -22,10 +22,13 @@ from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, Keypoi
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from anyres.backbone import Backbone
 from anyres.data.detection_views import DIVISOR, DetectionView
 from anyres.errors import UserError
 from anyres.layers.init import init_scaled
+from anyres.models._backbone import Backbone
+from anyres.models._plain import Plain
+from anyres.models._pyramid import Pyramid
+from anyres.models._registry import create_model, entries, resolve_name
 from anyres.models.deit import DeiT
 from anyres.models.gpvit import GPViT
 from anyres.models.mpvit import MPViT
@@ -33,9 +36,6 @@ from anyres.models.mvitv2 import MViTv2
 from anyres.models.regionvit import RegionViT
 from anyres.models.resformer import ResFormer
 from anyres.models.uvit import UViT
-from anyres.plain import Plain
-from anyres.pyramid import Pyramid
-from anyres.registry import create_model, entries, resolve_name
 from anyres.tasks.base import TaskModel, is_count, leave_inputs_alone
 from anyres.tasks.cascade import IOUS, BoxPredictor, Cascade, Stage
 from anyres.tasks.detection_heads import (

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
-from anyres.backbone import Backbone, pair
 from anyres.errors import UserError
 from anyres.layers.init import init_linear_and_convolution
-from anyres.plain import Plain
+from anyres.models._backbone import Backbone, pair
+from anyres.models._plain import Plain
 from anyres.tasks.base import TaskModel, is_count, leave_inputs_alone
 from anyres.tasks.segmentation_heads import HEADS, classifier, resize
 

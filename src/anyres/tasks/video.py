@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.backbone import Backbone
-from anyres.checkpoints import LoadReport, load_checkpoint
 from anyres.errors import UserError
 from anyres.layers.attention import Attention, Block
 from anyres.layers.init import init_scaled
 from anyres.layers.maps import to_map
+from anyres.models._backbone import Backbone
+from anyres.models._checkpoints import LoadReport, load_checkpoint
+from anyres.models._plain import Plain
+from anyres.models._registry import create_model, entries, resolve_name
 from anyres.models.regionvit import RegionalToLocalBlock, RegionViT
-from anyres.plain import Plain
-from anyres.registry import create_model, entries, resolve_name
 from anyres.tasks.base import TaskModel, blocks_of
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from anyres.checkpoints import LoadReport, load_checkpoint
 from anyres.errors import UserError
+from anyres.models._checkpoints import LoadReport, load_checkpoint
 from anyres.tasks.base import TaskModel
 from anyres.training.config import DenseConfig
 from anyres.training.task import OTHER_CLASSES, Task, for_other_classes, holds_task

@@ -28,7 +28,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from anyres.errors import UserError
-from anyres.files import locked
+from anyres.io.files import locked
 from anyres.training import state
 from anyres.training.config import RunConfig
 from anyres.training.display import Display, images_per_second, start_trackers

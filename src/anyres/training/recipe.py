@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from anyres.errors import UserError
+from anyres.io.parsing import read_yaml
 from anyres.options import did_you_mean
-from anyres.parsing import read_yaml
 from anyres.training.config import CONFIGS
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from anyres.data import MapSource, SizeSchedule, TrainLoader
 from anyres.data.loading import Views
 from anyres.errors import UserError
+from anyres.models._registry import check_model_args
 from anyres.options import did_you_mean
-from anyres.registry import check_model_args
 from anyres.training.config import RunConfig
 from anyres.training.losses import BaseLoss, Outputs
 from anyres.training.processes import load_whole_states, shard

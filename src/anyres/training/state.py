@@ -22,10 +22,10 @@ import numpy as np
 import torch
 import yaml
 
-from anyres import files, hub
 from anyres.errors import UserError
-from anyres.files import atomic_folder, atomic_write
-from anyres.text import csv_text
+from anyres.io import files, hub
+from anyres.io.files import atomic_folder, atomic_write
+from anyres.io.text import csv_text
 
 FOLDERS = ("best", "best_ema", "last", "last_ema")
 FILES = ("config.yaml", "metrics.csv", "summary.json")
@@ -33,7 +33,7 @@ CONFIG_FILE = FILES[0]
 STATE_FILE = "state.pt"
 TENSORBOARD = Path("tensorboard", "anyres")
 KIND = "run"
-"""What the record of the folder calls `FILES` (`anyres.files`)."""
+"""What the record of the folder calls `FILES` (`anyres.io.files`)."""
 
 
 @dataclass

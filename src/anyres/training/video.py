@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from anyres.checkpoints import LoadReport
 from anyres.data import MapSource
 from anyres.data.clips import Sampling
 from anyres.data.schedule import Size
 from anyres.data.video_sources import open_video_source
 from anyres.data.video_views import ClipViews
 from anyres.evaluation.video import evaluate_video
+from anyres.models._checkpoints import LoadReport
 from anyres.tasks.video import SpaceTime, create_video_model
 from anyres.training.classification import augmentation, mixing
 from anyres.training.config import VideoConfig

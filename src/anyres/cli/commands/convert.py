@@ -1,0 +1,53 @@
+"""`anyres convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from anyres.cli.terminal import (
+    say,
+)
+from anyres.errors import UserError
+
+
+def convert(file: str, output: str, *, model: str | None = None, to: Literal["anyres", "published"] = "anyres") -> None:
+    """Convert a weights file: published names to ours, or back.
+
+    Args:
+        file: a published weights file (.pth, .safetensors), or with to=published also a saved model's folder
+        output: FILE.safetensors or FILE.pth for weights alone, or a folder for config.json and weights
+        model: the architecture; otherwise the one registered model that the file fits
+        to: whose parameter names the output has
+    """
+    from anyres.inference.modelspec import from_file, open_model
+    from anyres.io.files import check_file
+    from anyres.io.hub import check_target
+    from anyres.models._backbone import Backbone
+    from anyres.models._checkpoints import save_weights
+
+    is_file = Path(output).suffix in (".safetensors", ".pth")
+    if not is_file and to == "published":
+        raise UserError(
+            f"{output} is a folder's name, but published layouts are single files: end it in .pth or .safetensors."
+        )
+    if Path(file).exists() and Path(output).exists() and Path(file).samefile(output):
+        raise UserError(f"{output} is the input itself: choose another output.")
+    if is_file:
+        check_file(output, "weights")
+    else:
+        check_target(output)
+    network = open_model(file)[1] if Path(file).is_dir() else None
+    if network is None:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"There is no weights file {file}: check the path.")
+        network = from_file(Path(file), model)
+    assert isinstance(network, Backbone)
+    state = network.state_dict()
+    if to == "published":
+        state = network.to_published(state)
+    if is_file:
+        save_weights(state, output)
+    else:
+        network.save_pretrained(output)
+    say(f"wrote {output}: {len(state)} tensors of {str(network.architecture).removeprefix('anyres_')}")

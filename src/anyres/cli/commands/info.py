@@ -1,0 +1,47 @@
+"""`anyres info`."""
+
+from __future__ import annotations
+
+from anyres.cli.terminal import (
+    say,
+)
+
+
+def info(model: str, *, sizes: str = "96,224,384") -> None:
+    """Tell what is known of a model: sizes, parameters, arithmetic, published numbers, licence and paper.
+
+    Args:
+        model: a name from `anyres models`
+        sizes: sizes at which GFLOPs are counted
+    """
+    from anyres.data import parse_sizes
+    from anyres.evaluation.cost import count_flops, random_input
+    from anyres.inference.preparation import check_size
+    from anyres.models._registry import create_model, model_info
+
+    facts = model_info(model)
+    network = create_model(facts["name"]).eval()
+    gflops = []
+    for height, width in parse_sizes(sizes):
+        check_size(network, (height, width))
+        amount = count_flops(network, random_input(network, 1, (height, width))) / 1e9
+        gflops.append(f"{amount:.2f} at {height if height == width else f'{height}x{width}'}")
+    lines = {
+        "model": facts["name"],
+        "published as": facts["published_name"],
+        "parameters": f"{facts['parameters']:,}",
+        "GFLOPs (2 x MACs, as run)": ", ".join(gflops),
+        "trained at": ", ".join(map(str, facts["train_sizes"])),
+        "smallest side": str(facts["minimum_size"]),
+        "other sizes": facts["size_policy"],
+        "top-1 by size (%)": ", ".join(f"{size}: {value:.2f}" for size, value in facts["top1"].items()),
+        "paper": facts["paper"],
+        "published code": facts["repository"],
+        "licence": facts["licence"],
+        "weights": facts["download"]
+        or "no direct address; give your copy of the file as MODEL=FILE to a command, or as checkpoint_path in Python",
+        "notes": facts["notes"],
+    }
+    for key, value in lines.items():
+        if value:
+            say(f"{key + ':':28}{value}")

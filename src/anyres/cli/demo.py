@@ -1,0 +1,179 @@
+"""The main result of every task on built-in data: one checkpoint that holds its score at every size, beside one that
+does not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anyres.errors import UserError
+from anyres.extras import require
+from anyres.training import load_config
+
+if TYPE_CHECKING:
+    from anyres.evaluation import SweepResult
+    from anyres.training.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is compared, and where."""
+
+    runs: dict[str, str]
+    """Name in the pictures → recipe; the first is the multi-resolution one."""
+    sizes: tuple[tuple[int, int], ...]
+    """From well below the smallest training size to well above the largest."""
+    command: str
+    batch_size: int = 1
+    package: str | None = None
+    """What has to be installed for it."""
+
+
+def _squares(*sides: int) -> tuple[tuple[int, int], ...]:
+    return tuple((side, side) for side in sides)
+
+
+DEMOS = {
+    "classification": Demo(
+        {"ResFormer": "digits", "ResFormer, rlpe": "digits_rlpe", "DeiT": "digits_deit"},
+        (*_squares(10, 12, 15, 20, 24, 28, 32, 40, 48, 64, 96), (24, 30), (40, 32)),
+        "anyres demo",
+        batch_size=120,
+    ),
+    "segmentation": Demo(
+        {"ResFormer": "digits", "DeiT": "digits_deit"},
+        _squares(24, 32, 40, 48, 60, 72, 96, 128, 160),
+        "anyres segment demo",
+    ),
+    "detection": Demo(
+        {"CMT, three sizes": "digits", "CMT, one size": "digits_single"},
+        _squares(32, 48, 64, 80, 96, 128, 160, 192),
+        "anyres detect demo",
+        package="faster_coco_eval",
+    ),
+    "video": Demo(
+        {"ResFormer": "digits", "DeiT": "digits_deit"},
+        _squares(16, 24, 32, 40, 48, 56, 64, 80, 96, 128),
+        "anyres video demo",
+        batch_size=24,
+    ),
+}
+"""By task."""
+
+PICTURES = 6
+"""Items whose predictions are drawn, of tasks other than classification."""
+
+
+def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, device: str = "auto") -> SweepResult:
+    """Train the networks of `DEMOS[task]` under `output`, evaluate all at its sizes, write the report into `output /
+    "report"`.
+
+    `epochs` replaces the first recipe's number, and those of the others in proportion. Runs that are finished already
+    are not trained again.
+    """
+    demo = DEMOS[task]
+    if demo.package is not None:
+        require(demo.package)
+    runs = demo.runs
+    configs = []
+    first = load_config(next(iter(runs.values())), task)
+    for recipe in runs.values():
+        options: dict[str, Any] = {"output": str(output / recipe), "seed": seed, "device": device, "progress": False}
+        if epochs is not None:
+            options["epochs"] = round(epochs * load_config(recipe, task).epochs / first.epochs)
+        configs.append(load_config(recipe, task, **options))
+    print(f"[1/2] training {len(configs)} networks side by side: {', '.join(runs)}", file=sys.stderr, flush=True)
+    # Networks this small gain nothing from a second core, so each gets a process of its own: a third less time.
+    threads = max(1, (os.cpu_count() or 1) // len(configs))
+    with ProcessPoolExecutor(len(configs), _processes()) as pool, _ended_together():
+        scores = pool.map(_train, configs, [threads] * len(configs))
+        # Loaded while the networks train: it takes seconds.
+        import torch
+
+        from anyres.evaluation import sweep
+        from anyres.evaluation.measure import open_test_source
+        from anyres.evaluation.sweep import check_output
+        from anyres.tasks import load_pretrained
+
+        check_output(output / "report")
+        for name, score in zip(runs, scores, strict=True):
+            print(f"      {name}: {score:.1f} % at its training sizes", file=sys.stderr, flush=True)
+    # The last weights, averaged over the run: choosing the best epoch would be choosing on the test images.
+    models = {name: load_pretrained(output / recipe / "last_ema") for name, recipe in runs.items()}
+    model = next(iter(models.values()))
+    print(f"[2/2] evaluating at {len(demo.sizes)} sizes", file=sys.stderr, flush=True)
+    source = open_test_source(model, "digits")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in training; two threads that wait for each other are far slower on a busy machine
+    try:
+        result = sweep(
+            models,
+            source,
+            demo.sizes,
+            output / "report",
+            batch_size=demo.batch_size,
+            cost_seconds=0.05,
+            command=demo.command,
+        )
+    finally:
+        torch.set_num_threads(before)
+    if task != "classification":
+        from anyres.inference.overlay import overlays
+
+        folder = output / "pictures"
+        items = [source.item(index) for index in range(min(PICTURES, len(source)))]
+        list(overlays(model, items, folder, first.shapes[0]))
+        result.files["pictures"] = folder
+    return result
+
+
+@contextmanager
+def _ended_together() -> Iterator[None]:
+    """When one of the processes that train or this one fails or is interrupted, let none train on."""
+    others = multiprocessing.active_children()
+    try:
+        yield
+    except BaseException as error:
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        if isinstance(error, BrokenProcessPool):
+            raise UserError(
+                "a process that trained has ended (killed, or out of memory); the same command continues its run"
+            ) from error
+        raise
+
+
+def _processes() -> multiprocessing.context.BaseContext:
+    """Processes that share one import of torch where the platform can fork, since it takes seconds, too."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    # glibc would hand the activations' memory back to the system after every step: 13 % of the time on the machine
+    # this was tried on. It reads these when a process starts; others ignore them.
+    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
+        os.environ.setdefault(name, str(1 << 32))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["anyres.training.loop"])
+    return context
+
+
+def _train(config: RunConfig, threads: int) -> float:
+    """Train in a process of its own; the final score of the averaged weights."""
+    import torch
+
+    from anyres.training import train
+    from anyres.training.task import open_task
+
+    torch.set_num_threads(threads)
+    result = train(config)
+    if result.status != "finished":
+        raise UserError(f"the run in {result.folder} was stopped ({result.status}); the same command continues it")
+    return float(result.rows[-1][f"ema_{open_task(config).score}"])

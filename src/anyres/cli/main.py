@@ -1,0 +1,97 @@
+"""The `anyres` command."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
+
+from anyres.cli.arguments import parse
+from anyres.cli.commands import COMMANDS
+from anyres.cli.terminal import note, safe_streams
+from anyres.errors import UserError
+
+ABOUT = """Vision transformers that work at any input size.
+
+  anyres demo                                  train, compare and show the main result on built-in images
+  anyres train resformer_small data=IMAGENET   train at several resolutions at once
+  anyres sweep runs/a runs/b data=IMAGENET     accuracy and cost at many sizes, with pictures
+  anyres segment train resformer_small data=ADE20K head=upernet
+"""
+
+
+P = ParamSpec("P")
+
+
+def interruptible(command: Callable[P, int]) -> Callable[P, int]:
+    """Let SIGINT and SIGTERM end a command with a sentence and the exit code that shells expect."""
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> int:
+        if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
+            return command(*args, **kwargs)
+        received: list[int] = []
+
+        def stop(number: int, _frame: Any) -> None:
+            if not received:
+                deadline.start()
+            received.append(number)
+            raise KeyboardInterrupt
+
+        def end() -> int:
+            sentence = "terminated" if received[0] == signal.SIGTERM else "interrupted"
+            note(f"anyres: {sentence}.")
+            return 128 + received[0]
+
+        # An extension that is being imported may swallow the exception.
+        deadline = threading.Timer(10, lambda: os._exit(end()))
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return command(*args, **kwargs)
+        except BaseException:  # what is half imported may raise anything
+            if not received:
+                raise
+            return end()
+        finally:
+            deadline.cancel()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    return run
+
+
+@safe_streams()
+@interruptible
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; bad input gives one sentence on the error stream and exit code 2."""
+    try:
+        command, values = parse("anyres", ABOUT, COMMANDS, sys.argv[1:] if arguments is None else arguments)
+        command(**values)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        return 0
+    except OSError as error:
+        note(f"anyres: {_os_sentence(error)}")
+        return 2
+    except UserError as error:
+        note(f"anyres: {error}")
+        return 2
+    return 0
+
+
+def _os_sentence(error: OSError) -> str:
+    fixes = {
+        errno.ENOSPC: "the disk is full: free some space, or choose another output folder",
+        errno.EACCES: "permission denied: choose a place that you may read and write",
+        errno.EROFS: "the file system is read-only: choose another output folder",
+        errno.EDQUOT: "the disk quota is used up: free some space, or choose another output folder",
+    }
+    if error.errno is None:
+        return str(error)
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{fixes.get(error.errno, error.strerror)}."

@@ -1,0 +1,1 @@
+"""From images or clips of any size to results."""

@@ -1,0 +1,109 @@
+"""What people write where a model is wanted, turned into a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from anyres.data.classes import read_names
+from anyres.errors import UserError
+from anyres.inference.finite import check_weights
+from anyres.io import hub
+from anyres.io.files import existing
+from anyres.models._backbone import Backbone
+from anyres.models._checkpoints import load_checkpoint
+from anyres.models._registry import create_model, entries, guess_model, resolve_name
+from anyres.tasks import load_pretrained
+
+FORMS = (
+    "a run folder, the folder of a saved model, hf-hub:OWNER/NAME, a published weights file (FILE or MODEL=FILE), "
+    "a name from `anyres models`, or timm:NAME"
+)
+
+
+def open_model(spec: str, names: str | None = None) -> tuple[str, nn.Module]:
+    """(short name, model in eval mode). `spec` is one of `FORMS`, optionally named as LABEL:=SPEC. `names` is a file of
+    class names in the order of the outputs, which then count instead of the model's own.
+
+    Errors: UserError or FileNotFoundError with one sentence, also for weights that are not finite.
+    """
+    model: Any
+    name, model = _open(spec)
+    check_weights(model, spec)
+    if names is not None:
+        given, count = read_names(names), getattr(model, "num_classes", None)
+        if len(given) != count:
+            raise UserError(f"{names} names {len(given)} classes, and {spec} has {count} outputs: give one for each")
+        model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), "label_names": given}
+    return name, model
+
+
+def _open(spec: str) -> tuple[str, nn.Module]:
+    label, sign, rest = spec.partition(":=")
+    if sign:
+        return label, _open(rest)[1]
+    if spec.startswith("timm:"):
+        name = spec.removeprefix("timm:")
+        return name, timm_model(name)
+    if spec.startswith(("hf-hub:", "local-dir:")):
+        return Path(spec.partition(":")[2]).name, load_pretrained(spec)
+    path = Path(spec)
+    if path.is_dir():
+        return _from_folder(path)
+    if path.is_file():
+        return path.stem, from_file(path)
+    architecture, sign, file = spec.partition("=")
+    if sign:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"There is no weights file {file}: check the path.")
+        return Path(file).stem, from_file(Path(file), architecture)
+    if path.suffix or len(path.parts) > 1:
+        raise FileNotFoundError(f"There is no model {spec}: give {FORMS}.")
+    name = resolve_name(spec.partition(".")[0])
+    return name, create_model(spec, pretrained=True).eval()
+
+
+def _from_folder(path: Path) -> tuple[str, nn.Module]:
+    if (path / hub.CONFIG).is_file():
+        name = path.parent.name if path.name in ("best", "last") else path.name
+        return name, load_pretrained(path)
+    best = existing(path / "best")
+    if best.is_dir():
+        return path.name, load_pretrained(best)
+    raise FileNotFoundError(
+        f"{path} holds neither a finished run (RUN/best) nor a saved model (config.json): give {FORMS}."
+    )
+
+
+def from_file(path: Path, architecture: str | None = None) -> Backbone:
+    """A model of `architecture`, or of the one registered model that the file fits, with the weights of a published
+    file."""
+    name = resolve_name(architecture) if architecture else guess_model(path)
+    family = entries()[name].family
+    model = create_model(name)
+    assert isinstance(model, family.model)
+    load_checkpoint(model, path)
+    return model.eval()
+
+
+def timm_model(name: str, pretrained: bool = True) -> nn.Module:
+    """Build a timm model for comparison, able to change its input size where timm offers that (`dynamic_img_size`).
+
+    Models that timm builds for one size only refuse the others in a sweep. Raises UserError for a name that timm does
+    not know.
+    """
+    import difflib
+
+    import timm
+
+    if not timm.is_model(name):
+        known = timm.list_models(pretrained=pretrained)
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else "in Python, timm.list_models() names them"
+        raise UserError(f"timm has no model '{name}'; {hint}")
+    try:
+        return timm.create_model(name, pretrained=pretrained, dynamic_img_size=True).eval()
+    except TypeError:  # the model does not know the option
+        return timm.create_model(name, pretrained=pretrained).eval()

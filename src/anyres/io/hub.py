@@ -1,0 +1,298 @@
+"""The folder that timm, transformers and the Hugging Face Hub share: `config.json` beside `model.safetensors`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from anyres.errors import UserError, first_line
+from anyres.io import files
+from anyres.io.parsing import read_json
+from anyres.io.text import printable
+from anyres.options import LARGEST, is_kind
+
+CONFIG, WEIGHTS, CARD = NAMES = "config.json", "model.safetensors", "README.md"
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+KIND = "model"
+"""What the record of a folder calls such files (`anyres.io.files`)."""
+
+
+def write_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor]) -> Path:
+    """Write the folder whole or not at all. `config` follows timm's layout (architecture, model_args, pretrained_cfg,
+    …). Raises UserError where `check_target` does."""
+    folder = Path(folder)
+    _adopt(folder)
+    with files.atomic_folder(folder, KIND, NAMES) as temporary:
+        save_file(
+            {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()},
+            temporary / WEIGHTS,
+            metadata={"format": "pt"},
+        )
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2, default=list) + "\n", encoding="utf-8")
+        (temporary / CARD).write_text(model_card(config), encoding="utf-8")
+    return folder
+
+
+def check_target(folder: str | Path) -> None:
+    """Raises UserError if `folder` exists and holds anything but a model as `write_folder` left it: even a model card
+    that somebody edited is kept."""
+    folder = Path(folder)
+    _adopt(folder)
+    files.check_folder(folder, KIND, NAMES)
+
+
+def _adopt(folder: Path) -> None:
+    """Give a folder of version 0.1 its record: these files alone, our configuration and its very card."""
+    if not folder.is_dir() or {path.name for path in folder.iterdir()} != set(NAMES):
+        return
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        is_ours = "anyres" in config and (folder / CARD).read_text(encoding="utf-8") == model_card(config)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):  # any config.json at all
+        return
+    if is_ours:
+        files.adopt(folder, KIND, NAMES)
+
+
+def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read such a folder: (config, state). Errors: FileNotFoundError, UserError for a damaged file and for a config
+    whose values cannot be."""
+    return files.read_whole(folder, _read)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}: give the folder of a saved model, such as RUN/best.")
+    return check_config(folder / CONFIG), read_weights(folder / WEIGHTS)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UserError for a damaged one."""
+    try:
+        return dict(load_file(path))
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files meet the library's parser, torch's types and the memory map
+        raise UserError(
+            f"{path} is damaged or no weights file ({first_line(error)}): restore it from a copy, or download it again."
+        ) from error
+
+
+def _is_size(value: Any, count: int) -> bool:
+    numbers = isinstance(value, list) and len(value) == count and all(is_kind(side, int) for side in value)
+    return numbers and all(1 <= side <= 65536 for side in value)
+
+
+def _is_colours(value: Any) -> bool:
+    return is_kind(value, Sequence[float]) and 1 <= len(value) <= 64
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "architecture": (lambda value: is_kind(value, str), "a text"),
+    "task": (lambda value: is_kind(value, str), "a text"),
+    "num_classes": (lambda value: is_kind(value, int) and value >= 0, f"a whole number from 0 to {LARGEST}"),
+    **dict.fromkeys(
+        ("model_args", "options", "backbone", "pretrained_cfg", "anyres"),
+        (lambda value: isinstance(value, dict), "`name: value` pairs"),
+    ),
+    "input_size": (lambda value: _is_size(value, 3), "three whole numbers: channels, height, width"),
+    "train_sizes": (
+        lambda value: isinstance(value, list) and len(value) > 0 and all(_is_size(size, 2) for size in value),
+        "a list of pairs: height, width",
+    ),
+    "mean": (_is_colours, "a list of numbers, one for each channel"),
+    "std": (
+        lambda value: _is_colours(value) and min(value) > 0,
+        "a list of numbers above 0, one for each channel",
+    ),
+    "crop_pct": (lambda value: is_kind(value, float) and 0 < value <= 1, "a number above 0 and at most 1"),
+    "interpolation": (
+        lambda value: is_kind(value, str) and value in INTERPOLATIONS,
+        f"one of {', '.join(INTERPOLATIONS)}",
+    ),
+    "label_names": (
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+        "a list of texts",
+    ),
+    "longest": (lambda value: is_kind(value, float) and value >= 1, "a number of at least 1"),
+    "frame_stride": (lambda value: is_kind(value, float) and value > 0, "a number above 0"),
+    **dict.fromkeys(
+        ("divisor", "num_frames"), (lambda value: is_kind(value, int) and value >= 1, "a whole number of at least 1")
+    ),
+    "reduce_zero_label": (lambda value: isinstance(value, bool), "true or false"),
+}
+"""What entries of config.json, and of its parts pretrained_cfg and anyres, must be."""
+
+
+def check_config(path: Path) -> dict[str, Any]:
+    """A folder's config.json, without the entries that are null. Raises UserError for one that nothing can be made
+    of."""
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no `name: value` pairs: restore it from a copy.")
+
+    def checked(part: dict[str, Any], place: str = "") -> dict[str, Any]:
+        part = {name: value for name, value in part.items() if value is not None}
+        for name in part.keys() & _RULES.keys():
+            rule, words = _RULES[name]
+            if not rule(part[name]):
+                raise UserError(f"{path}: {place}{name} is {part[name]!r:.80}; it must be {words}: correct it.")
+        return part
+
+    config = checked(config)
+    if "architecture" not in config:
+        raise UserError(f"{path} names no architecture: give the folder of a saved model, such as RUN/best.")
+    for part in ("pretrained_cfg", "anyres", "backbone"):
+        if part in config:
+            config[part] = checked(config[part], f"{part}.")
+    for part in ("pretrained_cfg", "anyres"):
+        names, count = config.get(part, {}).get("label_names"), config.get("num_classes")
+        if names and len(names) != count:
+            raise UserError(f"{path}: {part}.label_names has {len(names)} names for num_classes {count}: correct one.")
+    return config
+
+
+class _Bounded(TorchFunctionMode):
+    """Stops what calls torch too often."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise UserError("config.json describes a network far larger than the weights: restore the folder.")
+        return func(*args, **(kwargs or {}))
+
+
+def fits(tensor: Tensor, place: Tensor) -> bool:
+    """Whether a tensor can become the content of another: its shape and its kind of numbers, not their precision."""
+    kinds = [(each.is_floating_point(), each.is_complex()) for each in (tensor, place)]
+    return tensor.shape == place.shape and kinds[0] == kinds[1]
+
+
+def describe(tensor: Tensor) -> str:
+    """Shape and type."""
+    return f"{'x'.join(map(str, tensor.shape)) or 'one'} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def with_weights(build: Callable[[], Network], state: dict[str, Tensor]) -> Network:
+    """The network that `build` makes, with these weights, in eval mode. It is compared with the weights before it takes
+    any memory. Raises UserError if they differ."""
+    with torch.device("meta"), _Bounded(20_000 + 200 * len(state)):
+        wanted = build().state_dict()
+    for name in dict.fromkeys([*wanted, *state]):
+        if name not in state:
+            problem = "is missing"
+        elif name not in wanted:
+            problem = "belongs to nothing"
+        elif not fits(state[name], wanted[name]):
+            problem = f"is {describe(state[name])} in place of {describe(wanted[name])}"
+        else:
+            continue
+        raise UserError(f"the weights are not those of config.json ({name:.80} {problem}): restore the folder.")
+    network = build()
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def find_folder(name: str | Path) -> Path:
+    """A local folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME[@REVISION]`, which is downloaded (and cached) first."""
+    text = str(name)
+    if not text.startswith("hf-hub:"):
+        return Path(text.removeprefix("local-dir:"))
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = text.removeprefix("hf-hub:").partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+    except Exception as error:  # the hub raises what it likes, down to network errors
+        raise UserError(
+            f"{text} cannot be downloaded ({first_line(error)}): check the name, the network, and for closed models "
+            "`hf auth login`."
+        ) from error
+
+
+def upload_folder(folder: str | Path, repository: str, private: bool = False) -> str:
+    """Create the model repository OWNER/NAME on the Hub if need be and upload the folder; a model card that is there
+    already stays. Returns the address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    address = api.create_repo(repository, private=private, exist_ok=True)
+    # A model card that is there may be somebody's work.
+    names = [CONFIG, WEIGHTS] if api.file_exists(repository, CARD) else list(NAMES)
+    api.upload_folder(folder_path=folder, repo_id=repository, allow_patterns=names)
+    return str(address)
+
+
+def split_pretrained_cfg(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what timm's PretrainedCfg knows, the rest): timm refuses a config.json whose pretrained_cfg has unknown keys."""
+    from timm.models import PretrainedCfg
+
+    known = {field.name for field in dataclasses.fields(PretrainedCfg)} - {"url", "file", "state_dict", "source"}
+    values = {key: value for key, value in values.items() if value is not None}
+    if len(values.get("label_names", ())) != values.get("num_classes"):  # those of an earlier head
+        values.pop("label_names", None)
+    return {k: v for k, v in values.items() if k in known}, {
+        k: v for k, v in values.items() if k not in known | {"url", "file", "state_dict", "source"}
+    }
+
+
+_PIPELINES = {
+    None: "image-classification",
+    "segmentation": "image-segmentation",
+    "detection": "object-detection",
+    "video": "video-classification",
+}
+"""The Hub's name of a task."""
+
+
+def model_card(config: dict[str, Any]) -> str:
+    """README.md of the folder: the Hub reads the header, a person the rest."""
+    cfg = config.get("pretrained_cfg", {})
+    own = config.get("anyres", {})
+    sizes = ", ".join("x".join(map(str, size)) for size in own.get("train_sizes", [])) or "not recorded"
+    task = config.get("task")
+    tag = _PIPELINES[task]
+    library = "timm" if task is None else "anyres"  # timm can build the classifiers alone
+    name = config["architecture"] if task is None else f"{config['backbone']['architecture']} for {task}"
+    header = {
+        "library_name": library,
+        "pipeline_tag": tag,
+        "license": str(cfg.get("license") or "other").lower(),
+        "tags": [tag, library, "multi-resolution"],
+    }
+    return f"""---
+{yaml.safe_dump(header, sort_keys=False)}---
+# {_plain(name)}
+
+A network of {config["num_classes"]} classes made with anyres. It takes inputs of any height and width.
+Training sizes: {_plain(sizes)}.
+
+```python
+import anyres
+
+model = anyres.load_pretrained("PATH OR hf-hub:OWNER/NAME")
+```
+"""
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*\[\]<>&|#])", r"\\\1", printable(text))

@@ -1,0 +1,442 @@
+"""What every model promises: an input of any size, a head, feature maps, parameter groups, and a folder on disk."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import tempfile
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from anyres.errors import UserError, first_line
+from anyres.io import hub
+from anyres.layers.init import init_linear, init_scaled
+from anyres.options import check_kind
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class KeyRule(NamedTuple):
+    """One difference between published parameter names and ours.
+
+    `published` and `ours` are whole parts between dots, anywhere in the name or, after a "^", at its start. "{i}" and
+    "{j}" stand for numbers, "{i+1}" for the number plus one: `KeyRule("^block{i+1}.{j}", "^stages.{i}.blocks.{j}")`.
+    `unit_axes` says which axes of length 1 the published tensor has that ours has not: "conv" two at the end (a 1x1
+    convolution that is a linear layer here), "norm" those of (1, C, 1, 1).
+    """
+
+    published: str
+    ours: str
+    unit_axes: Literal["", "conv", "norm"] = ""
+
+
+@cache
+def _key_pattern(template: str) -> re.Pattern[str]:
+    start = "^" if template.startswith("^") else r"(?:^|(?<=\.))"
+    parts = re.split(r"(\{\w(?:[+-]\d+)?\})", template.removeprefix("^"))
+    pattern = "".join(rf"(?P<{part[1]}>\d+)" if part.startswith("{") else re.escape(part) for part in parts)
+    return re.compile(rf"{start}{pattern}(?=\.|$)")
+
+
+def _key_offsets(template: str) -> dict[str, int]:
+    return {name: int(offset or 0) for name, offset in re.findall(r"\{(\w)([+-]\d+)?\}", template)}
+
+
+def rename(name: str, tensor: Tensor, rules: Sequence[KeyRule], back: bool = False) -> tuple[str, Tensor]:
+    """A parameter through `rules` from the published name and shape to ours, or `back`."""
+    for rule in reversed(rules) if back else rules:
+        source, target = (rule.ours, rule.published) if back else (rule.published, rule.ours)
+        if (match := _key_pattern(source).search(name)) is None:
+            continue
+        have, want = _key_offsets(source), _key_offsets(target)
+        replacement = target.removeprefix("^")
+        for key, value in match.groupdict().items():
+            number = int(value) - have[key] + want[key]
+            replacement = re.sub(rf"\{{{key}(?:[+-]\d+)?\}}", str(number), replacement)
+        name = name[: match.start()] + replacement + name[match.end() :]
+        if rule.unit_axes == "conv" and tensor.ndim > 1:
+            tensor = tensor[..., None, None] if back else tensor.flatten(1)
+        elif rule.unit_axes == "norm" and name.endswith(("weight", "bias")):
+            tensor = tensor.view(1, -1, 1, 1) if back else tensor.flatten()
+    return name, tensor
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One published network of a family: how it is built and what its authors report."""
+
+    published: str
+    """Name in the published code."""
+    args: dict[str, Any]
+    """Constructor arguments, where they differ from the class's defaults."""
+    drop_path: float = 0.0
+    """Drop-path rate in the published training."""
+    top1: dict[int, float] = field(default_factory=dict)
+    """Published ImageNet-1k top-1 in percent by test size."""
+    train_sizes: tuple[int, ...] = (224,)
+    tag: str = "in1k"
+    url: str | None = None
+    """Where the authors offer the weights for download; None if they do not offer a direct address."""
+    crop_pct: float = 0.875
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One paper: its class, its published networks, and how its checkpoints name things."""
+
+    model: type[Backbone]
+    variants: dict[str, Variant]
+    paper: str
+    repository: str
+    licence: str
+    size_policy: str
+    """What any input size means here, in one sentence."""
+    classifier: str | tuple[str, ...] = "head"
+    first_conv: str = "patch_embed.proj"
+
+
+class Backbone(nn.Module, ABC):
+    """Base of all models. A subclass sets the attributes below in `__init__` and fills the abstract methods.
+
+    Every method means what it means in timm. Inputs are (B, in_chans, H, W) with H and W at least `minimum_size`.
+    """
+
+    num_classes: int
+    in_chans: int
+    embed_dim: int
+    num_features: int
+    head_hidden_size: int
+    num_prefix_tokens: int
+    global_pool: str
+    head: nn.Module
+    minimum_size: int
+    feature_info: list[dict[str, Any]]
+    """Of every level: `num_chs`, `reduction`, and `module`, the name of one that returns it as a single tensor."""
+    output_fmt: str
+    """The layout of what these modules return: "NHWC", "NLC" (all tokens, prefix first) or "NCHW"."""
+    grad_checkpointing = False
+    num_frames: int | None = None
+    """Frames of a native clip of a video model, whose inputs are (B, in_chans, T, H, W); None for image models."""
+
+    fixed_options: tuple[str, ...] = ()
+    """Options of a base class that are not to be chosen here."""
+    pools: tuple[str, ...] = ("avg", "")
+    """Values that `global_pool` may have; the first is the published one."""
+    published_keys: tuple[KeyRule, ...] = ()
+    """How published parameter names differ from ours, applied in this order; what no rule meets has the same name."""
+    published_constants: tuple[str, ...] = ()
+    """Last parts of published names that hold what the code computes itself (index tables, masks): ignored."""
+    unused: tuple[str, ...] = ()
+    """Fragments of names of parameters that published files hold and no computation reads; they need no gradient."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Before any constructor runs: what it is given by name is checked. Error: UserError."""
+        cls.check_args(cls.__name__, kwargs)
+        return super().__new__(cls)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.architecture: str | None = None
+        self.model_args: dict[str, Any] = {}
+        self.pretrained_cfg: dict[str, Any] = {}
+
+    @classmethod
+    def check_args(cls, name: str, given: dict[str, Any]) -> None:
+        """Raise UserError for a constructor argument of the model `name` that does not exist, with the nearest that
+        does, or that is not what its annotation says."""
+        known = cls._arguments()
+        for key, value in given.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(sorted(known))}."
+                raise UserError(f"{name} has no option {key!r:.80}: {hint}")
+            check_kind(f"{key} of {name}", value, known[key])
+
+    @classmethod
+    def from_args(cls, name: str, args: dict[str, Any], given: dict[str, Any]) -> Self:
+        """The model `name` of these constructor arguments, of which `given` are not the published ones. Raises
+        UserError if no network comes of those: the published ones alone always make one."""
+        try:
+            return cls(**args)
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            if not given or isinstance(error, UserError):
+                raise
+            pairs = ", ".join(f"{key}={value!r:.80}" for key, value in given.items())
+            raise UserError(f"{name} cannot be built with {pairs} ({first_line(error)}): change them.") from error
+
+    @classmethod
+    def _arguments(cls) -> dict[str, Any]:
+        """The annotations of what the constructor takes by keyword, itself or for that of a base class."""
+        found: dict[str, Any] = {}
+        for kind in cls.__mro__:
+            if constructor := vars(kind).get("__init__"):
+                hints = typing.get_type_hints(constructor, include_extras=True)
+                parameters = inspect.signature(constructor).parameters.values()
+                for parameter in parameters:
+                    if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                        found.setdefault(parameter.name, hints.get(parameter.name, Any))
+                if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+                    break
+        return {name: hint for name, hint in found.items() if name not in ("self", *cls.fixed_options)}
+
+    # Forward --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) → features after the final norm: tokens (B, N, C) or a map (B, H, W, C)."""
+
+    @abstractmethod
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """What `forward_features` returns → logits (B, num_classes), or with `pre_logits` the pooled features (B,
+        C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, H, W) → (B, num_classes)."""
+        return self.forward_head(self.forward_features(x))
+
+    @abstractmethod
+    def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
+        """What a training loss may need from one pass: "logits", "cls" (the vector that enters the head), and if asked
+        for "gap" (mean patch token after the final norm, (B, C)). "logit" is another name for "logits". Distilled
+        models add "dist_logits".
+        """
+
+    @abstractmethod
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Feature maps (B, C_i, h_i, w_i) of the levels `indices` (last n if an int, all if None), after the features
+        unless `intermediates_only`. `norm` applies the final norm to them. Meaning and order as in timm."""
+
+    @abstractmethod
+    def feature_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """(h_i, w_i) of every level of `feature_info` for an input of this size, without running the model."""
+
+    def get_intermediate_layers(
+        self,
+        x: Tensor,
+        n: int | Sequence[int] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+    ) -> list[Any]:
+        """The last `n` levels (or those listed), as maps if `reshape`, else as tokens (DINO's interface)."""
+        return self.forward_intermediates(
+            x,
+            indices=n,
+            return_prefix_tokens=return_prefix_tokens,
+            norm=norm,
+            output_fmt="NCHW" if reshape else "NLC",
+            intermediates_only=True,
+        )
+
+    def check_size(self, x: Tensor) -> None:
+        """Refuse an image that is not (B, in_chans, H, W) or smaller than `minimum_size`."""
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise UserError(
+                f"The input has shape {tuple(x.shape)}, but this model takes (batch, {self.in_chans}, height, width): "
+                "add the missing axis or build the model with other in_chans."
+            )
+        height, width = x.shape[-2:]
+        if height < self.minimum_size or width < self.minimum_size:
+            nearest = max(height, self.minimum_size), max(width, self.minimum_size)
+            raise UserError(
+                f"The image is {height}x{width}, but both sides must be at least {self.minimum_size}: "
+                f"the nearest size that works is {nearest[0]}x{nearest[1]}."
+            )
+
+    def check_clip(self, x: Tensor) -> None:
+        """Refuse a clip that is not (B, in_chans, T, H, W) with T at least 1."""
+        if x.ndim != 5 or x.shape[1] != self.in_chans or x.shape[2] == 0:
+            raise UserError(
+                f"The input has shape {tuple(x.shape)}, but this model takes clips (batch, {self.in_chans}, frames, "
+                "height, width): add the missing axis or build the model with other in_chans."
+            )
+
+    def run(self, module: Callable[..., Tensor], *args: Any) -> Tensor:
+        """Call a block, recomputing it in the backward pass if gradient checkpointing is on."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(module, *args, use_reentrant=False)
+        return module(*args)
+
+    # Head and training hooks ----------------------------------------------------------------------------------------
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh head for `num_classes` classes (0: none, the model returns pooled features)."""
+        if global_pool is not None:
+            if global_pool not in self.pools:
+                known = ", ".join(repr(name) for name in self.pools)
+                raise UserError(f"global_pool={global_pool!r} is not known here: choose one of {known}.")
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        self.head = self.new_head(num_classes)
+
+    def new_head(self, num_classes: int) -> nn.Module:
+        """A fresh classifier; none for 0 classes."""
+        if num_classes == 0:
+            return nn.Identity()
+        head = nn.Linear(self.head_hidden_size, num_classes)
+        init_linear(head)
+        return head.to(next(self.parameters()).device)
+
+    def init_scaled(self) -> None:
+        """Start from weights scaled by each layer's inputs instead of the paper's (see `layers.init.init_scaled`)."""
+        init_scaled(self)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @abstractmethod
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that published training leaves without weight decay, besides vectors and biases."""
+
+    @abstractmethod
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters into layers (timm: layer-wise learning rates, freezing)."""
+
+    @abstractmethod
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Delete what the levels `indices` do not need; returns their indices in the shortened model."""
+
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, **_: Any) -> None:
+        """For callers written for fixed-size models: checks the size; there is nothing to set, every size works."""
+        if img_size is not None:
+            height, width = pair(img_size)
+            if min(height, width) < self.minimum_size:
+                raise UserError(
+                    f"img_size={img_size} is below the minimum: both sides must be at least {self.minimum_size}."
+                )
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's older name of `pretrained_cfg`."""
+        return self.pretrained_cfg
+
+    @default_cfg.setter
+    def default_cfg(self, value: dict[str, Any]) -> None:
+        self.pretrained_cfg = value
+
+    # Published checkpoints ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict in the published code's names → in ours. Names that are ours already stay."""
+        return dict(
+            rename(name, tensor, cls.published_keys)
+            for name, tensor in state.items()
+            if name.rpartition(".")[2] not in cls.published_constants
+        )
+
+    @classmethod
+    def to_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `from_published`."""
+        return dict(rename(name, tensor, cls.published_keys, back=True) for name, tensor in state.items())
+
+    def fold_norms(self) -> Self:
+        """Fold every batch norm that directly follows a convolution into it, in place, for inference. The state dict
+        loses the folded norms, so save or load weights before."""
+        for module in self.modules():
+            if callable(fold := getattr(module, "fold", None)):
+                fold()
+        return self
+
+    def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Resize the tables in `state` that belong to another native size; returns only what changed."""
+        return {}
+
+    @classmethod
+    def default_out_indices(cls, args: dict[str, Any]) -> tuple[int, ...]:
+        """The levels that `features_only` returns if the caller does not choose, given the constructor's arguments."""
+        return (0, 1, 2, 3)
+
+    # On disk --------------------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """`config.json`: enough to build this network again, in timm's layout; what timm does not know is under
+        "anyres"."""
+        if self.architecture is None:
+            raise UserError(
+                "This model was built from its class, so its configuration is not known: build it with create_model."
+            )
+        known, own = hub.split_pretrained_cfg({**self.pretrained_cfg, "num_classes": self.num_classes})
+        return {
+            "architecture": self.architecture,
+            "num_classes": self.num_classes,
+            "num_features": self.num_features,
+            "global_pool": self.global_pool,
+            "model_args": {**self.model_args, "num_classes": self.num_classes, "global_pool": self.global_pool},
+            "pretrained_cfg": {key: value for key, value in known.items() if key != "architecture"},
+            "anyres": own,
+        }
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `config.json`, `model.safetensors` and a model card: whole or not at all. timm reads it as
+        `local-dir:FOLDER`. Raises UserError if the folder holds anything but such a model as anyres wrote it."""
+        return hub.write_folder(folder, self.config, self.state_dict())
+
+    def push_to_hub(self, repository: str, private: bool = False) -> str:
+        """Upload to the Hugging Face Hub as OWNER/NAME; returns the address."""
+        with tempfile.TemporaryDirectory() as folder:
+            return hub.upload_folder(self.save_pretrained(Path(folder) / "model"), repository, private)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **overrides: Any) -> Self:
+        """A model of this class from a folder or `hf-hub:OWNER/NAME`, in eval mode. `anyres.load_pretrained` finds the
+        class itself."""
+        config, state = hub.read_folder(hub.find_folder(name))
+        return cls.from_config(config, state, **overrides)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], state: dict[str, Tensor], **overrides: Any) -> Self:
+        """The model of a folder's `config.json` with its weights, in eval mode. Error: UserError if they do not fit."""
+        name, args = config["architecture"], {**config.get("model_args", {}), **overrides}
+        plain = name.removeprefix("anyres_")
+        cls.check_args(plain, args)
+        model = hub.with_weights(lambda: cls.from_args(plain, args, args), state)
+        model.architecture, model.model_args = name, args
+        model.pretrained_cfg = {**config.get("pretrained_cfg", {}), **config.get("anyres", {})}
+        return model
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """A side or (height, width) → (height, width)."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return int(height), int(width)
+
+
+def take_indices(levels: int, indices: int | Sequence[int] | None, output_fmt: str = "NCHW") -> tuple[list[int], int]:
+    """The chosen levels (last n if an int, all if None) as non-negative numbers, and the deepest of them."""
+    if output_fmt not in ("NCHW", "NLC"):
+        raise UserError(f"output_fmt={output_fmt!r} is not known: choose 'NCHW' or 'NLC'.")
+    return feature_take_indices(levels, list(indices) if isinstance(indices, Sequence) else indices)

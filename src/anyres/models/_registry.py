@@ -1,0 +1,321 @@
+"""Names to models. The registry is timm's own, with our names prefixed by `anyres_`.
+
+Whoever imports `anyres` can therefore write `timm.create_model("anyres_resformer_small", features_only=True)`, and
+everything built on timm's registry finds our models. `create_model` here is the same door with shorter names and
+clearer errors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import pkgutil
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import timm
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureListNet
+from timm.models._features_fx import FeatureGraphNet
+from torch import Tensor, nn
+
+from anyres import models
+from anyres.errors import UserError
+from anyres.models._backbone import Backbone, Family, Variant, pair
+from anyres.models._checkpoints import load_checkpoint, pick_state, read_state
+from anyres.options import check_kind
+
+__all__ = ["create_model", "guess_model", "list_models", "model_info", "model_of_folder"]
+
+PREFIX = "anyres_"
+_ALWAYS_ON = {"dynamic_img_size", "dynamic_img_pad", "strict_img_size"}
+"""Options of fixed-size libraries that ask for what we always do; accepted and dropped."""
+
+
+class Entry(NamedTuple):
+    family: Family
+    variant: Variant
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """Every registered model: each file in `anyres.models` brings a `Family` or several."""
+    found = {}
+    for module in pkgutil.iter_modules(models.__path__):
+        if module.name.startswith("_"):  # what the papers' files stand on
+            continue
+        content = vars(importlib.import_module(f"{models.__name__}.{module.name}"))
+        for family in (value for value in content.values() if isinstance(value, Family)):
+            for name, variant in family.variants.items():
+                found[name] = Entry(family, variant)
+    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that match a shell pattern (`*`, `?`), e.g. `deit_*`; a word without wildcards matches anywhere in the
+    name."""
+    if not any(sign in pattern for sign in "*?["):
+        pattern = f"*{pattern}*"
+    return [name for name in entries() if fnmatch.fnmatchcase(name, pattern)]
+
+
+def resolve_name(name: str) -> str:
+    """A registered, published or timm-prefixed name → the registered one. Error: UserError with a near miss."""
+    plain = name.removeprefix(PREFIX)
+    if plain in entries():
+        return plain
+    for registered, entry in entries().items():
+        if plain == entry.variant.published:
+            return registered
+    for registered in entries():  # HAT_Net_tiny
+        if _letters(plain) == _letters(registered):
+            return registered
+    known = [*entries(), *(entry.variant.published for entry in entries().values())]
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "`anyres models` lists them all."
+    raise UserError(f"There is no model {name!r}: {hint}")
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    global_pool: str | None = None,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
+    checkpoint_path: str | Path | None = None,
+    features_only: bool = False,
+    out_indices: tuple[int, ...] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a model.
+
+    Args:
+        name: a name of `list_models()`, a published name, either with a `.tag`; or `local-dir:FOLDER`,
+            `hf-hub:OWNER/NAME`.
+        pretrained: load the published weights (downloads them where the authors offer a direct address).
+        num_classes: classes of the head; 0 for none. Default: as published (1000).
+        in_chans: channels of the input. Default 3.
+        img_size: native size, a side or (height, width). It sizes stored position tables; inputs may have any size.
+        checkpoint_path: a published or own weights file to load, strictly.
+        features_only: a model that returns a list of feature maps (B, C, h, w), of the levels `out_indices`.
+        kwargs: further arguments of the model's class, such as `patch_size`, `depth`, `position`; None means the
+            default.
+
+    Errors: UserError for an unknown name or argument, with the nearest one that exists.
+    """
+    chosen = {
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+        "img_size": img_size,
+        "global_pool": global_pool,
+        "drop_rate": drop_rate,
+        "drop_path_rate": drop_path_rate,
+        "out_indices": out_indices,
+        **kwargs,
+    }
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    if features_only:
+        chosen["features_only"] = True
+    if not name.startswith(("hf-hub:", "local-dir:")):
+        stem, dot, tag = name.partition(".")
+        stem = resolve_name(stem)
+        if pretrained and checkpoint_path is None and entries()[stem].variant.url is None:
+            raise UserError(
+                f"{stem} has no weights that can be downloaded directly: get the file from "
+                f"github.com/{entries()[stem].family.repository} and give it as {stem}=FILE to a command, or as "
+                "checkpoint_path to create_model."
+            )
+        name = PREFIX + stem + dot + tag
+    model: nn.Module = timm.create_model(name, pretrained=pretrained and checkpoint_path is None, **chosen)
+    if checkpoint_path is not None:
+        load_checkpoint(model, checkpoint_path)
+    return model
+
+
+def check_model_args(name: str, args: dict[str, Any]) -> None:
+    """Raise UserError for arguments, given as text, that `create_model(name, **args)` does not take: a network's own,
+    `pretrained` and `checkpoint_path` are."""
+    rest = dict(args)
+    for option, kind in (("pretrained", bool), ("checkpoint_path", str)):
+        if option in rest:
+            check_kind(option, rest.pop(option), kind)
+    if not name.startswith(("hf-hub:", "local-dir:")):
+        name = resolve_name(name.partition(".")[0])
+        entries()[name].family.model.check_args(name, rest)
+
+
+def model_of_folder(config: dict[str, Any], state: dict[str, Tensor], **overrides: Any) -> Backbone:
+    """The registered model of a folder's `config.json` with its weights, in eval mode."""
+    architecture = resolve_name(str(config.get("architecture")))
+    return entries()[architecture].family.model.from_config(config, state, **overrides)
+
+
+def guess_model(path: str | Path) -> str:
+    """The registered model whose parameters have exactly the names and shapes of a weights file (any head).
+
+    Error: UserError if none has, naming the closest.
+    """
+    file = read_state(path)
+    best: tuple[float, str] = (0.0, "")
+    for name, entry in entries().items():
+        with torch.device("meta"):
+            model = entry.family.model(**entry.variant.args)
+        wanted = {key: tensor.shape for key, tensor in model.state_dict().items()}
+        state = {key: tensor.shape for key, tensor in pick_state(file, entry.family.model, set(wanted)).items()}
+        heads = tuple(f"{head}." for head in _classifiers(entry.family))
+        wanted, state = (
+            {key: shape for key, shape in shapes.items() if not key.startswith(heads)} for shapes in (wanted, state)
+        )
+        if wanted == state:
+            return name
+        shared = sum(state.get(key) == shape for key, shape in wanted.items()) / max(len(wanted | state), 1)
+        best = max(best, (shared, name))
+    raise UserError(
+        f"{path} fits no registered model exactly (the closest, {best[1]}, shares {best[0]:.0%} of its parameters): "
+        "say which model it is for, as MODEL=FILE, or in Python build that with its options and load_checkpoint."
+    )
+
+
+def model_info(name: str) -> dict[str, Any]:
+    """What is known of a model without running it: names, published numbers, licence, paper, size policy,
+    parameters."""
+    name = resolve_name(name)
+    family, variant = entries()[name]
+    with torch.device("meta"):
+        model = family.model(**variant.args)
+    return {
+        "name": name,
+        "published_name": variant.published,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "native_size": pair(variant.args.get("img_size", 224)),
+        "train_sizes": list(variant.train_sizes),
+        "minimum_size": model.minimum_size,
+        "size_policy": family.size_policy,
+        "top1": dict(variant.top1),
+        "drop_path": variant.drop_path,
+        "crop_pct": variant.crop_pct,
+        "paper": family.paper,
+        "repository": family.repository,
+        "licence": family.licence,
+        "download": variant.url,
+        "notes": variant.notes,
+    }
+
+
+# timm's registry ----------------------------------------------------------------------------------------------------
+
+
+def _classifiers(family: Family) -> tuple[str, ...]:
+    return (family.classifier,) if isinstance(family.classifier, str) else family.classifier
+
+
+def _pretrained_cfg(entry: Entry) -> dict[str, Any]:
+    distilled = entry.variant.args.get("distilled", False)
+    return {
+        "url": entry.variant.url,
+        "input_size": (3, *pair(entry.variant.args.get("img_size", 224))),
+        "crop_pct": entry.variant.crop_pct,
+        "interpolation": "bicubic",
+        "mean": entry.variant.mean,
+        "std": entry.variant.std,
+        "num_classes": entry.variant.args.get("num_classes", 1000),
+        "first_conv": entry.family.first_conv,
+        "classifier": entry.family.classifier if distilled else _classifiers(entry.family)[0],
+        "license": entry.family.licence.lower(),
+        "paper_name": entry.family.paper,
+        "origin_url": f"https://github.com/{entry.family.repository}",
+    }
+
+
+_TIMM_OPTIONS = {
+    "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_model_args", "cache_dir",
+    "features_only", "out_indices", "feature_cls",
+}  # fmt: skip
+
+
+class _FeatureDict(FeatureGetterNet):
+    """Maps by the number of their level as a string: what timm's `feature_cls="dict"` is expected to return."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        levels = cast(Sequence[int], self.out_indices)
+        return {str(level): map_ for level, map_ in zip(levels, super().forward(x), strict=True)}
+
+
+_FEATURE_CLASSES: dict[Any, Any] = {
+    "list": FeatureGetterNet,
+    "dict": _FeatureDict,
+    FeatureListNet: FeatureGetterNet,
+    FeatureDictNet: _FeatureDict,
+}
+"""timm's own classes for lists and dictionaries run a model's children one after the other, as only plain chains can
+be."""
+
+
+def _feature_class(wanted: Any) -> Any:
+    if wanted in ("fx", FeatureGraphNet):
+        raise UserError('feature_cls="fx" needs a traceable network: choose "getter", "list", "dict" or "hook".')
+    return _FEATURE_CLASSES.get(wanted, wanted)
+
+
+def _register(name: str, entry: Entry) -> None:
+    family, variant = entry
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        timm_options = {key: kwargs.pop(key) for key in _TIMM_OPTIONS & kwargs.keys()}
+        options = {key: value for key, value in kwargs.items() if key not in _ALWAYS_ON}
+        family.model.check_args(name, options)
+
+        def build(**args: Any) -> Backbone:
+            model = family.model.from_args(name, args, options)
+            model.architecture, model.model_args = PREFIX + name, args
+            return model
+
+        args = {**variant.args, **options}
+        if "feature_cls" in timm_options:
+            timm_options["feature_cls"] = _feature_class(timm_options["feature_cls"])
+        features = {"feature_cls": "getter", "out_indices": family.model.default_out_indices(args)}
+        model: nn.Module = build_model_with_cfg(
+            build,
+            PREFIX + name,
+            pretrained,
+            feature_cfg=features,
+            pretrained_filter_fn=_filter_published,
+            **timm_options,
+            **args,
+        )
+        if isinstance(model, Backbone):  # what timm's configuration has no field for
+            model.pretrained_cfg.setdefault("train_sizes", [list(pair(size)) for size in variant.train_sizes])
+        return model
+
+    entrypoint.__name__ = PREFIX + name
+    entrypoint.__doc__ = f"{variant.published}: {family.paper}"
+    register_model(entrypoint)
+
+
+def _filter_published(state: dict[str, Any], model: Backbone) -> dict[str, Tensor]:
+    state = pick_state(state, type(model), set(model.state_dict()))
+    return {**state, **model.fit_tables(state)}
+
+
+default_cfgs = generate_default_cfgs(
+    {f"{PREFIX}{name}.{entry.variant.tag}": _pretrained_cfg(entry) for name, entry in entries().items()}
+)
+for _name, _entry in entries().items():
+    _register(_name, _entry)

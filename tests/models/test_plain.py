@@ -1,0 +1,113 @@
+"""The plain skeleton: its fast paths and options."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from anyres.layers.attention import Attention
+from anyres.models._plain import POSITIONS
+from anyres.models._registry import create_model
+
+SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7, "patch_size": 8, "img_size": 32}
+
+
+def filled(model: torch.nn.Module) -> torch.nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model.eval()
+
+
+def explicit_attention(layer: Attention, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """The published arithmetic, written out: softmax matrix, values folded over heads for the local term."""
+    batch, tokens, dim = x.shape
+    prefix = tokens - grid[0] * grid[1]
+    q, k, v = layer.qkv(x).reshape(batch, tokens, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
+    out = ((q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5).softmax(-1) @ v
+    if layer.local is not None:
+        maps = v[:, :, prefix:].transpose(-1, -2).reshape(batch * layer.num_heads, -1, *grid)
+        local = layer.local.conv(maps).flatten(2).transpose(1, 2).unflatten(0, (batch, layer.num_heads))
+        out = out + F.pad(local, (0, 0, prefix, 0))
+    return layer.proj(out.transpose(1, 2).reshape(batch, tokens, dim))
+
+
+@pytest.mark.parametrize("position", ["ape", "glpe"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_attention_equals_its_explicit_twin(position: str, grad: bool) -> None:
+    model = filled(create_model("resformer_tiny", **SMALL, position=position))
+    layer = model.blocks[0].attn
+    x = torch.randn(2, 1 + 15, 48)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(layer(x, (3, 5)), explicit_attention(layer, x, (3, 5)), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_every_position_runs_at_any_size_and_the_short_way_equals_the_long(position: str) -> None:
+    model = filled(create_model("resformer_tiny", **SMALL, position=position))
+    for size in ((32, 32), (17, 50), (8, 8)):
+        x = torch.randn(2, 3, *size)
+        short, long = model(x), model.forward_head(model.forward_features(x))
+        torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("position", [p for p in POSITIONS if p != "none"])
+def test_positions_tell_tokens_apart(position: str) -> None:
+    """Without position information a shuffle of the patches changes nothing; each of the schemes must notice it."""
+    torch.manual_seed(0)
+    model = filled(create_model("resformer_tiny", **SMALL, position=position))
+    blind = filled(create_model("resformer_tiny", **SMALL, position="none"))
+    x = torch.randn(1, 3, 32, 32)
+    swapped = torch.cat((x[..., 16:], x[..., :16]), dim=-1)
+    torch.testing.assert_close(blind(x), blind(swapped), atol=1e-4, rtol=1e-4)
+    assert (model(x) - model(swapped)).norm() > 1e-3 * model(x).norm()
+
+
+def test_padding_and_truncation() -> None:
+    pad = filled(create_model("resformer_tiny", **SMALL))
+    x = torch.randn(1, 3, 33, 40)
+    torch.testing.assert_close(pad(x), pad(F.pad(x, (0, 0, 0, 7))))
+    cut = create_model("resformer_tiny", **SMALL, remainder="truncate").eval()
+    cut.load_state_dict(pad.state_dict())
+    torch.testing.assert_close(cut(x), pad(x[:, :, :32]))
+    assert pad.feature_sizes(33, 40)[0] == (5, 5)
+    assert cut.feature_sizes(33, 40)[0] == (4, 5)
+
+
+def test_drop_path_rises_linearly_from_zero() -> None:
+    model = create_model("resformer_tiny", **{**SMALL, "depth": 5}, drop_path_rate=0.2)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]
+    assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+
+
+def test_published_training_leaves_these_without_decay() -> None:
+    names = create_model("resformer_tiny", **SMALL).no_weight_decay()
+    assert "cls_token" in names
+    assert "position.conv.weight" in names
+    assert "blocks.0.attn.local.conv.weight" in names
+    assert not any("qkv" in name or "patch_embed" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"position": "rop"}, "position='rop'"),
+        ({"remainder": "crop"}, "remainder of resformer_tiny is 'crop'"),
+        ({"num_heads": 5}, "5 heads"),
+        ({"global_pool": "max"}, "global_pool='max'"),
+    ],
+)
+def test_wrong_options_are_one_sentence(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_model("resformer_tiny", **{**SMALL, **options})
+
+
+def test_smp_decoder_on_a_plain_encoder() -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch")
+    # DPT is the decoder that takes maps of one stride; it wants its encoder's native size divisible by the patch.
+    model = smp.DPT(
+        "tu-anyres_deit_tiny", encoder_weights=None, encoder_depth=4, classes=3, dynamic_img_size=True
+    ).eval()
+    with torch.inference_mode():
+        assert model(torch.randn(1, 3, 96, 160)).shape == (1, 3, 96, 160)
