@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from anyres.errors import UserError
+    from anyres.inference.predictor import Predictor
     from anyres.models._backbone import Backbone
     from anyres.models._checkpoints import LoadReport, load_checkpoint
     from anyres.models._registry import create_model, list_models, model_info
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Backbone": "models._backbone",
     "LoadReport": "models._checkpoints",
+    "Predictor": "inference.predictor",
     "load_checkpoint": "models._checkpoints",
     "UserError": "errors",
     "create_model": "models._registry",
@@ -38,6 +40,7 @@ _HOMES = {
 __all__ = [  # noqa: RUF022  # in the order of _HOMES
     "Backbone",
     "LoadReport",
+    "Predictor",
     "load_checkpoint",
     "UserError",
     "create_model",

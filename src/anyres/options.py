@@ -161,6 +161,19 @@ def check_kind(name: str, value: Any, hint: Any) -> None:
         raise UserError(f"{name} is {value!r:.80}; it must be {type_words(hint)}{bound}.")
 
 
+def listed(options: type[Options], without: Collection[str] = ()) -> dict[str, tuple[Any, Any, str]]:
+    """Every option as (type, default, help) by its name."""
+    found = {}
+    for name, field in options.model_fields.items():
+        if name in without:
+            continue
+        default = field.default
+        shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
+        note = "" if default in (None, {}, "") or isinstance(default, bool) or not shown else f" (default {shown})"
+        found[name] = (field.annotation, default, f"{field.description}{note}")
+    return found
+
+
 def did_you_mean(word: str, words: Collection[str]) -> str:
     """The end of a sentence about an unknown word."""
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)

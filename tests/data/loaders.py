@@ -8,4 +8,5 @@ def train_loader(source, schedule, augmentation, batch_size, **options):
 
 
 def eval_loader(source, size, batch_size, workers=0, *, rank=0, world=1, **settings):
-    return EvalLoader(source, ImageTest(source, size, **settings), batch_size, workers, rank=rank, world=world)
+    own = {"mean": source.mean, "std": source.std, "crop_pct": source.crop_pct}
+    return EvalLoader(source, ImageTest(size, **{**own, **settings}), batch_size, workers, rank=rank, world=world)

@@ -266,11 +266,11 @@ def test_a_source_tells_the_depth_of_its_pictures(tmp_path, workers):
             (tmp_path / name / f"{number}.png").write_bytes(deep([0, 4095]))
     source = open_source(tmp_path, "all", in_chans=1)
     for loader in (
-        EvalLoader(source, ImageTest(source, (8, 8), (0.0,), (1.0,), 1.0, "bilinear", 1), 4, workers),
+        EvalLoader(source, ImageTest((8, 8), (0.0,), (1.0,), 1.0, "bilinear"), 4, workers),
         TrainLoader(source, SizeSchedule([(8, 8)]), ImageViews(Augmentation(), (0.0,), (1.0,)), 4, workers=workers),
     ):
         with pytest.raises(UserError, match=r"^a/\d\.png has 16 bits.*bit_depth=12"):
             list(loader if isinstance(loader, EvalLoader) else loader.epoch(0))
     source.bit_depth = 12
-    loader = EvalLoader(source, ImageTest(source, (8, 8), (0.0,), (1.0,), 1.0, "bilinear", 1), 4, workers)
-    assert all(batch.views.max() > 0.5 for batch in loader)
+    loader = EvalLoader(source, ImageTest((8, 8), (0.0,), (1.0,), 1.0, "bilinear"), 4, workers)
+    assert all(batch.inputs.max() > 0.5 for batch in loader)

@@ -491,8 +491,8 @@ def test_loaders_take_them():
     source.scenes.count = 5
     test = DetectionTest((64, 64), source.mean, source.std)
     shown = list(EvalLoader(source, test, 2))
-    assert [objects.image_id for _, marked in shown for objects in marked] == [1, 2, 3, 4, 5]
-    view, marked = shown[0]
+    assert [objects.image_id for batch in shown for objects in batch.truth] == [1, 2, 3, 4, 5]
+    view, marked = shown[0].inputs, shown[0].truth
     assert view.targets == []
     assert view.sizes == [fit(*objects.size, (64, 64), 1333 / 800) for objects in marked]
 

@@ -256,13 +256,13 @@ def test_wrong_options_are_refused(folder, options, words):
 
 def test_evaluation_in_order_at_one_or_several_sizes(folder):
     single = list(eval_loader(folder, (24, 16), 16))
-    assert [tuple(batch.views.shape) for batch in single] == [(16, 3, 24, 16), (16, 3, 24, 16), (8, 3, 24, 16)]
+    assert [tuple(batch.inputs.shape) for batch in single] == [(16, 3, 24, 16), (16, 3, 24, 16), (8, 3, 24, 16)]
     assert [name for batch in single for name in batch.names] == [folder.item(i).name for i in range(40)]
     several = list(eval_loader(folder, [(24, 16), (8, 8)], 16, workers=2))
     for one, two in zip(single, several, strict=True):
-        assert torch.equal(one.views, two.views[0])
-        assert two.views[1].shape[-2:] == (8, 8)
-        assert torch.equal(one.labels, two.labels)
+        assert torch.equal(one.inputs, two.inputs[0])
+        assert two.inputs[1].shape[-2:] == (8, 8)
+        assert torch.equal(one.truth, two.truth)
     ranks = [[n for batch in eval_loader(folder, (8, 8), 7, rank=r, world=3) for n in batch.names] for r in range(3)]
     assert sorted(chain(*ranks)) == sorted(folder.item(i).name for i in range(40))
 
@@ -271,11 +271,11 @@ def test_evaluation_statistics_are_the_source_s_unless_given():
     source = open_source("digits", "val")
     (batch,) = eval_loader(source, (8, 8), 360)
     pixels = torch.from_numpy(np.stack([np.asarray(source[i][0]) for i in range(360)]))[:, None] / 255
-    torch.testing.assert_close(batch.views, pixels / 0.484)
-    views, labels, names = next(iter(eval_loader(source, (8, 8), 360, mean=(0.5,) * 3, std=(0.1,) * 3, in_chans=3)))
-    torch.testing.assert_close(views, ((pixels - 0.5) / 0.1).expand(-1, 3, -1, -1))
-    assert F.one_hot(labels, 10).sum() == len(names) == 360
-    for wrong in ({"crop_pct": 0}, {"in_chans": 3}, {"interpolation": "x"}, {"mean": (1, 2)}):
+    torch.testing.assert_close(batch.inputs, pixels / 0.484)
+    (batch,) = eval_loader(source, (8, 8), 360, mean=(0.5,) * 3, std=(0.1,) * 3)
+    torch.testing.assert_close(batch.inputs, ((pixels - 0.5) / 0.1).expand(-1, 3, -1, -1))
+    assert F.one_hot(batch.truth, 10).sum() == len(batch.names) == 360
+    for wrong in ({"crop_pct": 0}, {"std": (1,) * 3}, {"interpolation": "x"}, {"mean": (1, 2)}):
         with pytest.raises(UserError):
             eval_loader(source, (8, 8), 4, **wrong)
 

@@ -398,14 +398,14 @@ def test_whole_images_keep_their_ratio_and_their_labels():
     test = SegmentationTest((64, 64), MEAN, STD, divisor=32)
     items = [item(40, 60), item(60, 40), item(40, 60, seed=1), item(80, 120)]
     batches = test.collate(items, [test.prepare(one) for one in items])
-    assert [tuple(batch.images.shape) for batch in batches] == [(2, 3, 64, 96), (1, 3, 96, 64), (1, 3, 64, 96)]
-    assert [tuple(batch.labels.shape) for batch in batches] == [(2, 40, 60), (1, 60, 40), (1, 80, 120)]
-    assert np.array_equal(batches[0].labels[1], items[2].label.data)
+    assert [tuple(batch.inputs.shape) for batch in batches] == [(2, 3, 64, 96), (1, 3, 96, 64), (1, 3, 64, 96)]
+    assert [tuple(batch.truth.shape) for batch in batches] == [(2, 40, 60), (1, 60, 40), (1, 80, 120)]
+    assert np.array_equal(batches[0].truth[1], items[2].label.data)
     plain = SegmentationTest((64, 64), MEAN, STD)
-    assert plain.prepare(item(40, 61))[0].shape == (64, 98, 3)
-    assert SegmentationTest((32, 64), MEAN, STD).prepare(item(40, 100))[0].shape == (26, 64, 3)
+    assert plain.prepare(item(40, 61)).pixels.shape == (64, 98, 3)
+    assert SegmentationTest((32, 64), MEAN, STD).prepare(item(40, 100)).pixels.shape == (26, 64, 3)
     same = SegmentationTest((40, 40), MEAN, STD)
-    assert np.array_equal(same.prepare(items[0])[0], items[0].data)
+    assert np.array_equal(same.prepare(items[0]).pixels, items[0].data)
     assert pickle.loads(pickle.dumps(test)) == test
 
 
@@ -421,7 +421,7 @@ def test_loaders_take_them_and_leave_out_what_is_broken(tmp_path):
     assert list(loader.bad) == ["images/03.jpg"]
     assert "31x24" in loader.bad["images/03.jpg"]
     tests = EvalLoader(source, SegmentationTest((32, 32), source.mean, source.std), 8)
-    assert sum(len(batch.names) for group in tests for batch in group) == 19
+    assert sum(len(batch.names) for batch in tests) == 19
     assert len(tests.bad) == 1
 
 

@@ -448,10 +448,10 @@ def test_test_views_are_clips_by_crops() -> None:
     for clip, indices in enumerate(([0, 5], [6, 11])):
         for crop, left in enumerate((0, 5, 10)):
             np.testing.assert_array_equal(sample.pixels[3 * clip + crop], video[indices][:, :, left : left + 30])
-    batch = test.collate([item], [sample])
-    assert batch.pixels.shape == (1, 6, 2, 30, 30, 3)
-    assert batch.labels.tolist() == [5]
-    view = test.view(batch.pixels[:, 1])
+    (batch,) = test.collate([item], [sample])
+    assert batch.inputs.pixels.shape == (1, 6, 2, 30, 30, 3)
+    assert batch.truth.tolist() == [5]
+    view = list(batch.inputs.views())[1]
     assert view.shape == (1, 3, 2, 30, 30)
     expected = (torch.from_numpy(video[[0, 5]][:, :, 5:35]).float() / 255 - 0.45) / 0.225
     torch.testing.assert_close(view[0], expected.permute(3, 0, 1, 2))

@@ -11,6 +11,7 @@ import pytest
 
 from anyres.cli import demo
 from anyres.data import composed, video_sources
+from anyres.tasks import TASKS
 
 FLOORS = {"segmentation": ("miou", 85.0), "detection": ("ap50", 90.0), "video": ("top1", 90.0)}
 """Score, and what the multi-resolution network reaches at its training sizes on average."""
@@ -38,15 +39,16 @@ def test_a_demo_in_miniature(task: str, tmp_path: Path, monkeypatch: pytest.Monk
     load = demo.load_config
     few = {} if task == "video" else {"epoch_size": None}
     monkeypatch.setattr(demo, "load_config", lambda recipe, task, **options: load(recipe, task, **few, **options))
-    monkeypatch.setitem(demo.DEMOS, task, replace(demo.DEMOS[task], sizes=((64, 64), (80, 80))))
-    result = demo.run_demo(task, tmp_path, epochs=1)
-    assert {row.model for row in result.rows} == set(demo.DEMOS[task].runs)
+    kind = TASKS[task]
+    monkeypatch.setattr(type(kind), "demo", replace(kind.demo, sizes=((64, 64), (80, 80))))
+    result = demo.run_demo(kind, tmp_path, epochs=1)
+    assert {row.model for row in result.rows} == set(kind.demo.runs)
     assert all(row.score is not None for row in result.rows)
     assert {"table", "picture", "report", "pictures"} <= result.files.keys()
     assert len(list(result.files["pictures"].glob("*.png"))) == (6 if task == "video" else 3)
     trained: list[Any] = []
     monkeypatch.setattr("anyres.training.loop.train_epoch", lambda run, _: trained.append(run))
-    demo.run_demo(task, tmp_path, epochs=1)
+    demo.run_demo(kind, tmp_path, epochs=1)
     assert not trained
 
 
@@ -54,9 +56,9 @@ def test_a_demo_in_miniature(task: str, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("task", FLOORS)
 def test_a_demo_reaches_its_floor_and_holds_more_of_it_than_one_size(task: str, tmp_path: Path) -> None:
-    result = demo.run_demo(task, tmp_path)
+    result = demo.run_demo(TASKS[task], tmp_path)
     score, floor = FLOORS[task]
-    several, single = demo.DEMOS[task].runs
+    several, single = TASKS[task].demo.runs
     reached = [row.scores[score] for row in result.rows if row.model == several and row.trained]
     assert sum(reached) / len(reached) >= floor
     assert result.areas[several] > result.areas[single]  # type: ignore[operator]

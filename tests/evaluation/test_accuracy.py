@@ -12,9 +12,9 @@ import torch.distributed as dist
 from PIL import Image
 
 from anyres.data import open_source
+from anyres.data.config import DataConfig
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import evaluate, first_images
-from anyres.inference.preparation import label_places, preparation_for
+from anyres.evaluation.evaluate import evaluate, sample_images
 from tests.evaluation.helpers import GreySource, TableModel
 
 
@@ -106,10 +106,10 @@ def test_numbers_are_matched_as_numbers():
     source.label_names = ["10", "2", "999"]  # as folders are sorted
     model = TableModel(torch.eye(1000), label_names=None)
     model.num_classes = 1000
-    assert label_places(model, source).tolist() == [10, 2, 999]
+    assert DataConfig.of(model).places(source).tolist() == [10, 2, 999]
     source.label_names = ["cats", "dogs", "tench"]
     with pytest.raises(UserError, match=r"cats.*ImageNet's 1000 classes.*names=FILE"):
-        label_places(model, source)
+        DataConfig.of(model).places(source)
 
 
 def test_a_thousand_classes_take_wordnet_ids():
@@ -117,7 +117,7 @@ def test_a_thousand_classes_take_wordnet_ids():
     source.label_names = ["n01491361"]  # tiger shark, class 3 of ImageNet-1k
     model = TableModel(torch.eye(1000), label_names=None)
     model.num_classes = 1000
-    assert label_places(model, source).tolist() == [3]
+    assert DataConfig.of(model).places(source).tolist() == [3]
 
 
 def test_a_source_with_more_classes_is_refused():
@@ -127,19 +127,19 @@ def test_a_source_with_more_classes_is_refused():
 
 def test_preparation_is_the_models_own_then_the_sources():
     source = GreySource([0], classes=2)
-    own = preparation_for(
+    own = DataConfig.of(
         TableModel(torch.eye(2), mean=(0.5,), std=(0.25,), crop_pct=0.9, interpolation="bilinear"), source
     )
     assert (own.mean, own.std, own.crop_pct, own.interpolation, own.in_chans) == ((0.5,), (0.25,), 0.9, "bilinear", 1)
-    other = preparation_for(TableModel(torch.eye(2)), source)
+    other = DataConfig.of(TableModel(torch.eye(2)), source)
     assert (other.mean, other.std, other.crop_pct, other.interpolation) == ((0.0,), (1.0,), 0.875, "bicubic")
-    three = preparation_for(TableModel(torch.eye(2), mean=(0.5,) * 3, std=(0.5,) * 3), source)
+    three = DataConfig.of(TableModel(torch.eye(2), mean=(0.5,) * 3, std=(0.5,) * 3), source)
     assert (three.mean, three.std) == ((0.0,), (1.0,))
 
 
 def test_first_images_have_their_own_colours():
     source = GreySource([0, 0, 0], classes=2)
-    images = first_images(TableModel(torch.eye(2), mean=(0.4,), std=(0.2,)), source, (12, 20), 2)
+    images = sample_images(TableModel(torch.eye(2), mean=(0.4,), std=(0.2,)), source, (12, 20), 2)
     assert [image.size for image in images] == [(20, 12), (20, 12)]
     assert [image.getpixel((0, 0)) for image in images] == [(0, 0, 0), (10, 10, 10)]
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from anyres.data import Item, rle
 from anyres.data.detection import DetectionSource, Objects, open_detection
 from anyres.errors import UserError
-from anyres.evaluation.detection import average_precision, evaluate_detection
+from anyres.evaluation import evaluate
+from anyres.tasks.detection.score import average_precision
 
 pytest.importorskip("faster_coco_eval")
 
@@ -224,7 +225,7 @@ class Knows(nn.Module):
 def test_a_model_that_knows_all(size: tuple[int, int], batch_size: int) -> None:
     source = Boxes()
     model = Knows(source).train()
-    measured = evaluate_detection(model, source, size, batch_size)
+    measured = evaluate(model, source, size, batch_size)
     assert model.training
     assert measured.count == 5
     assert not measured.bad_images
@@ -236,14 +237,14 @@ def test_a_model_that_knows_all(size: tuple[int, int], batch_size: int) -> None:
 
 def test_boxes_are_judged_in_original_pixels() -> None:
     source = Boxes()
-    at_small, at_large = (evaluate_detection(Knows(source, off=3.0), source, (s, s)).scores for s in (32, 256))
+    at_small, at_large = (evaluate(Knows(source, off=3.0), source, (s, s)).scores for s in (32, 256))
     assert at_small == pytest.approx(at_large)
     assert 0 < at_small["ap"] < 100
 
 
 def test_only_what_the_source_was_asked_for_is_scored() -> None:
     source = Boxes(whole=False)
-    assert set(evaluate_detection(Knows(source), source, (64, 64)).scores) == {
+    assert set(evaluate(Knows(source), source, (64, 64)).scores) == {
         "ap",
         "ap50",
         "ap75",
@@ -265,29 +266,29 @@ def test_objects_without_a_mask_neither_count_nor_hurt() -> None:
                 output["masks"][1, :, 5:] = 0
             return outputs
 
-    scores = evaluate_detection(Cautious(Half()), Half(), (64, 64)).scores
+    scores = evaluate(Cautious(Half()), Half(), (64, 64)).scores
     assert (scores["ap"], scores["mask_ap"]) == pytest.approx((100, 100))
 
 
 def test_unreadable_images_are_left_out_with_their_objects() -> None:
     source = Boxes(broken=(1, 3))
-    measured = evaluate_detection(Knows(source), source, (64, 64), 2)
+    measured = evaluate(Knows(source), source, (64, 64), 2)
     assert not measured.note
     assert measured.count == 3
     assert measured.scores["ap"] == pytest.approx(100)
     assert [name.split(":")[0] for name in measured.bad_images] == ["boxes/1", "boxes/3"]
     with pytest.raises(UserError, match="no readable image"):
-        evaluate_detection(Knows(source), Boxes(1, broken=(0,)), (64, 64))
+        evaluate(Knows(source), Boxes(1, broken=(0,)), (64, 64))
 
 
 def test_classes_are_matched_by_name() -> None:
     source = Boxes()
     model = Knows(source, label_names=["bird", "cat", "dog"])
     model.shift, model.num_classes = 1, 3
-    assert evaluate_detection(model, source, (64, 64)).scores["ap"] == pytest.approx(100)
+    assert evaluate(model, source, (64, 64)).scores["ap"] == pytest.approx(100)
     model.pretrained_cfg = {}  # three outputs that say nothing of themselves
     with pytest.raises(UserError, match="cannot be matched"):
-        evaluate_detection(model, source, (64, 64))
+        evaluate(model, source, (64, 64))
 
 
 def test_classes_without_an_object_are_told() -> None:
@@ -298,7 +299,7 @@ def test_classes_without_an_object_are_told() -> None:
 
     model = Knows(Third())
     model.num_classes = 3
-    measured = evaluate_detection(model, Third(), (64, 64))
+    measured = evaluate(model, Third(), (64, 64))
     assert measured.scores["ap"] == pytest.approx(100)
     assert measured.note == "AP is the mean over 2 of 3 classes: no object of the others is marked"
 
@@ -311,7 +312,7 @@ def test_broken_numbers_stop_the_test() -> None:
             return [{**output, "scores": output["scores"] * torch.nan} for output in super().forward(images, sizes)]
 
     with pytest.raises(UserError, match=r"outputs of Diverged for the images \[100\] hold NaN"):
-        evaluate_detection(Diverged(source), source, (64, 64))
+        evaluate(Diverged(source), source, (64, 64))
 
 
 def test_a_hundred_detections_count() -> None:
@@ -329,12 +330,12 @@ def test_a_hundred_detections_count() -> None:
             }
             return [{name: torch.cat([output[name], noise[name]]) for name in output}]
 
-    assert evaluate_detection(Busy(source), source, (64, 64)).scores["ap50"] == pytest.approx(50), "the second is lost"
+    assert evaluate(Busy(source), source, (64, 64)).scores["ap50"] == pytest.approx(50), "the second is lost"
 
 
 def test_result_files(tmp_path: Any) -> None:
     source = Boxes(2)
-    evaluate_detection(Knows(source), source, (64, 64), results=tmp_path / "results.json")
+    evaluate(Knows(source), source, (64, 64), results=tmp_path / "results.json")
     entries = json.loads((tmp_path / "results.json").read_text())
     assert [(entry["image_id"], entry["category_id"]) for entry in entries] == [(100, 3), (100, 9), (101, 3), (101, 9)]
     assert entries[1]["bbox"] == pytest.approx([20, 10, 56, 40], abs=1e-4)
@@ -355,7 +356,7 @@ def test_composed_digits_without_detections() -> None:
             empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
             return [{**empty, "masks": torch.zeros(0, 1, 28, 28), "keypoints": torch.zeros(0, 4, 3)} for _ in images]
 
-    scores = evaluate_detection(Blind(), source, (64, 64), 2).scores
+    scores = evaluate(Blind(), source, (64, 64), 2).scores
     assert {"ap", "mask_ap", "keypoint_ap"} < set(scores)
     assert set(scores.values()) == {0.0}
 
@@ -363,7 +364,7 @@ def test_composed_digits_without_detections() -> None:
 def measure_share(rank: int, port: int, answers: Any) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     source = Boxes(broken=(1,))
-    measured = evaluate_detection(Knows(source, off=3.0), source, (64, 64))
+    measured = evaluate(Knows(source, off=3.0), source, (64, 64))
     answers.put((measured.scores, measured.count, measured.bad_images))
     dist.destroy_process_group()
 
@@ -371,7 +372,7 @@ def measure_share(rank: int, port: int, answers: Any) -> None:
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="starts its processes by fork")
 def test_processes_share_the_pictures() -> None:
     source = Boxes(broken=(1,))
-    alone = evaluate_detection(Knows(source, off=3.0), source, (64, 64))
+    alone = evaluate(Knows(source, off=3.0), source, (64, 64))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -12,10 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from anyres.data import open_source
+from anyres.data.config import DataConfig
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import evaluate
-from anyres.evaluation.measure import open_test_source
-from anyres.inference.preparation import label_names, label_places
+from anyres.evaluation.evaluate import evaluate, open_test_source
 from tests.evaluation.helpers import TableModel
 
 
@@ -52,8 +51,8 @@ def test_every_model_of_a_sweep_is_matched_before_it_starts(tmp_path: Path, capl
     folder = str(write_folder(tmp_path, {"cat": 0, "dog": 10}))
     one, other = classifier(3, label_names=["cow", "dog", "cat"]), classifier(2, label_names=["cat", "dog"])
     source = open_test_source(one, folder, "all", others=[other])
-    assert label_places(one, source).tolist() == [2, 1]
-    assert label_places(other, source).tolist() == [0, 1]
+    assert DataConfig.of(one).places(source).tolist() == [2, 1]
+    assert DataConfig.of(other).places(source).tolist() == [0, 1]
     assert "2 of the 3 classes" in caplog.text
     assert "without 'cow'" in caplog.text
     for unknown in (classifier(2), classifier(2, label_names=["a", "b"])):  # just created; trained on something else
@@ -63,7 +62,7 @@ def test_every_model_of_a_sweep_is_matched_before_it_starts(tmp_path: Path, capl
 
 def test_names_must_be_as_many_as_outputs() -> None:
     with pytest.raises(UserError, match="states 3 names for its 2 outputs"):
-        label_names(classifier(2, label_names=["a", "b", "c"]))
+        _ = DataConfig.of(classifier(2, label_names=["a", "b", "c"])).label_names
 
 
 class Segmenter(nn.Module):
@@ -87,7 +86,7 @@ def test_masks_may_have_a_part_of_the_models_classes(tmp_path: Path) -> None:
         Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / part / "a.png")
     (tmp_path / "classes.txt").write_text("Land\nsky\n")
     source = open_test_source(Segmenter(), str(tmp_path), "train")
-    assert label_places(Segmenter(), source).tolist() == [2, 0]
+    assert DataConfig.of(Segmenter()).places(source).tolist() == [2, 0]
     (tmp_path / "classes.txt").unlink()  # numbers, of which nobody says what they mean
     with pytest.raises(UserError, match="are not among the 4"):
         open_test_source(Segmenter(), str(tmp_path), "train")

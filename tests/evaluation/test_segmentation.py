@@ -14,7 +14,8 @@ from torch import nn
 from anyres.data import Item
 from anyres.data.segmentation import SegmentationSource, open_segmentation
 from anyres.errors import UserError
-from anyres.evaluation.segmentation import ConfusionMatrix, evaluate_segmentation
+from anyres.evaluation import evaluate
+from anyres.tasks.segmentation.score import ConfusionMatrix
 
 
 class Greys(SegmentationSource):
@@ -95,12 +96,12 @@ def test_equals_the_jaccard_index_of_torchmetrics():
 
 def test_a_model_that_knows_scores_100_and_images_of_one_shape_share_a_batch():
     model = Nearest().train()
-    measured = evaluate_segmentation(model, Greys(broken=(1,)), (24, 24), batch_size=4)
+    measured = evaluate(model, Greys(broken=(1,)), (24, 24), batch_size=4)
     assert measured.scores == {"miou": 100, "pixel_accuracy": 100, "mean_accuracy": 100}
     assert next(iter(measured.scores)) == "miou"
     assert measured.count == 5
     assert [name.split(":")[0] for name in measured.bad_images] == ["greys/1"]
-    assert measured.iou == {f"class{number}": 100 for number in range(4)}
+    assert measured.by_class == {f"class{number}": 100 for number in range(4)}
     assert model.shapes == [(2, 1, 24, 32), (1, 1, 24, 40), (1, 1, 24, 32), (1, 1, 24, 40)]
     assert model.training
 
@@ -108,26 +109,26 @@ def test_a_model_that_knows_scores_100_and_images_of_one_shape_share_a_batch():
 def test_scores_are_of_the_original_pixels_whatever_the_size():
     source = Greys()
     model = Nearest(confused=(2, 3))
-    measured = evaluate_segmentation(model, source, (24, 24))
+    measured = evaluate(model, source, (24, 24))
     labels = np.concatenate([source.item(index).label.data.ravel() for index in range(len(source))])
     pixels = np.bincount(labels[labels != 255], minlength=4)
     third = 100 * pixels[3] / (pixels[2] + pixels[3])
-    assert measured.iou == {"class0": 100, "class1": 100, "class2": 0, "class3": pytest.approx(third)}
+    assert measured.by_class == {"class0": 100, "class1": 100, "class2": 0, "class3": pytest.approx(third)}
     assert measured.scores["miou"] == pytest.approx((200 + third) / 4)
     assert measured.scores["pixel_accuracy"] == pytest.approx(100 * (1 - pixels[2] / pixels.sum()))
     assert measured.scores["mean_accuracy"] == pytest.approx(75)
-    large = evaluate_segmentation(model, source, (72, 72), divisor=32)
+    large = evaluate(model, source, (72, 72), divisor=32)
     assert {shape[2:] for shape in model.shapes[6:]} == {(96, 96), (96, 128)}
     assert large.scores == pytest.approx(measured.scores)
 
 
 def test_scales_mirror_images_and_windows_reach_the_model():
     model = Nearest()
-    measured = evaluate_segmentation(model, Greys(2), (24, 24), scales=(0.5, 1.0), flip=True)
+    measured = evaluate(model, Greys(2), (24, 24), scales=(0.5, 1.0), flip=True)
     assert [shape[2:] for shape in model.shapes[:4]] == [(12, 16), (12, 16), (24, 32), (24, 32)]
     assert measured.scores["miou"] > 60
     model.shapes.clear()
-    assert evaluate_segmentation(model, Greys(1), (24, 24), window=24).scores["miou"] == 100
+    assert evaluate(model, Greys(1), (24, 24), window=24).scores["miou"] == 100
     assert model.shapes == [(1, 1, 24, 24)] * 2
 
 
@@ -137,8 +138,8 @@ def test_classes_are_matched_by_name_and_one_that_is_absent_leaves_the_mean():
             return super().forward(images)[:, [3, 2, 1, 0, 4]]
 
     names = [f"class{number}" for number in (3, 2, 1, 0, 4)]
-    measured = evaluate_segmentation(Renamed(5, label_names=names), Greys(), (24, 24))
-    assert measured.iou == {"class3": 100, "class2": 100, "class1": 100, "class0": 100, "class4": None}
+    measured = evaluate(Renamed(5, label_names=names), Greys(), (24, 24))
+    assert measured.by_class == {"class3": 100, "class2": 100, "class1": 100, "class0": 100, "class4": None}
     assert measured.note == "mIoU is the mean over 4 of 5 classes: the others are neither labelled nor predicted"
     assert measured.scores["miou"] == 100
 
@@ -151,25 +152,25 @@ def test_a_pixel_without_a_number_stops_the_test():
             return logits
 
     with pytest.raises(UserError, match="outputs of Diverged for greys/0 hold NaN"):
-        evaluate_segmentation(Diverged(), Greys(), (24, 24))
+        evaluate(Diverged(), Greys(), (24, 24))
 
 
 def test_refusals():
     with pytest.raises(UserError, match="class3"):
-        evaluate_segmentation(Nearest(3), Greys(), (24, 24))
+        evaluate(Nearest(3), Greys(), (24, 24))
     with pytest.raises(UserError, match="no readable image"):
-        evaluate_segmentation(Nearest(), Greys(2, broken=(0, 1)), (24, 24))
+        evaluate(Nearest(), Greys(2, broken=(0, 1)), (24, 24))
     source = Greys(2)
     source.table[:4] = 255
     with pytest.raises(UserError, match="no labelled pixel"):
-        evaluate_segmentation(Nearest(), source, (24, 24))
+        evaluate(Nearest(), source, (24, 24))
     source.table[2] = 2
     with pytest.raises(UserError, match="only one class has labelled pixels in the 2 images of greys"):
-        evaluate_segmentation(Nearest(), source, (24, 24))
+        evaluate(Nearest(), source, (24, 24))
 
 
 def test_a_segmenter_on_composed_digits():
-    from anyres.tasks.segmentation import Segmenter
+    from anyres.tasks.segmentation.network import Segmenter
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -177,17 +178,17 @@ def test_a_segmenter_on_composed_digits():
     source.scenes.count = 2
     model = Segmenter.build("resformer_tiny", 11, {"depth": 4}, head="semantic_fpn", channels=16)
     model.pretrained_cfg["label_names"] = source.label_names
-    measured = evaluate_segmentation(model, source, (64, 64), batch_size=2)
+    measured = evaluate(model, source, (64, 64), batch_size=2)
     assert measured.count == 2
     assert 0 <= measured.scores["miou"] < 50
-    assert list(measured.iou) == source.label_names
+    assert list(measured.by_class) == source.label_names
 
 
 def measure_share(rank, port, answers):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=3)
-    answers.put(evaluate_segmentation(Nearest(confused=(2, 3)), Greys(2, broken=()), (24, 24)))
+    answers.put(evaluate(Nearest(confused=(2, 3)), Greys(2, broken=()), (24, 24)))
     dist.destroy_process_group()
 
 
@@ -204,4 +205,4 @@ def test_three_processes_count_every_image_once_even_if_one_has_none():
     measured = [answers.get(timeout=60) for _ in children]
     for child in children:
         child.join(timeout=60)
-    assert measured == [evaluate_segmentation(Nearest(confused=(2, 3)), Greys(2), (24, 24))] * 3
+    assert measured == [evaluate(Nearest(confused=(2, 3)), Greys(2), (24, 24))] * 3

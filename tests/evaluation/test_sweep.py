@@ -6,10 +6,10 @@ import torch
 
 from anyres import create_model
 from anyres.data import open_source
+from anyres.data.config import DataConfig
 from anyres.errors import UserError
 from anyres.evaluation import read_csv, sweep
 from anyres.inference.modelspec import timm_model
-from anyres.inference.preparation import train_sizes
 from anyres.io.files import LOCK, RECORD
 from tests.evaluation.helpers import GreySource, TableModel
 
@@ -148,16 +148,16 @@ def test_timm_models_change_their_size_where_they_can():
     model = timm_model("vit_tiny_patch16_224", pretrained=False)
     with torch.inference_mode():
         assert model(torch.zeros(1, 3, 96, 64)).shape == (1, 1000)
-    assert train_sizes(model) == [(224, 224)]
+    assert DataConfig.of(model).train_sizes == ((224, 224),)
     with pytest.raises(UserError, match="did you mean"):
         timm_model("vit_tiny_patch16_225", pretrained=False)
 
 
 def test_train_sizes():
-    assert train_sizes(TableModel(torch.eye(2), train_sizes=[[24, 32], [16, 16]])) == [(24, 32), (16, 16)]
-    assert train_sizes(TableModel(torch.eye(2), train_sizes=(128, 160))) == [(128, 128), (160, 160)]
-    assert train_sizes(TableModel(torch.eye(2))) == [(32, 32)]
-    assert train_sizes(torch.nn.Identity()) == []
+    assert DataConfig.of(TableModel(torch.eye(2), train_sizes=[[24, 32], [16, 16]])).train_sizes == ((24, 32), (16, 16))
+    assert DataConfig.of(TableModel(torch.eye(2), train_sizes=(128, 160))).train_sizes == ((128, 128), (160, 160))
+    assert DataConfig.of(TableModel(torch.eye(2))).train_sizes == ((32, 32),)
+    assert DataConfig.of(torch.nn.Identity()).train_sizes == ()
 
 
 def test_nothing_to_sweep_is_refused(tmp_path):

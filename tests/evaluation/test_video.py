@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from anyres.data import Item, MapSource
 from anyres.data.clips import Sampling
+from anyres.data.config import DataConfig
 from anyres.errors import UserError
-from anyres.evaluation.video import evaluate_video
-from anyres.inference.preparation import sampling_of
+from anyres.evaluation import evaluate
 from anyres.models._registry import create_model
 
 
@@ -66,7 +66,7 @@ def test_softmax_scores_are_summed_over_views() -> None:
     table[0] = torch.tensor([6.0, 1.0, 0.0])
     table[5] = torch.tensor([-2.0, 2.0, 1.9])
     model = Answers(table)
-    measured = evaluate_video(model, Greys([1], 3), (10, 10), clips=2)
+    measured = evaluate(model, Greys([1], 3), (10, 10), clips=2)
     p, q = table[0].softmax(0), table[5].softmax(0)
     assert (p + q).argmax() == 0
     assert measured.scores["top1"] == 0
@@ -76,7 +76,7 @@ def test_softmax_scores_are_summed_over_views() -> None:
     table[5] = torch.tensor([-4.0, 1.0, 1.2])
     assert table[0].add(table[5]).argmax() == 1
     p, q = table[0].softmax(0), table[5].softmax(0)
-    scores = evaluate_video(Answers(table), Greys([1], 3), (10, 10), clips=2).scores
+    scores = evaluate(Answers(table), Greys([1], 3), (10, 10), clips=2).scores
     assert scores["top1"] == 100 * ((p + q).argmax() == 1)
     assert "top5" not in scores
 
@@ -87,7 +87,7 @@ def test_counts_by_hand_and_bad_videos_are_listed() -> None:
         table[8 * video] = torch.arange(7)
         table[8 * video, best] = 9
     source = Greys([0, 3, 0, 1, 5], 7, broken=(4,))
-    results = [evaluate_video(Answers(table), source, (10, 20), batch, clips=1, sampling=Sampling(12, 1))
+    results = [evaluate(Answers(table), source, (10, 20), batch, clips=1, frames=12, stride=1)
                for batch in (1, 3)]  # fmt: skip
     for measured in results:
         assert measured.scores["top1"] == 75
@@ -100,28 +100,28 @@ def test_counts_by_hand_and_bad_videos_are_listed() -> None:
 def test_three_crops_and_short_videos(caplog: pytest.LogCaptureFixture) -> None:
     model = Answers(torch.zeros(20, 3))
     with caplog.at_level(logging.WARNING):
-        evaluate_video(model, Greys([0, 1], 3), (8, 8), clips=2, crops=3, sampling=Sampling(2, 8))
+        evaluate(model, Greys([0, 1], 3), (8, 8), clips=2, crops=3, frames=2, stride=8)
     assert "2 videos of greys are shorter than a clip" in caplog.text
     assert model.shapes == {(3, 2, 8, 8)}
     with pytest.raises(UserError, match="crops 2"):
-        evaluate_video(model, Greys([0], 3), (8, 8), crops=2)
+        evaluate(model, Greys([0], 3), (8, 8), crops=2)
     with pytest.raises(UserError, match="class3"):
-        evaluate_video(model, Greys([5], 7), (8, 8))
+        evaluate(model, Greys([5], 7), (8, 8))
 
 
 def test_clips_as_the_model_was_trained() -> None:
     model = Answers(torch.zeros(1, 1), num_frames=5)
-    assert sampling_of(model) == Sampling(5, 1)
+    assert DataConfig.of(model).sampling == Sampling(5, 1)
     model.pretrained_cfg = {"num_frames": 4, "frame_stride": 2.5}
-    assert sampling_of(model) == Sampling(4, 2.5)
+    assert DataConfig.of(model).sampling == Sampling(4, 2.5)
     network = create_model("mvitv2_b_32x3", embed_dim=16, depths=(1, 1, 1, 1))
-    assert sampling_of(network) == Sampling(32, 3)
-    assert sampling_of(nn.Identity()) == Sampling(8, 4)
+    assert DataConfig.of(network).sampling == Sampling(32, 3)
+    assert DataConfig.of(nn.Identity()).sampling == Sampling(8, 4)
 
 
 def _share(rank: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=2)
-    measured = evaluate_video(Answers(_table()), _source(), (10, 20), batch_size=2)
+    measured = evaluate(Answers(_table()), _source(), (10, 20), batch_size=2)
     (Path(folder) / str(rank)).write_text(repr((measured.scores, measured.count, sorted(measured.bad_images))))
     dist.destroy_process_group()
 
@@ -145,7 +145,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    alone = evaluate_video(Answers(_table()), _source(), (10, 20), batch_size=2)
+    alone = evaluate(Answers(_table()), _source(), (10, 20), batch_size=2)
     for rank in range(2):
         scores, count, bad = eval((tmp_path / str(rank)).read_text())
         assert (count, bad) == (6, list(alone.bad_images))

@@ -19,9 +19,9 @@ from PIL import Image
 
 from anyres.data import BadImage, rle
 from anyres.errors import UserError
+from anyres.tasks import TASKS
 from anyres.training import load_config
 from anyres.training.setup import build_loader
-from anyres.training.task import open_task
 from tests.data.pictures import encode, noise
 from tests.fuzz.core import Failure, Kind, check_sentence, command, kept
 from tests.fuzz.images import mutate_picture, pictures
@@ -252,12 +252,12 @@ def _load(task: str, options: dict[str, Any]) -> str:
     process: Any = SimpleNamespace(process_index=0, num_processes=1, device=torch.device("cpu"))
     try:
         config = load_config(options, task)
-        work = open_task(config)
-        source = work.open_source("train")
-        test = work.open_source("val", like=source)
+        work = TASKS[task]
+        source = work.open_source(config, "train")
+        test = work.open_source(config, "val", like=source)
         if len(source.label_names) < 2 and task == "classification":
             raise Failure(f"one class: {source.label_names}")
-        loader = build_loader(config, process, source, work.views(source))
+        loader = build_loader(config, process, source, work.views(config, source))
         for epoch in range(2):
             for _ in loader.epoch(epoch):
                 pass

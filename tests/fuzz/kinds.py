@@ -26,12 +26,16 @@ def warm() -> None:
         "anyres.evaluation.sweep",
         "anyres.evaluation.plots",
         "anyres.evaluation.report",
-        *(f"anyres.evaluation.{task}" for task in ("segmentation", "detection", "video")),
         "av",
-        "anyres.inference.overlay",
-        "anyres.inference.predict",
+        "anyres.inference.files",
         "anyres.training.loop",
-        *(f"anyres.training.{task}" for task in ("classification", "segmentation", "detection", "video")),
+        *(
+            f"anyres.tasks.{task}.{part}"
+            for task in ("segmentation", "detection", "video")
+            for part in ("network", "score")
+        ),
+        "anyres.tasks.classification.objective",
+        "anyres.tasks.drawing",
         "faster_coco_eval",
         "matplotlib.font_manager",
         "rich.table",

@@ -16,17 +16,13 @@ from anyres.data.detection import DigitScenes
 from anyres.data.segmentation import ComposedDigits
 from anyres.data.video_sources import MOTIONS, MovingDigits
 from anyres.errors import UserError
-from anyres.evaluation import sweep
-from anyres.evaluation.accuracy import evaluate
-from anyres.evaluation.detection import evaluate_detection
-from anyres.evaluation.segmentation import evaluate_segmentation
-from anyres.evaluation.video import evaluate_video
-from anyres.inference.finite import check_weights
-from anyres.inference.overlay import overlays
-from anyres.inference.predict import predict
+from anyres.evaluation import evaluate, sweep
+from anyres.inference.files import draw_results
+from anyres.inference.predictor import Predictor
 from anyres.models._registry import create_model
-from anyres.tasks.detection import HEADS, Detector
-from anyres.tasks.segmentation import Segmenter
+from anyres.tasks.detection.network import HEADS, Detector
+from anyres.tasks.finite import check_weights
+from anyres.tasks.segmentation.network import Segmenter
 from tests.evaluation.helpers import GreySource, TableModel
 
 SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -83,7 +79,7 @@ def test_logits(number: float, tmp_path: Path, picture: Path) -> None:
         sweep({"m": model}, source, [(16, 16)], tmp_path / "out", cost=False)
     model.pretrained_cfg |= {"input_size": (3, 32, 32), "mean": (0,) * 3, "std": (1,) * 3}
     with pytest.raises(UserError, match=r"for .*a\.png hold NaN"):
-        list(predict(model, [picture], (16, 16)))
+        Predictor(model, 16)(str(picture))
 
 
 def test_a_sweep_names_the_model_of_bad_weights(tmp_path: Path) -> None:
@@ -99,9 +95,9 @@ def test_maps(number: float, tmp_path: Path, picture: Path) -> None:
     model.pretrained_cfg["label_names"] = ComposedDigits("val").label_names
     spoil([layer for layer in model.head.modules() if isinstance(layer, nn.Conv2d)][-1], number)
     with pytest.raises(UserError, match="outputs of resformer_tiny for digits/val/0000 hold NaN"):
-        evaluate_segmentation(model, ComposedDigits("val"), (32, 32))
+        evaluate(model, ComposedDigits("val"), (32, 32))
     with pytest.raises(UserError, match="for a hold NaN"):
-        list(overlays(model, [Item("a", picture, None)], tmp_path / "out", (32, 32)))
+        list(draw_results(Predictor(model, 32), [Item("a", picture, None)], tmp_path / "out"))
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -117,9 +113,9 @@ def test_boxes_before_their_choice(head: str, number: float, tmp_path: Path, pic
     for layer in (layers[0], layers[-1]):
         handle = spoil(layer, number)
         with pytest.raises(UserError, match=r"outputs of resformer_tiny.* for the images \[1\] hold NaN"):
-            evaluate_detection(model, DigitScenes("val", masks=True, keypoints=True, side=64), (64, 64))
+            evaluate(model, DigitScenes("val", masks=True, keypoints=True, side=64), (64, 64))
         with pytest.raises(UserError, match=r"outputs of resformer_tiny.* for a hold NaN"):
-            list(overlays(model, [Item("a", picture, None)], tmp_path / "out", (64, 64)))
+            list(draw_results(Predictor(model, 64), [Item("a", picture, None)], tmp_path / "out"))
         handle.remove()
 
 
@@ -139,7 +135,7 @@ class Lost(nn.Module):
 def test_clips(tmp_path: Path) -> None:
     source = MovingDigits("val")
     with pytest.raises(UserError, match=r"outputs of Lost for \d+ of the \d+ items of moving digits/val hold NaN"):
-        evaluate_video(Lost(), source, (32, 32))
+        evaluate(Lost(), source, (32, 32))
     item = source.item(0)
     with pytest.raises(UserError, match=r"outputs of Lost for .* hold NaN"):
-        list(overlays(Lost(), [item], tmp_path / "out", (32, 32)))
+        list(draw_results(Predictor(Lost(), 32), [item], tmp_path / "out"))

@@ -260,7 +260,7 @@ def test_readers_find_what_a_killed_writer_left_and_change_nothing(
     assert torch.equal(anyres.load_pretrained(run / "best").head.weight, model.head.weight)
     assert anyres.load_pretrained(run / "best").head.weight.equal(model.head.weight)
     from anyres.inference.modelspec import open_model
-    from anyres.training.task import weights_file
+    from anyres.tasks.weights import weights_file
 
     assert open_model(str(run))[1].head.weight.equal(model.head.weight)
     assert weights_file(str(run)).is_file()

@@ -189,7 +189,9 @@ def test_letters_without_a_font_are_escaped() -> None:
 @pytest.mark.parametrize("kind", NASTY)
 def test_the_card_of_a_model_holds_any_name(kind: str) -> None:
     text = NASTY[kind]
-    card = model_card({"architecture": text, "num_classes": 2, "pretrained_cfg": {"license": text}})
+    card = model_card(
+        {"architecture": text, "num_classes": 2, "pretrained_cfg": {"license": text}}, "image-classification"
+    )
     header, body = card.removeprefix("---\n").split("\n---\n", 1)
     values = yaml.safe_load(header)
     assert values["license"] == (text.lower() or "other")

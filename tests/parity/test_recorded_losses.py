@@ -8,7 +8,8 @@ import torch
 
 from anyres.models._checkpoints import load_checkpoint
 from anyres.models._registry import create_model
-from anyres.training.losses import distilled_loss, replica_losses, soft_cross_entropy
+from anyres.tasks.losses import distilled_loss, soft_cross_entropy
+from anyres.training.losses import replica_losses
 from tests.parity.reference import Case, cases, image
 
 TOLERANCE = 1e-5

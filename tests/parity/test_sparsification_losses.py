@@ -12,8 +12,8 @@ from torch import Tensor
 from anyres.layers import sparsify
 from anyres.models._checkpoints import load_checkpoint
 from anyres.models._registry import create_model
-from anyres.training.losses import soft_cross_entropy
-from anyres.training.sparsification import sparsification_losses
+from anyres.tasks.classification.sparsification import sparsification_losses
+from anyres.tasks.losses import soft_cross_entropy
 from tests.parity.reference import Case, cases
 
 TOLERANCE = 1e-5

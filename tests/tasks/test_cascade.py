@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import generalized_box_iou_loss
 
-from anyres.tasks.cascade import GIOU_WEIGHT, IOUS, WEIGHTS, Cascade, Stage, mask_targets
-from anyres.tasks.detection_heads import RegionPool
+from anyres.tasks.detection.cascade import GIOU_WEIGHT, IOUS, WEIGHTS, Cascade, Stage, mask_targets
+from anyres.tasks.detection.heads import RegionPool
 
 LEVELS = [torch.zeros(1, 2, 16, 16)]
 SIZES = [(64, 64)]

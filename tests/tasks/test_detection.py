@@ -18,8 +18,8 @@ from anyres.layers.attention import Attention
 from anyres.layers.positions import LocalPositionEmbedding
 from anyres.models._checkpoints import load_checkpoint, save_weights
 from anyres.models._registry import create_model, entries
-from anyres.tasks.detection import HEADS, DetectionView, Detector, paste_masks
-from anyres.tasks.detection_heads import Anchors, ProposalHead, Proposals, RegionPool
+from anyres.tasks.detection.heads import Anchors, ProposalHead, Proposals, RegionPool
+from anyres.tasks.detection.network import HEADS, DetectionView, Detector, paste_masks
 from tests.contract.small import small_args
 
 QUICK = {

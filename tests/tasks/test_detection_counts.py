@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from anyres.tasks.detection import Detector
+from anyres.tasks.detection.network import Detector
 
 
 def millions(name: str, head: str, **args: Any) -> float:

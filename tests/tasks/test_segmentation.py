@@ -12,7 +12,8 @@ from anyres.errors import UserError
 from anyres.io import hub
 from anyres.models._backbone import Backbone
 from anyres.models._registry import create_model, entries
-from anyres.tasks.segmentation import (
+from anyres.tasks.segmentation.heads import HEADS, SegFormerHead, SemanticFPN, UPerNet, resize
+from anyres.tasks.segmentation.network import (
     Segmenter,
     levels_of,
     predict_probabilities,
@@ -20,7 +21,6 @@ from anyres.tasks.segmentation import (
     segmentation_loss,
     slide,
 )
-from anyres.tasks.segmentation_heads import HEADS, SegFormerHead, SemanticFPN, UPerNet, resize
 from tests.contract.small import distinct_models, image, small, small_args
 
 CLASSES = 5

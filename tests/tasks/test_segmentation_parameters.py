@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anyres.models._registry import create_model
-from anyres.tasks.segmentation import Segmenter
+from anyres.tasks.segmentation.network import Segmenter
 
 # Millions as printed. UPerNet's counts include the auxiliary head, but GPViT's fits only without it.
 PUBLISHED = [

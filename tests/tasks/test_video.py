@@ -16,7 +16,7 @@ from anyres.models._backbone import Backbone
 from anyres.models._checkpoints import save_weights
 from anyres.models._registry import create_model
 from anyres.models.mvitv2 import MViTv2
-from anyres.tasks.video import RegionTime, SpaceTime, create_video_model
+from anyres.tasks.video.network import RegionTime, SpaceTime, create_video_model
 
 PLAIN = {"embed_dim": 48, "depth": 3, "num_heads": 3, "patch_size": 8, "img_size": 32}
 REGION = {"embed_dims": (32, 64, 128, 256), "depths": (2, 1, 1, 1), "num_heads": (1, 2, 4, 8)}

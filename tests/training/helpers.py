@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from anyres.training import TrainConfig, load_config, train
+from anyres.training import load_config, train
+from anyres.training.config import RunConfig
 
 SMALL = {
     "model": "resformer_tiny",
@@ -35,7 +36,7 @@ SMALL = {
 TIMES = ("images_per_second", "seconds")
 
 
-def small_config(output: Path, **changes: Any) -> TrainConfig:
+def small_config(output: Path, **changes: Any) -> RunConfig:
     return load_config({**SMALL, "output": str(output)}, **changes)
 
 

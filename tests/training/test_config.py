@@ -9,7 +9,8 @@ import yaml
 
 from anyres.errors import UserError
 from anyres.models._registry import list_models
-from anyres.training.config import CONFIGS
+from anyres.tasks import TASKS
+from anyres.training.config import config_of
 from anyres.training.recipe import RECIPES, field_help, list_recipes, load_config
 
 
@@ -68,12 +69,12 @@ def test_recipe_files_with_mistakes(tmp_path: Path) -> None:
             load_config(tmp_path / "bad.yaml")
 
 
-@pytest.mark.parametrize("task", CONFIGS)
+@pytest.mark.parametrize("task", TASKS)
 def test_every_option_has_a_help_line(task: str) -> None:
     texts = field_help(task)
-    assert texts.keys() == CONFIGS[task].model_fields.keys()
+    assert texts.keys() == config_of(task).model_fields.keys()
     assert all(text.endswith(".") and "\n" not in text and len(text) > 10 for text in texts.values())
-    assert CONFIGS[task]().task == task
+    assert config_of(task)().task == task
 
 
 def test_a_recipe_of_another_task_is_refused(tmp_path: Path) -> None:

@@ -11,13 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from anyres.models._registry import create_model
-from anyres.training.losses import (
-    backward_replicas,
-    distilled_loss,
-    replica_losses,
-    scale_consistency,
-    soft_cross_entropy,
-)
+from anyres.tasks.losses import distilled_loss, soft_cross_entropy
+from anyres.training.losses import backward_replicas, replica_losses, scale_consistency
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:

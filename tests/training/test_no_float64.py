@@ -17,10 +17,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 from anyres.data.detection import DigitScenes
 from anyres.data.segmentation import ComposedDigits
 from anyres.data.sources import Digits, Source
-from anyres.evaluation.measure import measure
+from anyres.evaluation import evaluate
 from anyres.models._registry import create_model
-from anyres.tasks.detection import Detector
-from anyres.tasks.segmentation import Segmenter
+from anyres.tasks.detection.network import Detector
+from anyres.tasks.segmentation.network import Segmenter
 from anyres.training import loop, train
 from tests.training.helpers import small_config
 
@@ -92,7 +92,7 @@ def test_evaluation(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model.pretrained_cfg["label_names"] = source.label_names
     monkeypatch.setattr(type(source), "__len__", lambda self: 4)
     with no_float64(monkeypatch):
-        assert measure(model, source, (64, 64), batch_size=2).count == 4
+        assert evaluate(model, source, (64, 64), batch_size=2).count == 4
 
 
 def test_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

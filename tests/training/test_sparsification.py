@@ -10,8 +10,8 @@ import torch
 
 from anyres.errors import UserError
 from anyres.tasks import load_pretrained
+from anyres.tasks.classification.sparsification import ratio_loss, token_distillation
 from anyres.training import train
-from anyres.training.sparsification import ratio_loss, token_distillation
 from tests.training.helpers import small_config
 
 TINY: dict[str, Any] = {

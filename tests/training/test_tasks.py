@@ -17,13 +17,14 @@ from PIL import Image
 from anyres import load_pretrained
 from anyres.cli.main import main
 from anyres.data import Item, video_views
+from anyres.data.config import DataConfig
 from anyres.errors import UserError
 from anyres.evaluation.cost import random_input
-from anyres.evaluation.measure import measure, open_test_source, preparation_text, sample_images
-from anyres.inference.overlay import overlays
-from anyres.inference.preparation import fitting_of
-from anyres.tasks import task_of
-from anyres.tasks.detection import Detector
+from anyres.evaluation.evaluate import evaluate, open_test_source, preparation_text, sample_images
+from anyres.inference.files import draw_results
+from anyres.inference.predictor import Predictor
+from anyres.tasks import TASKS, task_of
+from anyres.tasks.detection.network import Detector
 from anyres.training import load_config, loop, train
 from tests.contract.small import small_args
 from tests.training.helpers import SMALL, metrics, weights
@@ -122,13 +123,12 @@ def test_a_run_its_weights_and_its_resumption(task: str, tmp_path: Path, monkeyp
 def test_starting_from_a_classifier_fills_the_backbone(task: str, tmp_path: Path) -> None:
     from anyres.models._registry import create_model
     from anyres.training import setup
-    from anyres.training.task import open_task
 
     options = RUNS[task]
     classifier: Any = create_model(options["model"], num_classes=5, **options["model_args"])
     classifier.save_pretrained(tmp_path / "classifier")
-    task_object = open_task(config(task, tmp_path / "run"))
-    model = setup.build_model(task_object, task_object.open_source("train"))
+    chosen, task_object = config(task, tmp_path / "run"), TASKS[task]
+    model = setup.build_model(chosen, task_object, task_object.open_source(chosen, "train"))
     report = task_object.load(model, setup.weights_file(str(tmp_path / "classifier")))
     assert not any("blocks" in name for name in report.missing)
     own, theirs = model.backbone.state_dict(), classifier.state_dict()
@@ -139,11 +139,10 @@ def test_starting_from_a_classifier_fills_the_backbone(task: str, tmp_path: Path
 
 def test_the_head_learns_faster(tmp_path: Path) -> None:
     from anyres.training import setup
-    from anyres.training.task import open_task
 
     chosen = config("segmentation", tmp_path)
-    task = open_task(chosen)
-    model = setup.build_model(task, task.open_source("train"))
+    task = TASKS[chosen.task]
+    model = setup.build_model(chosen, task, task.open_source(chosen, "train"))
     optimizer: Any = setup.build_optimizer(chosen, model)
     rates = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     assert all(rates[id(p)] == (1 if name.startswith("backbone.") else 10) for name, p in model.named_parameters())
@@ -152,14 +151,13 @@ def test_the_head_learns_faster(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{}, {"head_lr": 1.0}, {"head_lr": 1.0, "layer_decay": 0.9}])
 def test_decay_all_spares_nothing(changes: dict[str, Any], tmp_path: Path) -> None:
     from anyres.training import setup
-    from anyres.training.task import open_task
 
     swin = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
     for everything in (True, False):
         options = {"model": "swin_tiny", "model_args": swin, "weight_decay": 0.1, "decay_all": everything, **changes}
         chosen = config("segmentation", tmp_path, **options)
-        task = open_task(chosen)
-        model = setup.build_model(task, task.open_source("train"))
+        task = TASKS[chosen.task]
+        model = setup.build_model(chosen, task, task.open_source(chosen, "train"))
         decayed = {group["weight_decay"] for group in setup.build_optimizer(chosen, model).param_groups}
         assert decayed == ({0.1} if everything else {0.0, 0.1})
 
@@ -168,13 +166,12 @@ def test_frozen_statistics_are_those_of_the_backbone(tmp_path: Path) -> None:
     from accelerate import Accelerator
 
     from anyres.training import setup
-    from anyres.training.task import open_task
 
     small = small_args("mpvit_tiny")
     chosen = config("segmentation", tmp_path, batch_norm="frozen", model="mpvit_tiny", model_args=small)
-    task = open_task(chosen)
-    model = setup.build_model(task, task.open_source("train"))
-    task.set_training_mode(setup.TrainForward(model, Accelerator(cpu=True)))
+    task = TASKS[chosen.task]
+    model = setup.build_model(chosen, task, task.open_source(chosen, "train"))
+    task.set_training_mode(chosen, setup.TrainForward(model, Accelerator(cpu=True)))
     for part, training in ((model.backbone, False), (model.head, True), (model.auxiliary, True)):
         norms = [module for module in part.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         assert norms
@@ -183,24 +180,25 @@ def test_frozen_statistics_are_those_of_the_backbone(tmp_path: Path) -> None:
 
 
 def test_shared_statistics_concern_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anyres.training import dense, setup
-    from anyres.training.task import open_task
+    import torch.distributed
+
+    from anyres.training import setup
 
     small = small_args("mpvit_tiny")
     chosen = config("segmentation", tmp_path, batch_norm="sync", model="mpvit_tiny", model_args=small)
-    task = open_task(chosen)
-    source = task.open_source("train")
+    task = TASKS[chosen.task]
+    source = task.open_source(chosen, "train")
     torch.manual_seed(0)
-    alone = setup.build_model(task, source)
+    alone = setup.build_model(chosen, task, source)
     assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in alone.modules())
-    monkeypatch.setattr(dense.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dense.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="needs GPUs"):
-        setup.build_model(task, source)
+        setup.build_model(chosen, task, source)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     torch.manual_seed(0)
-    shared = setup.build_model(task, source)
+    shared = setup.build_model(chosen, task, source)
     monkeypatch.undo()
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in shared.modules())
     # Without other processes torch's synchronised norm is the ordinary one, so the two are comparable here.
@@ -260,13 +258,15 @@ def test_the_scores_of_training_are_found_again_from_the_weights(
     data = str(tmp_path / "data")
     train(config("segmentation", tmp_path / "run", **changes, data=data, epoch_size=4, distillation="none"))
     model: Any = load_pretrained(tmp_path / "run" / "last")
-    assert fitting_of(model) == {"longest": 4.0, "divisor": 32}
+    assert DataConfig.of(model).fitting == {"longest": 4.0, "divisor": 32}
     assert "multiples of 32" in preparation_text(model, open_test_source(model, data))
-    again = measure(model, open_test_source(model, data), (48, 48)).scores["miou"]
+    again = evaluate(model, open_test_source(model, data), (48, 48)).scores["miou"]
     assert again == pytest.approx(float(metrics(tmp_path / "run")[-1]["miou"]))
     assert sample_images(model, open_test_source(model, data), (48, 48), 1)[0].size == (96, 64)
-    (found,) = overlays(model, [Item("x", np.zeros((50, 70, 3), np.uint8), None)], tmp_path / "seen", (48, 48))
-    assert found.cells
+    ((found, _),) = draw_results(
+        Predictor(model, 48), [Item("x", np.zeros((50, 70, 3), np.uint8), None)], tmp_path / "seen"
+    )
+    assert found.rows()
 
 
 def test_black_and_white_masks_are_no_single_class(tmp_path: Path) -> None:
@@ -280,11 +280,11 @@ def test_black_and_white_masks_are_no_single_class(tmp_path: Path) -> None:
     result = train(config("segmentation", tmp_path / "run", mask_values="0,255", **changes))
     model: Any = load_pretrained(result.folder / "last")
     source = open_test_source(model, str(tmp_path))
-    measured = measure(model, source, (48, 48))
-    assert set(measured.iou) == {"0", "1"}  # type: ignore[attr-defined]
+    measured = evaluate(model, source, (48, 48))
+    assert set(measured.by_class) == {"0", "1"}
     model.pretrained_cfg["mask_values"] = []
     with pytest.raises(UserError, match="only one class has labelled pixels"):
-        measure(model, open_test_source(model, str(tmp_path)), (48, 48))
+        evaluate(model, open_test_source(model, str(tmp_path)), (48, 48))
 
 
 def test_a_thin_picture_is_predicted_at_the_padded_size_of_evaluation(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_thin_picture_is_predicted_at_the_padded_size_of_evaluation(tmp_path: 
     model = Detector.build("pvt_v2_b0", 3, PYRAMID, **RUNS["detection"]["head_args"], head="faster_rcnn").eval()
     seen: list[tuple[int, ...]] = []
     model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
-    (found,) = overlays(model, [Item("x", np.zeros((1, 80, 3), np.uint8), None)], tmp_path, (48, 48))
+    ((found, _),) = draw_results(Predictor(model, 48), [Item("x", np.zeros((1, 80, 3), np.uint8), None)], tmp_path)
     assert not found.problem
     assert seen == [(1, 3, 32, 192)]
 
@@ -305,13 +305,13 @@ def test_clips_are_cut_out_as_in_training(
     model: Any = load_pretrained(tmp_path / "run" / "last")
     source = open_test_source(model, "digits")
     row = metrics(tmp_path / "run")[-1]
-    assert measure(model, source, (24, 24)).scores["loss"] == pytest.approx(float(row["val_loss_24"]), rel=1e-4)
+    assert evaluate(model, source, (24, 24)).scores["loss"] == pytest.approx(float(row["val_loss_24"]), rel=1e-4)
     seen: list[tuple[int, ...]] = []
     boxes = video_views.crop_boxes
     monkeypatch.setattr(video_views, "crop_boxes", lambda *args: seen.append(args[3:]) or boxes(*args))
     sample_images(model, source, (24, 24), 1)
-    (found,) = overlays(model, [Item("x", source.item(0).data, None)], tmp_path / "seen", (24, 24))
-    assert found.cells
+    ((found, _),) = draw_results(Predictor(model, 24), [Item("x", source.item(0).data, None)], tmp_path / "seen")
+    assert found.rows()
     test = ["video", "test", str(tmp_path / "run"), "size=24", "device=cpu"]
     assert main(test) == 0
     assert main([*test, "--crop-pct=0.75"]) == 0
@@ -328,7 +328,7 @@ def test_published_schedule_of_mvitv2_on_clips() -> None:
 
 
 def test_pictures_do_not_replace_those_they_are_of(tmp_path: Path) -> None:
-    from anyres.tasks.segmentation import Segmenter
+    from anyres.tasks.segmentation.network import Segmenter
 
     torch.manual_seed(0)
     model = Segmenter.build("pvt_v2_b0", 3, {**PYRAMID, "img_size": 64}, head="semantic_fpn")
@@ -373,11 +373,10 @@ def test_faults_of_annotations_stand_in_the_summary(tmp_path: Path, caplog: pyte
 
 
 def test_a_missing_package_is_noticed_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from anyres.training.task import open_task
 
     monkeypatch.setitem(sys.modules, "faster_coco_eval.core.mask", None)
     with pytest.raises(UserError, match=r"need the package faster-coco-eval, .* pip install 'anyres\[detection\]'"):
-        open_task(config("detection", tmp_path, head="retinanet")).open_source("train")
+        TASKS["detection"].open_source(config("detection", tmp_path, head="retinanet"), "train")
 
 
 MISSING = {
@@ -423,12 +422,11 @@ def test_a_batch_norm_with_nothing_to_learn_from_gets_a_sentence(tmp_path: Path)
 def detectors(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A detector of boxes and one of masks, as they start."""
     from anyres.training import setup
-    from anyres.training.task import open_task
 
     folder = tmp_path_factory.mktemp("detectors")
     for head in ("faster_rcnn", "mask_rcnn"):
-        task = open_task(config("detection", folder / head, head=head))
-        setup.build_model(task, task.open_source("train")).save_pretrained(folder / head)
+        chosen, task = config("detection", folder / head, head=head), TASKS["detection"]
+        setup.build_model(chosen, task, task.open_source(chosen, "train")).save_pretrained(folder / head)
     return [folder / "faster_rcnn", folder / "mask_rcnn"]
 
 
@@ -441,7 +439,7 @@ def test_masks_are_read_if_any_model_gives_them(detectors: list[Path]) -> None:
 def test_sizes_below_the_minimum_are_refused(
     detectors: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from anyres.tasks.segmentation import Segmenter
+    from anyres.tasks.segmentation.network import Segmenter
 
     model = Segmenter.build("pvt_v2_b0", 11, {**PYRAMID, "img_size": 64}, head="semantic_fpn")
     model.pretrained_cfg["label_names"] = ["background", *"0123456789"]
@@ -467,7 +465,7 @@ def test_sizes_below_the_minimum_are_refused(
 
 def test_a_head_for_other_classes_starts_afresh(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from anyres.models._registry import create_model
-    from anyres.training.task import load_but_head
+    from anyres.tasks.weights import load_but_head
 
     def classifier(names: list[str]) -> Any:
         model: Any = create_model("resformer_tiny", num_classes=2, embed_dim=48, depth=1, num_heads=3)

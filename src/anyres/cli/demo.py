@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyres.errors import UserError
 from anyres.extras import require
+from anyres.tasks import TASKS
+from anyres.tasks.base import Task
 from anyres.training import load_config
 
 if TYPE_CHECKING:
@@ -23,73 +24,28 @@ if TYPE_CHECKING:
     from anyres.training.config import RunConfig
 
 
-@dataclass(frozen=True)
-class Demo:
-    """What is compared, and where."""
-
-    runs: dict[str, str]
-    """Name in the pictures → recipe; the first is the multi-resolution one."""
-    sizes: tuple[tuple[int, int], ...]
-    """From well below the smallest training size to well above the largest."""
-    command: str
-    batch_size: int = 1
-    package: str | None = None
-    """What has to be installed for it."""
-
-
-def _squares(*sides: int) -> tuple[tuple[int, int], ...]:
-    return tuple((side, side) for side in sides)
-
-
-DEMOS = {
-    "classification": Demo(
-        {"ResFormer": "digits", "ResFormer, rlpe": "digits_rlpe", "DeiT": "digits_deit"},
-        (*_squares(10, 12, 15, 20, 24, 28, 32, 40, 48, 64, 96), (24, 30), (40, 32)),
-        "anyres demo",
-        batch_size=120,
-    ),
-    "segmentation": Demo(
-        {"ResFormer": "digits", "DeiT": "digits_deit"},
-        _squares(24, 32, 40, 48, 60, 72, 96, 128, 160),
-        "anyres segment demo",
-    ),
-    "detection": Demo(
-        {"CMT, three sizes": "digits", "CMT, one size": "digits_single"},
-        _squares(32, 48, 64, 80, 96, 128, 160, 192),
-        "anyres detect demo",
-        package="faster_coco_eval",
-    ),
-    "video": Demo(
-        {"ResFormer": "digits", "DeiT": "digits_deit"},
-        _squares(16, 24, 32, 40, 48, 56, 64, 80, 96, 128),
-        "anyres video demo",
-        batch_size=24,
-    ),
-}
-"""By task."""
-
 PICTURES = 6
 """Items whose predictions are drawn, of tasks other than classification."""
 
 
-def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, device: str = "auto") -> SweepResult:
-    """Train the networks of `DEMOS[task]` under `output`, evaluate all at its sizes, write the report into `output /
+def run_demo(task: Task, output: Path, epochs: int | None = None, seed: int = 0, device: str = "auto") -> SweepResult:
+    """Train the networks of `task.demo` under `output`, evaluate all at its sizes, write the report into `output /
     "report"`.
 
     `epochs` replaces the first recipe's number, and those of the others in proportion. Runs that are finished already
     are not trained again.
     """
-    demo = DEMOS[task]
-    if demo.package is not None:
-        require(demo.package)
+    demo = task.demo
+    for package in task.packages:
+        require(package)
     runs = demo.runs
     configs = []
-    first = load_config(next(iter(runs.values())), task)
+    first = load_config(next(iter(runs.values())), task.name)
     for recipe in runs.values():
         options: dict[str, Any] = {"output": str(output / recipe), "seed": seed, "device": device, "progress": False}
         if epochs is not None:
-            options["epochs"] = round(epochs * load_config(recipe, task).epochs / first.epochs)
-        configs.append(load_config(recipe, task, **options))
+            options["epochs"] = round(epochs * load_config(recipe, task.name).epochs / first.epochs)
+        configs.append(load_config(recipe, task.name, **options))
     print(f"[1/2] training {len(configs)} networks side by side: {', '.join(runs)}", file=sys.stderr, flush=True)
     # Networks this small gain nothing from a second core, so each gets a process of its own: a third less time.
     threads = max(1, (os.cpu_count() or 1) // len(configs))
@@ -99,7 +55,7 @@ def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, 
         import torch
 
         from anyres.evaluation import sweep
-        from anyres.evaluation.measure import open_test_source
+        from anyres.evaluation.evaluate import open_test_source
         from anyres.evaluation.sweep import check_output
         from anyres.tasks import load_pretrained
 
@@ -121,16 +77,17 @@ def run_demo(task: str, output: Path, epochs: int | None = None, seed: int = 0, 
             output / "report",
             batch_size=demo.batch_size,
             cost_seconds=0.05,
-            command=demo.command,
+            command=" ".join(filter(None, ["anyres", task.group, "demo"])),
         )
     finally:
         torch.set_num_threads(before)
-    if task != "classification":
-        from anyres.inference.overlay import overlays
+    if task.draws:
+        from anyres.inference.files import draw_results
+        from anyres.inference.predictor import Predictor
 
         folder = output / "pictures"
         items = [source.item(index) for index in range(min(PICTURES, len(source)))]
-        list(overlays(model, items, folder, first.shapes[0]))
+        list(draw_results(Predictor(model, first.shapes[0], source=source), items, folder))
         result.files["pictures"] = folder
     return result
 
@@ -170,10 +127,9 @@ def _train(config: RunConfig, threads: int) -> float:
     import torch
 
     from anyres.training import train
-    from anyres.training.task import open_task
 
     torch.set_num_threads(threads)
     result = train(config)
     if result.status != "finished":
         raise UserError(f"the run in {result.folder} was stopped ({result.status}); the same command continues it")
-    return float(result.rows[-1][f"ema_{open_task(config).score}"])
+    return float(result.rows[-1][f"ema_{TASKS[config.task].score}"])

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from anyres.io.text import csv_text, printable, shorten
 
 if TYPE_CHECKING:
-    from anyres.evaluation.results import Measured, Row
+    from anyres.evaluation.results import Row
+    from anyres.tasks.scores import Measured
 
 
 _LONGEST = 2000

@@ -1,13 +1,14 @@
 """Labelled images from folders, Hugging Face, shards and scikit-learn's digits, as multi-resolution batches."""
 
+from anyres.data.config import DataConfig
 from anyres.data.decode import BadImage, list_images, load_image
 from anyres.data.loading import Batch, EvalLoader, TrainLoader
 from anyres.data.mixing import Mixing, smooth_labels
+from anyres.data.samples import EvalBatch
 from anyres.data.schedule import SizeSchedule, parse_sizes
 from anyres.data.sources import Item, MapSource, Source, StreamSource, open_source
 from anyres.data.views import (
     Augmentation,
-    EvalBatch,
     ImageTest,
     ImageViews,
     evaluation_views,
@@ -19,6 +20,7 @@ __all__ = [
     "Augmentation",
     "BadImage",
     "Batch",
+    "DataConfig",
     "EvalBatch",
     "EvalLoader",
     "ImageTest",

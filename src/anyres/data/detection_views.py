@@ -18,6 +18,7 @@ from anyres.data import rle
 from anyres.data.decode import BadImage, load_image
 from anyres.data.detection import Objects, Segment
 from anyres.data.fitting import fit, limits
+from anyres.data.samples import EvalBatch, EvalSample
 from anyres.data.schedule import Size
 from anyres.data.sources import Item
 from anyres.data.views import DRAFT_MARGIN, Box, _resize, normalize, to_batch
@@ -165,14 +166,21 @@ def _show(item: Item, windows: Sequence[Window], in_chans: int) -> list[np.ndarr
     height, width = item.label.size
 
     def needed(real_width: int, real_height: int) -> float:
-        if (real_height, real_width) != (height, width):
-            raise BadImage(
-                item.name, f"it is {real_height}x{real_width}, but its annotations are for {height}x{width} pixels"
-            )
+        _check_full(item, (real_height, real_width))
         return DRAFT_MARGIN * max(max(window.scale) for window in windows)
 
     image = load_image(item.data, item.name, in_chans, needed)
     return [np.asarray(_frame(image, window, (height, width))) for window in windows]
+
+
+def _check_full(item: Item, full: Size) -> Size:
+    """The size of the picture, which has to be that of its annotations. Raises BadImage."""
+    if item.label is not None and tuple(item.label.size) != full:
+        (height, width), (real_height, real_width) = item.label.size, full
+        raise BadImage(
+            item.name, f"it is {real_height}x{real_width}, but its annotations are for {height}x{width} pixels"
+        )
+    return full
 
 
 def _frame(image: Image.Image, window: Window, full: Size) -> Image.Image:
@@ -245,12 +253,25 @@ class DetectionTest:
     std: tuple[float, ...]
     longest: float = LONGEST
 
-    def prepare(self, item: Item) -> np.ndarray:
+    def prepare(self, item: Item) -> EvalSample:
         """Decode and scale: uint8 (h, w) or (h, w, 3). Raises BadImage."""
-        height, width = item.label.size
-        window = Window((0, 0, width, height), fit(height, width, self.size, self.longest))
-        return _show(item, [window], len(self.mean))[0]
+        full: Size = (0, 0)
+        shape: Size = (0, 0)
 
-    def collate(self, items: Sequence[Item], samples: Sequence[np.ndarray]) -> tuple[DetectionView, list[Objects]]:
+        def needed(width: int, height: int) -> float:
+            nonlocal full, shape
+            full = _check_full(item, (height, width))
+            shape = fit(height, width, self.size, self.longest)
+            return DRAFT_MARGIN * max(shape[0] / height, shape[1] / width)
+
+        image = load_image(item.data, item.name, len(self.mean), needed)
+        view = _resize(image, shape, (0, 0, full[1], full[0]), full, "bilinear")
+        return EvalSample(np.asarray(view), full, item.label)
+
+    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
         """The padded batch, and what is marked in each picture at its own size."""
-        return DetectionView(*pad(samples, self.mean, self.std), []), [item.label for item in items]
+        view = DetectionView(*pad([sample.pixels for sample in samples], self.mean, self.std), [])
+        names, full = [item.name for item in items], [sample.full for sample in samples]
+        labelled = all(item.label is not None for item in items)
+        truth = [item.label for item in items] if labelled else None
+        return [EvalBatch(view, truth, names, full, list(range(len(items))))]

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from anyres.data.decode import BadImage
+from anyres.data.samples import EvalBatch, EvalTransform, prepare_batches
 from anyres.data.schedule import Size, SizeSchedule
 from anyres.data.seeding import generator, kept_globals
 from anyres.data.sources import Item, MapSource, Source, StreamSource
@@ -36,16 +37,6 @@ class Views(Protocol):
 
     def collate(self, items: Sequence[Item], samples: Sequence[Any], sizes: Sequence[Size]) -> tuple[list[Any], Any]:
         """Items and what `augment` made of them → (views, targets), lists with one entry for each size."""
-
-
-class Test(Protocol):
-    """How a kind of data is prepared for evaluation. Must be picklable; runs in the workers."""
-
-    def prepare(self, item: Item) -> Any:
-        """Decode and prepare an item. Raises BadImage."""
-
-    def collate(self, items: Sequence[Item], samples: Sequence[Any]) -> Any:
-        """Items and what `prepare` made of them → the batch that the evaluation takes."""
 
 
 @dataclass
@@ -385,31 +376,23 @@ def _data_loader(
 
 
 class _EvalBatches(Dataset[Any]):
-    def __init__(self, source: Source, test: Test) -> None:
+    def __init__(self, source: Source, transform: EvalTransform) -> None:
         self.source = source if isinstance(source, MapSource) else None
-        self.test = test
+        self.transform = transform
 
-    def __getitem__(self, images: Sequence[int | Item]) -> tuple[Any, list[BadImage]] | UserError:
-        """(the batch, or None if no image could be read; the images that could not). Errors as in `_TrainBatches`."""
+    def __getitem__(self, images: Sequence[int | Item]) -> tuple[list[EvalBatch], list[BadImage]] | UserError:
+        """(the batches, the images that could not be read). Errors as in `_TrainBatches`."""
         try:
-            return self._batch(images)
+            batches, bad = prepare_batches(self.transform, map(self._item, images))
+            return batches, list(bad.values())
         except UserError as error:
             return error
 
-    def _batch(self, images: Sequence[int | Item]) -> tuple[Any, list[BadImage]]:
-        items: list[Item] = []
-        made: list[Any] = []
-        bad: list[BadImage] = []
-        for image in images:
-            if isinstance(image, int):
-                assert self.source is not None
-                image = self.source.item(image)
-            try:
-                made.append(self.test.prepare(image))
-                items.append(image)
-            except BadImage as error:
-                bad.append(error)
-        return self.test.collate(items, made) if items else None, bad
+    def _item(self, image: int | Item) -> Item:
+        if isinstance(image, int):
+            assert self.source is not None
+            return self.source.item(image)
+        return image
 
 
 class _EvalTasks:
@@ -431,7 +414,7 @@ class _EvalTasks:
 
 
 class EvalLoader:
-    """Evaluation batches in the source's order: what `test.collate` makes of `batch_size` items.
+    """Evaluation batches in the source's order: what `transform.collate` makes of `batch_size` items.
 
     Rank r of `world` gets every `world`-th image. Unreadable images are left out, logged, and listed in `bad` for the
     last pass. What a person has to put right, such as a mask's value that means nothing, is raised as UserError.
@@ -440,7 +423,7 @@ class EvalLoader:
     def __init__(
         self,
         source: Source,
-        test: Test,
+        transform: EvalTransform,
         batch_size: int,
         workers: int = 0,
         *,
@@ -453,16 +436,15 @@ class EvalLoader:
         self.images = len(range(rank, len(source), world)) if isinstance(source, MapSource) else None
         self.bad: list[BadImage] = []
         tasks = _EvalTasks(source, batch_size, rank, world)
-        self._loader = _data_loader(_EvalBatches(source, test), tasks, workers, pin_memory, persistent=False)
+        self._loader = _data_loader(_EvalBatches(source, transform), tasks, workers, pin_memory, persistent=False)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[EvalBatch]:
         self.bad = []
         for loaded in self._loader:
             if isinstance(loaded, UserError):
                 raise loaded
-            batch, bad = loaded
+            batches, bad = loaded
             for error in bad:
                 logger.warning("skipped %s", error)
             self.bad.extend(bad)
-            if batch is not None:
-                yield batch
+            yield from batches

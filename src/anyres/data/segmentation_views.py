@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from anyres.data.decode import MAX_PIXELS, load_image
 from anyres.data.fitting import fit
+from anyres.data.samples import EvalBatch, EvalSample, by_shape
 from anyres.data.schedule import Size
 from anyres.data.segmentation import IGNORED
 from anyres.data.sources import Item
@@ -164,14 +164,6 @@ def _map_levels(image: Image.Image, *tables: np.ndarray) -> Image.Image:
     return image.point(table.astype(int).tolist())
 
 
-class SegmentationBatch(NamedTuple):
-    """Test images (B, C, h, w) float32 of one shape; their labels (B, H, W) uint8, at the size of the originals."""
-
-    images: Tensor
-    labels: Tensor
-    names: list[str]
-
-
 @dataclass(frozen=True)
 class SegmentationTest:
     """Whole images for testing: the size that fits `size` (see `fit`), each side rounded up to a multiple of `divisor`
@@ -192,8 +184,8 @@ class SegmentationTest:
         if self.divisor < 1:
             raise UserError(f"divisor {self.divisor} must be at least 1")
 
-    def prepare(self, item: Item) -> Pixels:
-        """Decode and resize an image, and decode its labels. Raises BadImage."""
+    def prepare(self, item: Item) -> EvalSample:
+        """Decode and resize an image, and decode its labels if it has any. Raises BadImage."""
         full: Size = (0, 0)
         shape: Size = (0, 0)
 
@@ -204,20 +196,18 @@ class SegmentationTest:
             return DRAFT_MARGIN * max(shape[0] / full[0], shape[1] / full[1])
 
         image = load_image(item.data, item.name, len(self.mean), needed, self.max_pixels)
-        labels = item.label.load(item.name, full, self.max_pixels)
+        labels = None if item.label is None else np.asarray(item.label.load(item.name, full, self.max_pixels))
         view = _resize(image, shape, (0, 0, full[1], full[0]), full, "bilinear")
-        return np.asarray(view), np.asarray(labels)
+        return EvalSample(np.asarray(view), full, labels)
 
-    def collate(self, items: Sequence[Item], samples: Sequence[Pixels]) -> list[SegmentationBatch]:
-        """Images that are of one shape, and so are their labels, together."""
-        groups: dict[tuple[Size, Size], list[int]] = {}
-        for row, (image, labels) in enumerate(samples):
-            groups.setdefault((image.shape[:2], labels.shape), []).append(row)
-        return [
-            SegmentationBatch(
-                normalize(to_batch([samples[row][0] for row in group]), self.mean, self.std),
-                torch.from_numpy(np.stack([samples[row][1] for row in group])),
-                [items[row].name for row in group],
-            )
-            for group in groups.values()
-        ]
+    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
+        """Images that are of one shape, and were before they were resized, together."""
+        batches = []
+        for rows in by_shape([(sample.pixels.shape[:2], sample.full) for sample in samples]):
+            group = [samples[row] for row in rows]
+            images = normalize(to_batch([sample.pixels for sample in group]), self.mean, self.std)
+            labelled = all(sample.truth is not None for sample in group)
+            truth = torch.from_numpy(np.stack([sample.truth for sample in group])) if labelled else None
+            names, full = [items[row].name for row in rows], [sample.full for sample in group]
+            batches.append(EvalBatch(images, truth, names, full, rows))
+        return batches

@@ -14,12 +14,10 @@ import numpy as np
 from PIL import Image
 
 from anyres.data.classes import check_classes, match_classes, tell_subset
+from anyres.data.config import CROP_PCT, STATISTICS
 from anyres.data.decode import EXTENSIONS, Data, list_images, load_image, with_depth
 from anyres.data.splits import VALIDATION_NAMES, check_split, differ_by_split, find_split, looks_like_split
 from anyres.errors import UserError
-
-STATISTICS = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
-"""ImageNet's mean and standard deviation, of its luminance for one channel."""
 
 HELD_OUT = 0.1
 
@@ -41,7 +39,7 @@ class Source(ABC):
     in_chans: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop_pct: float = 0.875
+    crop_pct: float = CROP_PCT
     bit_depth: int | None = None
 
     def __init__(self, name: str, label_names: Sequence[str], in_chans: int = 3) -> None:

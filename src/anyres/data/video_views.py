@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from anyres.data.clips import Sampling, Video
 from anyres.data.decode import MAX_PIXELS, load_image
+from anyres.data.samples import EvalBatch, EvalSample, labels_of
 from anyres.data.schedule import Size
 from anyres.data.sources import Item
 from anyres.data.views import (
@@ -72,20 +73,18 @@ def as_clips(frames: Tensor, count: int) -> Tensor:
     return frames.unflatten(0, (count, -1)).transpose(1, 2)
 
 
-class TestClips(NamedTuple):
-    """The views of a video, (views, T, H, W[, 3]) uint8, and whether it was shorter than a clip."""
-
-    pixels: np.ndarray
-    short: bool
-
-
-class ClipBatch(NamedTuple):
-    """`pixels` (B, views, T, H, W[, 3]) uint8, `labels` (B,), `names`, and how many videos were shorter than a clip."""
+class Clips(NamedTuple):
+    """The views of videos, (B, views, T, H, W[, 3]) uint8, and how they are normalised."""
 
     pixels: Tensor
-    labels: Tensor
-    names: list[str]
-    short: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def views(self) -> Iterator[Tensor]:
+        """View by view as models take it: (B, C, T, H, W) float32."""
+        for pixels in self.pixels.unbind(1):
+            frames = normalize(to_batch(pixels.flatten(0, 1).numpy()), self.mean, self.std)  # type: ignore[arg-type]
+            yield as_clips(frames, len(pixels))
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class ClipTest:
             raise UserError(f"crop_pct {self.crop_pct} must be above 0 and at most 1")
         check_interpolation(self.interpolation)
 
-    def prepare(self, item: Item) -> TestClips:
+    def prepare(self, item: Item) -> EvalSample:
         video = Video(item.data, item.name, self.max_pixels)
         clips = [self.sampling.test(video.frames, video.fps, clip, self.clips) for clip in range(self.clips)]
         wanted = sorted({index for clip in clips for index in clip})
@@ -133,17 +132,15 @@ class ClipTest:
             for index, still in stills.items()
         }
         views = [np.stack([made[index][crop] for index in clip]) for clip in clips for crop in range(self.crops)]
-        return TestClips(np.stack(views), video.frames < int(self.sampling.span(video.fps)))
+        short = video.frames < int(self.sampling.span(video.fps))
+        return EvalSample(np.stack(views), (height, width), short=short)
 
-    def collate(self, items: Sequence[Item], samples: Sequence[TestClips]) -> ClipBatch:
-        pixels = torch.from_numpy(np.stack([sample.pixels for sample in samples]))
-        labels = torch.tensor([item.label for item in items])
-        return ClipBatch(pixels, labels, [item.name for item in items], sum(sample.short for sample in samples))
-
-    def view(self, pixels: Tensor) -> Tensor:
-        """One view of a batch, (B, T, H, W[, 3]) uint8, as models take it: (B, C, T, H, W) float32."""
-        frames = normalize(to_batch(pixels.flatten(0, 1).numpy()), self.mean, self.std)  # type: ignore[arg-type]
-        return as_clips(frames, len(pixels))
+    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
+        """`inputs` are `Clips`: they are normalised view by view, when their turn comes."""
+        clips = Clips(torch.from_numpy(np.stack([sample.pixels for sample in samples])), self.mean, self.std)
+        names, full = [item.name for item in items], [sample.full for sample in samples]
+        short = sum(sample.short for sample in samples)
+        return [EvalBatch(clips, labels_of(items), names, full, list(range(len(items))), short)]
 
 
 def crop_boxes(width: int, height: int, size: Size, crop_pct: float, crops: int) -> list[Box]:

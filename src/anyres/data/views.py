@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyres.data.decode import MAX_PIXELS, load_image
+from anyres.data.samples import EvalBatch, EvalSample, labels_of
 from anyres.data.schedule import Size
 from anyres.data.seeding import seed_globals
-from anyres.data.sources import Item, Source
+from anyres.data.sources import Item
 from anyres.errors import UserError
 
 RESAMPLING = {
@@ -292,8 +293,9 @@ def evaluation_views(
     crop_pct: float = 0.875,
     interpolation: str = "bicubic",
     max_pixels: int = MAX_PIXELS,
-) -> list[np.ndarray]:
-    """Decode `item` once and make the published evaluation view at each size: uint8 (H, W) or (H, W, 3).
+) -> tuple[list[np.ndarray], Size]:
+    """Decode `item` once and make the published evaluation view at each size: uint8 (H, W) or (H, W, 3). Also returns
+    the size of the whole picture.
 
     The image is resized so that it just covers the box (int(H/crop_pct), int(W/crop_pct)), keeping its ratio, and the
     centre is cropped. For a square size s that is the published rule: short side to int(s/crop_pct), centre crop s.
@@ -309,61 +311,53 @@ def evaluation_views(
         return DRAFT_MARGIN * max(size[1] / (box[2] - box[0]) for size, box in zip(sizes, boxes, strict=True))
 
     image = load_image(item.data, item.name, in_chans, needed, max_pixels)
-    return [np.asarray(_resize(image, size, box, full, interpolation)) for size, box in zip(sizes, boxes, strict=True)]
+    pairs = zip(sizes, boxes, strict=True)
+    return [np.asarray(_resize(image, size, box, full, interpolation)) for size, box in pairs], full
 
 
-class EvalBatch(NamedTuple):
-    """`views` (B, C, H, W) float32 for one size, a list of such for a list of sizes; `labels` (B,); `names`."""
-
-    views: Any
-    labels: Tensor
-    names: list[str]
-
-
+@dataclass(frozen=True)
 class ImageTest:
     """The published evaluation preprocessing of classified images (see `evaluation_views`), for the loader.
 
-    `size` is (H, W), or a list of such: then each image is decoded once and `views` is a list. What is not given is the
-    source's; a checkpoint's `pretrained_cfg` has its own.
+    `size` is (H, W), or a list of such: then each image is decoded once and `inputs` is a list.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        size: Size | Sequence[Size],
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        crop_pct: float | None = None,
-        interpolation: str = "bicubic",
-        in_chans: int | None = None,
-        max_pixels: int = MAX_PIXELS,
-    ) -> None:
-        self.single = bool(size) and isinstance(size[0], int)
-        pairs = cast("Sequence[Size]", [size] if self.single else size)
-        self.sizes = [(int(height), int(width)) for height, width in pairs]
-        self.mean = tuple(source.mean if mean is None else mean)
-        self.std = tuple(source.std if std is None else std)
-        self.in_chans = source.in_chans if in_chans is None else in_chans
-        self.crop_pct = source.crop_pct if crop_pct is None else crop_pct
-        self.interpolation, self.max_pixels = interpolation, max_pixels
+    size: Size | Sequence[Size]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
         if not self.sizes or any(min(pair) < 1 for pair in self.sizes):
             raise UserError(f"sizes {self.sizes} must be pairs (height, width) of positive integers")
         if not 0 < self.crop_pct <= 1:
             raise UserError(f"crop_pct {self.crop_pct} must be above 0 and at most 1")
-        if self.in_chans not in (1, 3) or not len(self.mean) == len(self.std) == self.in_chans:
-            raise UserError(
-                f"mean {self.mean} and std {self.std} must have in_chans = {self.in_chans} values each, and that must "
-                "be 1 or 3"
-            )
-        check_interpolation(interpolation)
+        if len(self.mean) not in (1, 3) or len(self.mean) != len(self.std):
+            raise UserError(f"mean {self.mean} and std {self.std} must have 1 or 3 values each, one for each channel")
+        check_interpolation(self.interpolation)
 
-    def prepare(self, item: Item) -> list[np.ndarray]:
-        return evaluation_views(item, self.sizes, self.in_chans, self.crop_pct, self.interpolation, self.max_pixels)
+    @property
+    def single(self) -> bool:
+        return bool(self.size) and isinstance(self.size[0], int)
 
-    def collate(self, items: Sequence[Item], samples: Sequence[list[np.ndarray]]) -> EvalBatch:
-        views = [normalize(to_batch(pixels), self.mean, self.std) for pixels in zip(*samples, strict=True)]
-        labels = torch.tensor([item.label for item in items])
-        return EvalBatch(views[0] if self.single else views, labels, [item.name for item in items])
+    @property
+    def sizes(self) -> list[Size]:
+        return [cast(Size, self.size)] if self.single else list(cast("Sequence[Size]", self.size))
+
+    def prepare(self, item: Item) -> EvalSample:
+        views, full = evaluation_views(
+            item, self.sizes, len(self.mean), self.crop_pct, self.interpolation, self.max_pixels
+        )
+        return EvalSample(views, full)
+
+    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
+        pixels = zip(*(sample.pixels for sample in samples), strict=True)
+        views = [normalize(to_batch(same), self.mean, self.std) for same in pixels]
+        names, full = [item.name for item in items], [sample.full for sample in samples]
+        inputs = views[0] if self.single else views
+        return [EvalBatch(inputs, labels_of(items), names, full, list(range(len(items))))]
 
 
 def centre_box(width: int, height: int, size: Size, crop_pct: float) -> Box:

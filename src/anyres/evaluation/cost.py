@@ -20,7 +20,6 @@ import statistics
 import time
 import weakref
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from anyres.inference.preparation import input_channels
+from anyres.data.config import DataConfig
+from anyres.inference.precision import precision_context
 
 # Fused attention operators that some supported torch version counts as zero. Shapes are (batch, heads, tokens, width).
 _ATTENTION_OPERATORS = (
@@ -177,16 +177,9 @@ def random_input(
 ) -> Tensor:
     """Standard normal images (B, C, height, width), or clips (B, C, T, height, width) of a video model's length."""
     frames = getattr(model, "num_frames", None)
-    return torch.randn(batch_size, input_channels(model), *(() if frames is None else (frames,)), *size, device=device)
-
-
-def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast for "bfloat16" or "float16", nothing for "float32"."""
-    if precision == "float32":
-        return nullcontext()
-    if precision in ("bfloat16", "float16"):
-        return torch.autocast(device.type, dtype=getattr(torch, precision))
-    raise ValueError(f"precision '{precision}' is not known; use float32, bfloat16 or float16")
+    return torch.randn(
+        batch_size, DataConfig.of(model).in_chans, *(() if frames is None else (frames,)), *size, device=device
+    )
 
 
 def _median_seconds(model: nn.Module, images: Tensor, precision: str, seconds: float) -> float:

@@ -8,32 +8,16 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
+from anyres.data.schedule import Size
 from anyres.errors import UserError
 from anyres.io.files import atomic_write
 from anyres.io.text import csv_text, from_csv
+from anyres.tasks import TASKS
 
-Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a model scored on a data set at one size."""
-
-    scores: dict[str, float]  # in percent except "loss"; the main one first
-    count: int  # images or clips evaluated
-    bad_images: tuple[str, ...] = ()  # "name: reason" of those skipped because they could not be read
-    note: str = ""  # what the scores leave out, such as classes that are not there
-
-
-def covered(score: str, found: int, classes: int, why: str) -> str:
-    """The `note` on a score that is the mean over `found` of the `classes`."""
-    return f"{score} is the mean over {found} of {classes} classes: {why}" if found < classes else ""
-
-
-TITLES = {"top1": "Top-1 accuracy", "miou": "mIoU", "ap": "Box AP"}
+TITLES = {name: titles[0] for task in TASKS.values() for name, titles in task.titles.items()}
 """What the main scores are called in pictures and reports."""
-SHORT_TITLES = {"top1": "top-1", "miou": "mIoU", "ap": "box AP"}
-SECOND_TITLES = {"top5": "top-5", "pixel_accuracy": "pixel accuracy", "ap50": "AP50"}
+SHORT_TITLES = {name: titles[1] for task in TASKS.values() for name, titles in task.titles.items()}
+SECOND_TITLES = {name: title for task in TASKS.values() for name, title in task.second_titles.items()}
 """Scores that tables put in brackets behind the main one."""
 
 
@@ -46,7 +30,7 @@ class Row:
     height: int
     width: int
     trained: bool  # one of the sizes that the model was trained at
-    scores: dict[str, float]  # as in `Measured`
+    scores: dict[str, float]  # as in `tasks.scores.Measured`
     count: int  # images evaluated
     bad: int  # images skipped because they could not be read
     gflops: float | None  # per image; 2 × multiply-adds

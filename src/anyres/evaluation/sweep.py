@@ -24,16 +24,15 @@ import torch.distributed as dist
 from torch import nn
 
 from anyres.data import Source
+from anyres.data.config import DataConfig
 from anyres.errors import UserError
 from anyres.evaluation import plots
-from anyres.evaluation.accuracy import process
 from anyres.evaluation.cost import measure_cost, random_input
-from anyres.evaluation.measure import measure, preparation_text, sample_images
+from anyres.evaluation.evaluate import evaluate, preparation_text, process, sample_images
 from anyres.evaluation.report import Page, Samples, render
 from anyres.evaluation.results import Finding, Row, Size, areas, find, write_csv
-from anyres.inference.finite import check_weights
-from anyres.inference.preparation import check_size, train_sizes
 from anyres.io.files import atomic_write, check_files, locked
+from anyres.tasks.finite import check_weights
 
 Progress = Callable[[Row, int, int], None]
 _JOURNAL = "sweep.partial.jsonl"
@@ -121,7 +120,7 @@ def sweep(
                 if progress is not None and first:
                     progress(row, len(rows), len(models) * len(sizes))
             model.to("cpu")
-        result = SweepResult(rows, {name: train_sizes(model) for name, model in models.items()})
+        result = SweepResult(rows, {name: list(DataConfig.of(model).train_sizes) for name, model in models.items()})
         if not first:
             return result
         facts = {
@@ -183,10 +182,10 @@ def _measure(
 ) -> tuple[Row, tuple[str, ...]]:
     """One row, and the images that were skipped ("name: reason")."""
     params = sum(parameter.numel() for parameter in model.parameters())
-    row = Row(name, *size, size in train_sizes(model), {}, 0, 0, None, params, None, None, None)
+    row = Row(name, *size, size in DataConfig.of(model).train_sizes, {}, 0, 0, None, params, None, None, None)
     try:
         _try_size(model.to(device).eval(), size, device)
-        measured = measure(model, source, size, batch_size, device, precision, workers=workers)
+        measured = evaluate(model, source, size, batch_size, device, precision, workers=workers)
     except _RefusedSizeError as error:
         return dataclasses.replace(row, note=str(error)), ()
     except torch.OutOfMemoryError:
@@ -219,7 +218,7 @@ def _try_size(model: nn.Module, size: Size, device: torch.device) -> None:
     """Run one blank image, so that only a refusal of the size is taken for one, not any error during the evaluation."""
     blank = random_input(model, 1, size, device).zero_()
     try:
-        check_size(model, size)  # some heads enlarge small images
+        DataConfig.of(model).check_size(size)  # some heads enlarge small images
         with torch.inference_mode():
             model(blank)
     except torch.OutOfMemoryError:

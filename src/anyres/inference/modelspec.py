@@ -9,13 +9,13 @@ from torch import nn
 
 from anyres.data.classes import read_names
 from anyres.errors import UserError
-from anyres.inference.finite import check_weights
 from anyres.io import hub
 from anyres.io.files import existing
 from anyres.models._backbone import Backbone
 from anyres.models._checkpoints import load_checkpoint
 from anyres.models._registry import create_model, entries, guess_model, resolve_name
 from anyres.tasks import load_pretrained
+from anyres.tasks.finite import check_weights
 
 FORMS = (
     "a run folder, the folder of a saved model, hf-hub:OWNER/NAME, a published weights file (FILE or MODEL=FILE), "

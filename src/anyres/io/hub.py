@@ -27,9 +27,9 @@ KIND = "model"
 """What the record of a folder calls such files (`anyres.io.files`)."""
 
 
-def write_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor]) -> Path:
+def write_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor], pipeline: str) -> Path:
     """Write the folder whole or not at all. `config` follows timm's layout (architecture, model_args, pretrained_cfg,
-    …). Raises UserError where `check_target` does."""
+    …); `pipeline` is the Hub's name of the task. Raises UserError where `check_target` does."""
     folder = Path(folder)
     _adopt(folder)
     with files.atomic_folder(folder, KIND, NAMES) as temporary:
@@ -39,7 +39,7 @@ def write_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Te
             metadata={"format": "pt"},
         )
         (temporary / CONFIG).write_text(json.dumps(config, indent=2, default=list) + "\n", encoding="utf-8")
-        (temporary / CARD).write_text(model_card(config), encoding="utf-8")
+        (temporary / CARD).write_text(model_card(config, pipeline), encoding="utf-8")
     return folder
 
 
@@ -57,7 +57,9 @@ def _adopt(folder: Path) -> None:
         return
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        is_ours = "anyres" in config and (folder / CARD).read_text(encoding="utf-8") == model_card(config)
+        card = (folder / CARD).read_text(encoding="utf-8")
+        pipeline = re.search(r"^pipeline_tag: (\S+)$", card, flags=re.M)
+        is_ours = pipeline is not None and "anyres" in config and card == model_card(config, pipeline[1])
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):  # any config.json at all
         return
     if is_ours:
@@ -254,29 +256,19 @@ def split_pretrained_cfg(values: dict[str, Any]) -> tuple[dict[str, Any], dict[s
     }
 
 
-_PIPELINES = {
-    None: "image-classification",
-    "segmentation": "image-segmentation",
-    "detection": "object-detection",
-    "video": "video-classification",
-}
-"""The Hub's name of a task."""
-
-
-def model_card(config: dict[str, Any]) -> str:
+def model_card(config: dict[str, Any], pipeline: str) -> str:
     """README.md of the folder: the Hub reads the header, a person the rest."""
     cfg = config.get("pretrained_cfg", {})
     own = config.get("anyres", {})
     sizes = ", ".join("x".join(map(str, size)) for size in own.get("train_sizes", [])) or "not recorded"
     task = config.get("task")
-    tag = _PIPELINES[task]
     library = "timm" if task is None else "anyres"  # timm can build the classifiers alone
     name = config["architecture"] if task is None else f"{config['backbone']['architecture']} for {task}"
     header = {
         "library_name": library,
-        "pipeline_tag": tag,
+        "pipeline_tag": pipeline,
         "license": str(cfg.get("license") or "other").lower(),
-        "tags": [tag, library, "multi-resolution"],
+        "tags": [pipeline, library, "multi-resolution"],
     }
     return f"""---
 {yaml.safe_dump(header, sort_keys=False)}---

@@ -8,11 +8,11 @@ import re
 import tempfile
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from timm.models._features import feature_take_indices
@@ -110,6 +110,17 @@ class Family:
     first_conv: str = "patch_embed.proj"
 
 
+class DetectorForm(NamedTuple):
+    """How the detectors of a paper stand on its backbone."""
+
+    style: str = "standard"
+    """What surrounds the heads: a name in `tasks.detection.network.STYLES`."""
+    levels: Literal["maps", "last", "simple"] = "maps"
+    """What the neck is made of: every map, the last one, or the simple pyramid of ViTDet on the last one."""
+    coarse: Literal["map", "pyramid"] = "map"
+    """What levels beyond the maps are made of by convolutions: the backbone's last map, or the pyramid's."""
+
+
 class Backbone(nn.Module, ABC):
     """Base of all models. A subclass sets the attributes below in `__init__` and fills the abstract methods.
 
@@ -133,6 +144,9 @@ class Backbone(nn.Module, ABC):
     num_frames: int | None = None
     """Frames of a native clip of a video model, whose inputs are (B, in_chans, T, H, W); None for image models."""
 
+    detector: ClassVar[DetectorForm] = DetectorForm()
+    """How its detectors are built."""
+
     fixed_options: tuple[str, ...] = ()
     """Options of a base class that are not to be chosen here."""
     pools: tuple[str, ...] = ("avg", "")
@@ -148,6 +162,23 @@ class Backbone(nn.Module, ABC):
         """Before any constructor runs: what it is given by name is checked. Error: UserError."""
         cls.check_args(cls.__name__, kwargs)
         return super().__new__(cls)
+
+    @classmethod
+    def detector_args(cls, finest: int) -> dict[str, Any]:
+        """Arguments of the constructor for the dense form that detectors take; `finest` is the stride of the first map
+        that they look at."""
+        return {"dense": True}
+
+    @property
+    def dense_info(self) -> list[dict[str, Any]]:
+        """The entries of `feature_info` that the dense form's maps belong to."""
+        return self.feature_info
+
+    def use_maps(self, levels: Collection[int]) -> None:
+        """Take off what only other levels than these use: no loss would reach it."""
+
+    def make_maps_alike(self) -> None:
+        """Take the last map's norm off where the others have none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -401,7 +432,7 @@ class Backbone(nn.Module, ABC):
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `config.json`, `model.safetensors` and a model card: whole or not at all. timm reads it as
         `local-dir:FOLDER`. Raises UserError if the folder holds anything but such a model as anyres wrote it."""
-        return hub.write_folder(folder, self.config, self.state_dict())
+        return hub.write_folder(folder, self.config, self.state_dict(), "image-classification")
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
         """Upload to the Hugging Face Hub as OWNER/NAME; returns the address."""

@@ -27,7 +27,7 @@ from anyres.layers.positions import (
     Rotation,
     SineMap,
 )
-from anyres.models._backbone import Backbone, pair, take_indices
+from anyres.models._backbone import Backbone, DetectorForm, pair, take_indices
 from anyres.options import Count, Depth, Factor, Rate, SideOrPair, WholeNumber
 
 
@@ -77,6 +77,11 @@ def window_divisions(windows: str | Sequence[int], depth: int) -> tuple[int, ...
     return tuple(windows)
 
 
+WINDOWED: dict[str, Any] = {"dense": True, "prefix_tokens": (), "global_pool": "avg", "window_size": 14}
+"""The dense form of ViTDet (Li et al., ECCV 2022, section 3): no class token, windows of 14x14 tokens in all but four
+blocks."""
+
+
 class Plain(Backbone):
     """A plain transformer for any input size.
 
@@ -105,6 +110,7 @@ class Plain(Backbone):
 
     output_fmt = "NLC"
     pools: tuple[str, ...] = ("token", "avg", "")
+    detector = DetectorForm("vitdet", "simple", "pyramid")
 
     def __init__(
         self,
@@ -222,6 +228,14 @@ class Plain(Backbone):
         if choice.logits is None:
             return None
         return (RelativeBiasTable if choice.logits == "table" else ContinuousBias)(heads, native_grid)
+
+    @property
+    def dense_info(self) -> list[dict[str, Any]]:
+        return [self.feature_info[level] for level in self.dense_levels]
+
+    def make_maps_alike(self) -> None:
+        if any(isinstance(norm, nn.Identity) for norm in self.out_norms):
+            self.norm = nn.Identity()
 
     # Forward --------------------------------------------------------------------------------------------------------
 

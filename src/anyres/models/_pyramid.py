@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -131,6 +131,11 @@ class Pyramid(Backbone):
         self.num_classes = num_classes
         self.global_pool = self.pools[0] if global_pool is None else global_pool
         self.reset_classifier(0 if dense else num_classes, self.global_pool)
+
+    def use_maps(self, levels: Collection[int]) -> None:
+        for level in range(len(self.out_norms)):
+            if level not in levels:
+                self.out_norms[level] = nn.Identity()
 
     # Forward --------------------------------------------------------------------------------------------------------
 

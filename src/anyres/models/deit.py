@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from anyres.models._backbone import Family, KeyRule, Variant
-from anyres.models._plain import Plain
+from anyres.models._plain import WINDOWED, Plain
 
 
 class DeiT(Plain):
@@ -28,6 +28,10 @@ class DeiT(Plain):
     attention")."""
 
     published_keys = (KeyRule("pos_embed", "position.table"),)
+
+    @classmethod
+    def detector_args(cls, finest: int) -> dict[str, Any]:
+        return WINDOWED
 
     def __init__(
         self, distilled: bool = False, position: str = "ape", prefix_tokens: Sequence[str] | None = None, **kwargs: Any

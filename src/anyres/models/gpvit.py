@@ -39,7 +39,7 @@ from anyres.layers.patch_embed import patches_of
 from anyres.layers.positions import Grid
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.stripes import StripeAttention
-from anyres.models._backbone import Family, KeyRule, Variant, take_indices
+from anyres.models._backbone import DetectorForm, Family, KeyRule, Variant, take_indices
 from anyres.models._plain import Plain
 from anyres.options import Count, Depth, Factor, Rate, SideOrPair, WholeNumber
 
@@ -179,6 +179,7 @@ class GPViT(Plain):
         finest: stride of the adapter's first map, 4 or 8 (RetinaNet).
     """
 
+    detector = DetectorForm("gpvit", "maps", "pyramid")
     pools = ("group", "avg", "")
     published_keys = (
         KeyRule("^pos_embed", "^position.table"),
@@ -221,6 +222,10 @@ class GPViT(Plain):
         KeyRule("^up", "^adapter.up"),
         KeyRule("^ad_norm{i+1}", "^adapter.norms.{i}"),
     )
+
+    @classmethod
+    def detector_args(cls, finest: int) -> dict[str, Any]:
+        return {"adapter": True, "finest": finest}
 
     def __init__(
         self,
@@ -289,6 +294,10 @@ class GPViT(Plain):
     def no_weight_decay(self) -> set[str]:
         vectors = {name for name, _ in self.named_parameters() if name.endswith(("group_token", "level_embed"))}
         return super().no_weight_decay() | vectors
+
+    @property
+    def dense_info(self) -> list[dict[str, Any]]:
+        return super().dense_info if self.adapter is None else self.feature_info
 
     # With the adapter -----------------------------------------------------------------------------------------------
 

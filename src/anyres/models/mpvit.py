@@ -32,7 +32,7 @@ from anyres.layers.attention import Block
 from anyres.layers.init import init_linear, init_linear_and_convolution
 from anyres.layers.maps import ConvNorm, depthwise, fold_into, on_map, with_residual
 from anyres.layers.parts import parts_of
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import DetectorForm, Family, KeyRule, Variant
 from anyres.models._pyramid import Grid, Pyramid, Run, drop_path_rates
 from anyres.options import Count, Depth, PerStage, Rate
 
@@ -190,6 +190,7 @@ _COPY = re.compile(r"\.MHCA_layers\.\d+\.(?:factoratt_crpe\.crpe|cpe|crpe)\.")
 class MPViT(Pyramid):
     """MPViT (section 3). The dense form is the same network without a head."""
 
+    detector = DetectorForm("detectron2")
     published_keys = (
         KeyRule("^cls_head.cls", "^head"),
         KeyRule("^stem.{i}", "^stages.0.stem.{i}"),

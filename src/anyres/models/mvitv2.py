@@ -41,7 +41,7 @@ from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.size_cache import cached_by_size
 from anyres.layers.windows import merge, partition
-from anyres.models._backbone import IMAGENET_MEAN, IMAGENET_STD, Family, KeyRule, Variant, pair
+from anyres.models._backbone import IMAGENET_MEAN, IMAGENET_STD, DetectorForm, Family, KeyRule, Variant, pair
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, PerStage, Rate, SideOrPair
 
@@ -343,6 +343,7 @@ class MViTv2(Pyramid):
         kv_stride: stride of keys and values in the first stage, halved from stage to stage.
     """
 
+    detector = DetectorForm("mvitv2")
     published_keys = (
         KeyRule("^patch_embed", "^stages.0.downsample"),
         KeyRule("^cls_token", "^stages.0.cls_token"),

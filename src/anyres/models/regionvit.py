@@ -39,7 +39,7 @@ from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.windows import merge, partition, window_attention
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import DetectorForm, Family, KeyRule, Variant
 from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, PerStage, Rate
 
@@ -283,6 +283,7 @@ class RegionViT(Pyramid):
         padding: what happens at sizes that regions do not divide, "published" or "clean" (see above).
     """
 
+    detector = DetectorForm("detectron2")
     published_keys = (
         KeyRule("^patch_embed", "^stages.0.downsample"),
         KeyRule("^stages.0.downsample.proj.1", "^stages.0.downsample.proj.1", unit_axes="norm"),

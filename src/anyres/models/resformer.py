@@ -22,7 +22,7 @@ from __future__ import annotations
 from typing import Any
 
 from anyres.models._backbone import Family, KeyRule, Variant
-from anyres.models._plain import Plain
+from anyres.models._plain import WINDOWED, Plain
 
 
 class ResFormer(Plain):
@@ -33,6 +33,10 @@ class ResFormer(Plain):
         KeyRule("pos_embed.embed_layer", "position.conv"),
         KeyRule("attn.get_v", "attn.local.conv"),
     )
+
+    @classmethod
+    def detector_args(cls, finest: int) -> dict[str, Any]:
+        return WINDOWED
 
     def __init__(self, position: str = "glpe", **kwargs: Any) -> None:
         super().__init__(position=position, **kwargs)

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import DetectorForm, Family, KeyRule, Variant
 from anyres.models._plain import Plain
 from anyres.options import Count, Depth
 
@@ -30,6 +30,7 @@ class UViT(Plain):
     """Plain transformer without class token (section 3). The dense form has stride 8 and constant windows, unless told
     otherwise, and returns one map."""
 
+    detector = DetectorForm("standard", "last", "pyramid")
     pools = ("avg", "")
     fixed_options = ("prefix_tokens",)
     published_keys = (KeyRule("pos_embed", "position.table"),)

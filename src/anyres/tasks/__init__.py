@@ -1,18 +1,21 @@
-"""Heads on a backbone: segmentation, detection, video."""
+"""Tasks, and the networks for them: heads on a backbone."""
 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from anyres.errors import UserError
-from anyres.io import hub
-from anyres.models._registry import model_of_folder
+from anyres.tasks.base import Task
 
-_CLASSES = {"segmentation": "Segmenter", "detection": "Detector", "video": "SpaceTime"}
+TASKS: dict[str, Task] = {}
+"""Every task by its name: each package in here that is one brings a `TASK`."""
+for _module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
+    if _module.ispkg:
+        _task: Task = importlib.import_module(f"{__name__}.{_module.name}").TASK
+        TASKS[_task.name] = _task
 
 
 def load_pretrained(name: str | Path, **overrides: Any) -> Any:
@@ -21,25 +24,20 @@ def load_pretrained(name: str | Path, **overrides: Any) -> Any:
     `overrides` replace constructor arguments of a classifier. Errors: FileNotFoundError, UserError for a damaged
     folder.
     """
+    from anyres.io import hub
+
     config, state = hub.read_folder(hub.find_folder(name))
+    task = config.get("task", "classification")
     try:
-        return _from_config(config, state, overrides)
+        if task not in TASKS:
+            raise UserError(
+                f"it is a model for {task!r:.80}, and this version knows {', '.join(TASKS)}: update anyres."
+            )
+        return TASKS[task].from_config(config, state, overrides)
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
 
 
-def _from_config(config: dict[str, Any], state: dict[str, Tensor], overrides: dict[str, Any]) -> Any:
-    task = config.get("task")
-    if task is None:
-        return model_of_folder(config, state, **overrides)
-    if task not in _CLASSES:
-        raise UserError(f"it is a model for {task!r:.80}, and this version knows {', '.join(_CLASSES)}: update anyres.")
-    if overrides:
-        raise UserError(f"it is a model for {task}: load it without {', '.join(overrides)}.")
-    # Only the task's own module is imported: the others may need what is not installed.
-    return getattr(importlib.import_module(f"anyres.tasks.{task}"), _CLASSES[task]).from_config(config, state)
-
-
-def task_of(model: Any) -> str:
-    """What a model is for: "classification" (also models that are not ours), "segmentation", "detection", "video"."""
-    return getattr(model, "task", "classification" if getattr(model, "num_frames", None) is None else "video")
+def task_of(model: Any) -> Task:
+    """What a model is for; models that are not ours classify images."""
+    return TASKS[getattr(model, "task", "classification" if getattr(model, "num_frames", None) is None else "video")]

@@ -1,164 +1,155 @@
-"""What a head on a backbone promises the training loop, the evaluation and the disk, whatever its task."""
+"""A task is one object: everything that is particular to classification, segmentation, detection or video.
+
+How data are opened, what is built, what training minimises, what is scored, how a result is drawn, which options and
+commands there are: all of it is an attribute or a method of a `Task`. Training, evaluation, inference and the command
+line ask the task and never which one it is, so that a new task is a new module in `anyres.tasks`.
+
+What the methods need (torch, heads, scores) is imported where they run: the options of all tasks are listed by
+`anyres --help`, which must not wait for torch.
+"""
 
 from __future__ import annotations
 
-import inspect
-import typing
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from anyres.tasks.options import TaskOptions, TestOptions
 
-from anyres.errors import UserError
-from anyres.io import hub
-from anyres.layers.init import init_scaled
-from anyres.models._backbone import Backbone
-from anyres.models._registry import create_model, entries, resolve_name
-from anyres.options import check_kind, is_kind
+if TYPE_CHECKING:
+    from pathlib import Path
 
+    import torch
+    from torch import nn
 
-def is_count(value: Any, least: int = 1) -> bool:
-    """Whether an option's value is a whole number of at least `least`."""
-    return is_kind(value, int) and value >= least
+    from anyres.data.config import DataConfig
+    from anyres.data.loading import Views
+    from anyres.data.samples import EvalBatch, EvalTransform
+    from anyres.models._checkpoints import LoadReport
+    from anyres.tasks.objective import Objective
+    from anyres.tasks.results import Result
+    from anyres.tasks.scores import Metric
 
-
-def blocks_of(backbone: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a backbone's stages."""
-    for module in backbone.modules():
-        blocks = getattr(module, "blocks", None)
-        if isinstance(blocks, nn.ModuleList):
-            yield from blocks
+Size = tuple[int, int]
+"""(height, width) in pixels."""
 
 
-def leave_inputs_alone(network: nn.Module) -> None:
-    """Make every activation that writes into its input, as torchvision's do, return a new tensor: the input is what
-    another module returned, and a hook may hold it."""
-    for module in network.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
+@dataclass(frozen=True)
+class Demo:
+    """What a task's demo compares on built-in data, and where."""
+
+    about: str
+    runs: dict[str, str]
+    """Name in the pictures → recipe; the first is the multi-resolution one."""
+    sizes: tuple[Size, ...]
+    """From well below the smallest training size to well above the largest."""
+    batch_size: int = 1
+    """Items per pass of the comparison."""
 
 
-class TaskModel(nn.Module, ABC):
-    """A backbone in its dense form and a head.
+class Task(ABC):
+    """A task. There is one object of each, in `anyres.tasks.TASKS`; it has no state."""
 
-    A subclass's constructor is `__init__(self, backbone, num_classes, **options)`; it hands the options on, so that a
-    folder on disk can say how the model was made.
-    """
+    name: ClassVar[str]
+    group: ClassVar[str]
+    """Word before the names of its commands, as in `anyres segment train`; empty for none."""
+    pipeline: ClassVar[str]
+    """The Hub's name of the task."""
+    kind: ClassVar[Literal["image", "video"]] = "image"
+    """What its inputs are."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Extras that it needs, besides those for its data."""
 
-    task: ClassVar[str]
+    about_training: ClassVar[str]
+    about_test: ClassVar[str]
+    """First lines of the help of its commands."""
+    options: ClassVar[type[TaskOptions]]
+    test_options: ClassVar[type[TestOptions]] = TestOptions
+    test_size: ClassVar[int]
+    """Size of its published tests."""
+    test_batch_size: ClassVar[int] = 1
+    demo: ClassVar[Demo]
 
-    def __init__(self, backbone: Backbone, num_classes: int, **options: Any) -> None:
-        super().__init__()
-        if not is_count(num_classes):
-            raise UserError(f"num_classes is {num_classes}; a model for {self.task} needs at least 1.")
-        self.backbone = backbone
-        self.num_classes = num_classes
-        self.options = options
-        self.pretrained_cfg: dict[str, Any] = dict(backbone.pretrained_cfg)
+    score: ClassVar[str]
+    """Column of metrics.csv by which the best weights are chosen, in percent: the mean over the training sizes."""
+    measure: ClassVar[str]
+    """What that score is called in a sentence."""
+    titles: ClassVar[dict[str, tuple[str, str]]]
+    """Name of a main score → what it is called in pictures, long and short."""
+    second_titles: ClassVar[dict[str, str]] = {}
+    """Scores that tables put in brackets behind the main one."""
+    class_score: ClassVar[str] = ""
+    """What the score of a class is called, if there is one."""
+    columns: ClassVar[tuple[str, ...]]
+    """What `Result.rows` hold."""
+    draws: ClassVar[bool] = True
+    """Whether its results are drawn."""
+    keeps_ratio: ClassVar[bool] = False
+    """Whether a size is the short side of an image whose ratio is kept, rather than the size of a crop."""
 
-    @classmethod
-    def build(
-        cls, backbone: str, num_classes: int, backbone_args: dict[str, Any] | None = None, /, **options: Any
-    ) -> Self:
-        """The head of `options` on a registered backbone, by its name. Errors: UserError for unknown names and options,
-        as `create_model`."""
-        cls.check_options(options)
-        return cls(cls.dense_backbone(backbone, backbone_args or {}, options), num_classes, **options)
-
-    @classmethod
-    def check_options(cls, options: dict[str, Any]) -> None:
-        """Raise UserError for an option of the constructor that does not exist, or is not what its annotation says."""
-        hints = typing.get_type_hints(cls.__init__)
-        parameters = inspect.signature(cls.__init__).parameters
-        fixed = ("self", "backbone", "num_classes")
-        known = [name for name in parameters if name not in fixed]
-        for name, value in options.items():
-            if name in fixed or (name not in known and "options" not in known):
-                raise UserError(f"a model for {cls.task} has no option {name!r:.80}; it has {', '.join(known)}.")
-            check_kind(name, value, hints.get(name, Any))
-
-    @classmethod
-    def dense_backbone(cls, name: str, args: dict[str, Any], options: dict[str, Any]) -> Backbone:
-        """The backbone as this task takes it; `options` are those of the head."""
-        model: Any = create_model(resolve_name(name), **{"dense": True, **args})
-        return model
+    # Data ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def forward_train(self, view: Any, targets: Sequence[str] = ()) -> dict[str, Tensor]:
-        """One training view → what the loss takes, by name; with "gap" in `targets` also the mean of the backbone's
-        last map (B, C)."""
+    def open_source(self, options: Any, split: str, like: Any = None) -> Any:
+        """The data of "train" or "val" for training; with `like`, an open source, numbered and coloured as that
+        one."""
 
-    @property
-    def minimum_size(self) -> int:
-        """Smallest side of an image in pixels."""
-        return self.backbone.minimum_size
+    @abstractmethod
+    def open_test_source(self, data: str, split: str, models: Sequence[Any]) -> Any:
+        """The data that models are judged by, with the masks or keypoints that one of them gives."""
 
-    @property
-    def in_chans(self) -> int:
-        return self.backbone.in_chans
+    # Networks -----------------------------------------------------------------------------------------------------
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that published training leaves without weight decay, besides vectors and biases."""
-        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+    @abstractmethod
+    def build(self, options: Any, source: Any) -> Any:
+        """The network to train for the source's classes and channels."""
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The backbone's layers, then the head as the last (timm: layer-wise learning rates)."""
+    @abstractmethod
+    def from_config(self, config: dict[str, Any], state: dict[str, torch.Tensor], overrides: dict[str, Any]) -> Any:
+        """The network of a saved model's folder. Raises UserError if the two do not fit."""
 
-        def inside(pattern: str) -> str:
-            return pattern.replace("^", r"^backbone\.", 1)
+    @abstractmethod
+    def load(self, model: Any, path: Path) -> LoadReport:
+        """Take over the weights of `init_from`; what does not fit stays, and a head for other classes, too."""
 
-        groups = self.backbone.group_matcher(coarse)
-        blocks = groups["blocks"]
-        blocks = [(inside(blocks), None)] if isinstance(blocks, str) else [(inside(p), order) for p, order in blocks]
-        return {"stem": inside(groups["stem"]), "blocks": [*blocks, (r"^(?!backbone\.)", (99999,))]}
+    # Training -----------------------------------------------------------------------------------------------------
 
-    def init_scaled(self) -> None:
-        """Start from weights scaled by each layer's inputs (see `layers.init.init_scaled`)."""
-        init_scaled(self)
+    @abstractmethod
+    def views(self, options: Any, source: Any) -> Views:
+        """How the source's items become training views."""
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.backbone.set_grad_checkpointing(enable)
+    @abstractmethod
+    def objective(self, options: Any, source: Any, accelerator: Any) -> Objective:
+        """What training minimises."""
 
-    def parts_to_shard(self) -> Iterator[nn.Module]:
-        """The modules whose weights are put together on their own when a run is sharded: each is called."""
-        return blocks_of(self.backbone)
+    def set_training_mode(self, options: Any, model: nn.Module) -> None:
+        """Before every epoch."""
+        model.train()
 
-    # On disk --------------------------------------------------------------------------------------------------------
+    def facts(self, options: Any, source: Any) -> dict[str, Any]:
+        """What a user of the weights has to know about the data, for `pretrained_cfg`."""
+        return {}
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """`config.json`: enough to build this network again."""
-        known, own = hub.split_pretrained_cfg({**self.pretrained_cfg, "num_classes": self.num_classes})
-        return {
-            "architecture": f"anyres_{self.task}",
-            "task": self.task,
-            "num_classes": self.num_classes,
-            "options": self.options,
-            "backbone": {
-                "architecture": str(self.backbone.architecture).removeprefix("anyres_"),
-                "model_args": self.backbone.model_args,
-            },
-            "pretrained_cfg": {key: value for key, value in known.items() if key != "architecture"},
-            "anyres": own,
-        }
+    def columns_of(self, scores: dict[str, float]) -> dict[str, float]:
+        """What metrics.csv holds of a validation; `score` first."""
+        return scores
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json`, `model.safetensors` and a model card: whole or not at all. Raises UserError if the
-        folder holds anything but such a model as anyres wrote it."""
-        return hub.write_folder(folder, self.config, self.state_dict())
+    # Evaluation and prediction ------------------------------------------------------------------------------------
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
-        """The network of a folder's `config.json` with its weights, in evaluation mode. Error: UserError if they do not
-        fit."""
-        backbone, options = config.get("backbone", {}), config.get("options", {})
-        name, args = backbone.get("architecture"), backbone.get("model_args", {})
-        if name is None or "num_classes" not in config:
-            raise UserError("config.json names no backbone or no num_classes: restore the folder.")
-        name = resolve_name(name)
-        entries()[name].family.model.check_args(name, args)  # create_model takes more: a file may not ask for downloads
-        model = hub.with_weights(lambda: cls.build(name, config["num_classes"], args, **options), state)
-        model.pretrained_cfg = {**config.get("pretrained_cfg", {}), **config.get("anyres", {})}
-        return model
+    @abstractmethod
+    def transform(self, config: DataConfig, size: Size, options: Any) -> EvalTransform:
+        """How items are prepared at a size."""
+
+    @abstractmethod
+    def forward(self, model: Any, batch: EvalBatch, device: torch.device, options: Any) -> Any:
+        """What the network says about a batch, on the device; called in inference mode under autocast."""
+
+    @abstractmethod
+    def results(self, config: DataConfig, outputs: Any, batch: EvalBatch, options: Any) -> Sequence[Result]:
+        """The outputs of a batch as results, one for each item, at the size of the original. Raises UserError if they
+        are not finite."""
+
+    @abstractmethod
+    def metric(self, config: DataConfig, source: Any, options: Any) -> Metric:
+        """What adds up the scores of a source. Raises UserError where its classes do not fit the network's."""

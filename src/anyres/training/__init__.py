@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from anyres.training.config import TrainConfig
 from anyres.training.recipe import list_recipes, load_config
 
 if TYPE_CHECKING:
     from anyres.training.loop import RunResult, train
 
-__all__ = ["RunResult", "TrainConfig", "list_recipes", "load_config", "train"]
+__all__ = ["RunResult", "list_recipes", "load_config", "train"]
 
 
 def __getattr__(name: str) -> Any:

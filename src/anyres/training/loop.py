@@ -28,6 +28,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from anyres.errors import UserError
+from anyres.evaluation import evaluate
 from anyres.io.files import locked
 from anyres.training import state
 from anyres.training.config import RunConfig
@@ -100,7 +101,7 @@ def train_epoch(run: Run, display: Display) -> None:
     config, position = run.config, run.position
     if position.batch >= run.batches_per_epoch:  # stopped between the last step and the validation
         return
-    run.task.set_training_mode(run.forward)
+    run.task.set_training_mode(run.config, run.forward)
     batches = run.loader.epoch(position.epoch, start_step=position.batch)
     began = time.monotonic()
     while position.batch < run.batches_per_epoch:
@@ -133,12 +134,12 @@ def step(run: Run, batches: Iterator[Any]) -> Decision:
         last = index == config.accumulation - 1
         batch = next(batches)
         views, targets = send_to_device((batch.views, batch.targets), accelerator.device, non_blocking=True)
-        views, targets = run.task.mix(views, targets, position.epoch, position.batch)
+        views, targets = run.objective.mix(views, targets, position.epoch, position.batch)
         losses = backward_replicas(
             run.forward,
             views,
             targets,
-            run.base_loss,
+            run.objective,
             kind=config.distillation,
             target=config.distillation_target,
             alpha=config.distillation_alpha,
@@ -269,7 +270,9 @@ def validate(run: Run, model: Any, prefix: str) -> dict[str, float]:
     precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[accelerator.mixed_precision]
     columns: dict[str, float] = {}
     for shape in run.config.shapes:
-        scores = run.task.evaluate(model, run.val_source, shape, accelerator.device, precision)
+        batch_size = run.config.eval_batch_size
+        measured = evaluate(model, run.val_source, shape, batch_size, accelerator.device, precision)
+        scores = run.task.columns_of(measured.scores)
         columns |= {f"{prefix}{name}_{shape_name(shape)}": value for name, value in scores.items()}
     main = [columns[f"{prefix}{score}_{shape_name(shape)}"] for shape in run.config.shapes]
     return {f"{prefix}{score}": sum(main) / len(main), **columns}

@@ -1,10 +1,8 @@
-"""What a training step minimises: classification, scale consistency between replicas, distillation from a teacher.
+"""What a training step minimises: the loss of the task, and scale consistency between replicas.
 
 ResFormer (Tian et al., CVPR 2023, section 3.2) shows every image at several sizes in one step. Replicas are visited
 from large to small; each one after the first also has to agree with the next larger one, which is its teacher and gets
 no gradient: a chain, not a star. The step's loss is the mean over the replicas.
-
-DeiT (Touvron et al., ICML 2021, section 4) learns from the labels of a convolutional teacher through a second head.
 """
 
 from __future__ import annotations
@@ -17,18 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyres.tasks.objective import Outputs
+
 CONSISTENCY_KINDS = ("smooth-l1", "l2", "cosine", "kl")
 CONSISTENCY_TARGETS = ("cls", "gap", "logit")
 
-Outputs = dict[str, Tensor]
 Forward = Callable[[Any, tuple[str, ...]], Outputs]
 BaseLoss = Callable[[Outputs, Any, Any], Tensor]
-"""(outputs of `forward_train`, target, view) → scalar; what targets and views are is the task's affair."""
-
-
-def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (B, K) against probabilities (B, K), as mixup and label smoothing produce them."""
-    return F.cross_entropy(logits.float(), target)
+"""(outputs of `forward_train`, target, view) → scalar: a task's `Objective`."""
 
 
 def scale_consistency(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
@@ -51,27 +45,6 @@ def scale_consistency(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
         log_student, log_teacher = student.log_softmax(dim=-1), teacher.log_softmax(dim=-1)
         return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
     raise ValueError(f"scale consistency {kind!r} is unknown; choose one of {', '.join(CONSISTENCY_KINDS)}")
-
-
-def distilled_loss(
-    base: Tensor, dist_logits: Tensor, teacher_logits: Tensor, kind: str, alpha: float = 0.5, tau: float = 1.0
-) -> Tensor:
-    """DeiT's (1 - alpha) * base + alpha * distillation on the distillation head's logits (B, K).
-
-    hard  cross-entropy against the teacher's arg-max, without smoothing
-    soft  tau^2 * KL(softmax(teacher / tau) || softmax(dist / tau)) divided by the number of *elements* B*K. That is the
-          published division; the textbook one is by B, so alpha and tau mean K times less here.
-    """
-    dist_logits, teacher_logits = dist_logits.float(), teacher_logits.detach().float()
-    if kind == "hard":
-        distillation = F.cross_entropy(dist_logits, teacher_logits.argmax(dim=-1))
-    elif kind == "soft":
-        log_student, log_teacher = (dist_logits / tau).log_softmax(dim=-1), (teacher_logits / tau).log_softmax(dim=-1)
-        total = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
-        distillation = total * tau**2 / dist_logits.numel()
-    else:
-        raise ValueError(f"distillation kind {kind!r} is unknown; choose hard or soft")
-    return (1 - alpha) * base + alpha * distillation
 
 
 def replica_losses(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from anyres.errors import UserError
 from anyres.extras import require
-from anyres.tasks.base import TaskModel, blocks_of
+from anyres.tasks.network import TaskModel, blocks_of
 from anyres.training.config import RunConfig
 
 if TYPE_CHECKING:

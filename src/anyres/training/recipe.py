@@ -9,14 +9,14 @@ from typing import Any
 from anyres.errors import UserError
 from anyres.io.parsing import read_yaml
 from anyres.options import did_you_mean
-from anyres.training.config import CONFIGS
+from anyres.training.config import config_of
 
 RECIPES = Path(__file__).parent / "recipes"
 
 
 def field_help(task: str = "classification") -> dict[str, str]:
     """Help text by option name."""
-    return {name: str(field.description) for name, field in CONFIGS[task].model_fields.items()}
+    return {name: str(field.description) for name, field in config_of(task).model_fields.items()}
 
 
 def list_recipes(task: str = "classification") -> list[str]:
@@ -51,11 +51,11 @@ def read_recipe(name: str | Path, task: str = "classification") -> dict[str, Any
 def load_config(
     recipe: str | Path | Mapping[str, Any] | None = None, task: str = "classification", **overrides: Any
 ) -> Any:
-    """The options of a recipe (name, path or mapping), changed by `overrides`: those of `CONFIGS[task]`."""
+    """The options of a recipe (name, path or mapping), changed by `overrides`: those of `config_of(task)`."""
     options = dict(recipe) if isinstance(recipe, Mapping) else read_recipe(recipe, task) if recipe is not None else {}
     options.update(overrides)
     check_names(options, task)
-    return CONFIGS[task](**options)
+    return config_of(task)(**options)
 
 
 def check_names(options: Mapping[str, Any], task: str = "classification", where: str = "") -> None:

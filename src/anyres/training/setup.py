@@ -22,11 +22,12 @@ from anyres.data.loading import Views
 from anyres.errors import UserError
 from anyres.models._registry import check_model_args
 from anyres.options import did_you_mean
+from anyres.tasks import TASKS, Task
+from anyres.tasks.objective import Objective, Outputs
+from anyres.tasks.weights import weights_file
 from anyres.training.config import RunConfig
-from anyres.training.losses import BaseLoss, Outputs
 from anyres.training.processes import load_whole_states, shard
 from anyres.training.state import Position
-from anyres.training.task import Task, open_task, weights_file
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Run:
     optimizer: Any
     ema: ModelEmaV3 | None
     loader: TrainLoader
-    base_loss: BaseLoss
+    objective: Objective
     val_source: Any
     batches_per_epoch: int
     signals: list[int] = field(default_factory=list)
@@ -88,16 +89,16 @@ class TrainForward(nn.Module):
 def build(config: RunConfig, accelerator: Accelerator) -> Run:
     """Everything from a fixed seed, with the weights of `init_from` if asked for."""
     set_seed(config.seed, deterministic=config.deterministic)
-    task = open_task(config)
-    source = task.open_source("train")
+    task = TASKS[config.task]
+    source = task.open_source(config, "train")
     source.bit_depth = config.bit_depth
-    loader = build_loader(config, accelerator, source, task.views(source))
+    loader = build_loader(config, accelerator, source, task.views(config, source))
     batches = max(1, round(loader.steps_per_epoch * config.fraction)) // config.accumulation * config.accumulation
     if batches == 0:
         raise UserError(
             f"a step takes batch_size {config.batch_size} images, more than an epoch of {config.data} has; lower it"
         )
-    model = build_model(task, source).to(accelerator.device)
+    model = build_model(config, task, source).to(accelerator.device)
     forward: nn.Module = TrainForward(model, accelerator, config.compile)
     plain = deepcopy(model) if config.fsdp else model
     if config.fsdp:
@@ -114,8 +115,8 @@ def build(config: RunConfig, accelerator: Accelerator) -> Run:
         optimizer=accelerator.prepare_optimizer(optimizer),
         ema=ModelEmaV3(model, config.ema_decay, use_warmup=config.ema_warmup) if config.ema_decay else None,
         loader=loader,
-        base_loss=task.build_loss(source, accelerator),
-        val_source=open_validation(task, source),
+        objective=task.objective(config, source, accelerator),
+        val_source=open_validation(config, task, source),
         batches_per_epoch=batches,
     )
     torch.manual_seed(config.seed + accelerator.process_index)  # processes differ in their drop paths
@@ -143,10 +144,10 @@ def build_loader(config: RunConfig, accelerator: Accelerator, source: Any, views
     )
 
 
-def open_validation(task: Task, train: Any) -> Any:
-    source = task.open_source("val", like=train)
-    source.bit_depth = task.config.bit_depth
-    fraction = task.config.fraction
+def open_validation(config: RunConfig, task: Task, train: Any) -> Any:
+    source = task.open_source(config, "val", like=train)
+    source.bit_depth = config.bit_depth
+    fraction = config.fraction
     return Thinned(source, fraction) if fraction < 1 and isinstance(source, MapSource) else source
 
 
@@ -171,11 +172,10 @@ class Thinned(MapSource):
         return self._source._item(self._indices[index])
 
 
-def build_model(task: Task, source: Any) -> Any:
+def build_model(config: RunConfig, task: Task, source: Any) -> Any:
     """The network, and what a user of its weights has to know about them."""
-    config = task.config
     check_model_args(config.model, config.model_args)
-    model = task.build_model(source)
+    model = task.build(config, source)
     if config.init == "scaled":
         model.init_scaled()
     for height, width in config.shapes:
@@ -188,7 +188,7 @@ def build_model(task: Task, source: Any) -> Any:
         "std": tuple(source.std),
         "label_names": list(source.label_names),
         "train_sizes": [list(shape) for shape in config.shapes],
-        **task.facts(source),
+        **task.facts(config, source),
     }
     if config.grad_checkpointing:
         model.set_grad_checkpointing(True)

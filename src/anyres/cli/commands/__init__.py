@@ -8,26 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from anyres.cli.commands.convert import convert
-from anyres.cli.commands.demo import demo, detect_demo, segment_demo, video_demo
+from anyres.cli.commands.demo import demo_command
 from anyres.cli.commands.info import info
 from anyres.cli.commands.models import models
 from anyres.cli.commands.predict import predict
 from anyres.cli.commands.sweep import sweep
-from anyres.cli.commands.test import detect_test, segment_test, video_test
-from anyres.cli.commands.train import detect_train, segment_train, train, video_train
+from anyres.cli.commands.test import test_command
+from anyres.cli.commands.train import train_command
+from anyres.tasks import TASKS
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo,
-    "train": train,
-    "segment demo": segment_demo,
-    "segment train": segment_train,
-    "segment test": segment_test,
-    "detect demo": detect_demo,
-    "detect train": detect_train,
-    "detect test": detect_test,
-    "video demo": video_demo,
-    "video train": video_train,
-    "video test": video_test,
+    **{
+        f"{task.group} {name}".strip(): command(task)
+        for task in TASKS.values()
+        for name, command in (("demo", demo_command), ("train", train_command), ("test", test_command))
+    },
     "sweep": sweep,
     "predict": predict,
     "models": models,

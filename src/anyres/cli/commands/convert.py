@@ -25,6 +25,7 @@ def convert(file: str, output: str, *, model: str | None = None, to: Literal["an
     from anyres.io.hub import check_target
     from anyres.models._backbone import Backbone
     from anyres.models._checkpoints import save_weights
+    from anyres.tasks import task_of
 
     is_file = Path(output).suffix in (".safetensors", ".pth")
     if not is_file and to == "published":
@@ -42,7 +43,8 @@ def convert(file: str, output: str, *, model: str | None = None, to: Literal["an
         if not Path(file).is_file():
             raise FileNotFoundError(f"There is no weights file {file}: check the path.")
         network = from_file(Path(file), model)
-    assert isinstance(network, Backbone)
+    if not isinstance(network, Backbone):
+        raise UserError(f"{file} is a model for {task_of(network).name}, and only backbones are converted: give one.")
     state = network.state_dict()
     if to == "published":
         state = network.to_published(state)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from anyres.cli.terminal import (
-    print_files,
-    print_sweep,
-    say,
-)
+from anyres.cli.terminal import print_files, print_sweep, say
+from anyres.tasks.base import Task
 
 _DEMO = """
 
@@ -23,11 +20,13 @@ _DEMO = """
 """
 
 
-def _demo_command(task: str, about: str) -> Callable[..., None]:
+def demo_command(task: Task) -> Callable[..., None]:
+    """The command that shows what the task is about."""
+
     def demo(*, output: str | None = None, epochs: int | None = None, seed: int = 0, device: str = "auto") -> None:
         from anyres.cli.demo import run_demo
 
-        folder = output or ("runs/demo" if task == "classification" else f"runs/demo_{task}")
+        folder = output or (f"runs/demo_{task.name}" if task.group else "runs/demo")
         result = run_demo(task, Path(folder), epochs, seed, device)
         print_sweep(result.rows)
         print()
@@ -35,29 +34,5 @@ def _demo_command(task: str, about: str) -> Callable[..., None]:
         print()
         print_files(result.files)
 
-    demo.__doc__ = about + _DEMO
+    demo.__doc__ = task.demo.about + _DEMO
     return demo
-
-
-demo = _demo_command(
-    "classification",
-    "Train a multi-resolution ResFormer and an ordinary DeiT on built-in digits, and compare them at many sizes.",
-)
-
-
-segment_demo = _demo_command(
-    "segmentation",
-    "Train a multi-resolution ResFormer and an ordinary DeiT to segment composed scenes, and compare at many sizes.",
-)
-
-
-detect_demo = _demo_command(
-    "detection",
-    "Train a detector at three sizes and one at a single size on composed scenes, and compare them at many sizes.",
-)
-
-
-video_demo = _demo_command(
-    "video",
-    "Train a multi-resolution ResFormer and an ordinary DeiT to tell how digits move, and compare them at many sizes.",
-)

@@ -15,15 +15,15 @@ def info(model: str, *, sizes: str = "96,224,384") -> None:
         sizes: sizes at which GFLOPs are counted
     """
     from anyres.data import parse_sizes
+    from anyres.data.config import DataConfig
     from anyres.evaluation.cost import count_flops, random_input
-    from anyres.inference.preparation import check_size
     from anyres.models._registry import create_model, model_info
 
     facts = model_info(model)
     network = create_model(facts["name"]).eval()
     gflops = []
     for height, width in parse_sizes(sizes):
-        check_size(network, (height, width))
+        DataConfig.of(network).check_size((height, width))
         amount = count_flops(network, random_input(network, 1, (height, width))) / 1e9
         gflops.append(f"{amount:.2f} at {height if height == width else f'{height}x{width}'}")
     lines = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from anyres.cli.commands.values import check_batch_size, check_device
 from anyres.cli.terminal import (
@@ -47,22 +47,15 @@ def predict(
         output: a CSV file to write instead of printing
         pictures: folder of the pictures
     """
-    from anyres.data import Item, parse_sizes
+    from anyres.data import Item
     from anyres.data.decode import with_depth
+    from anyres.inference.files import check_folder, draw_results, find_files
     from anyres.inference.modelspec import open_model
-    from anyres.inference.predict import find_files
-    from anyres.inference.predict import predict as run
-    from anyres.inference.preparation import default_size
+    from anyres.inference.predictor import Predictor, read_size
     from anyres.io.files import check_file
     from anyres.tasks import task_of
 
     place = check_device(device)
-    shape = None
-    if size is not None:
-        shapes = parse_sizes(size)
-        if len(shapes) != 1:
-            raise UserError(f"size is {size!r}, but predict takes one: a side or HEIGHTxWIDTH.")
-        shape = shapes[0]
     if topk < 1:
         raise UserError(f"topk is {topk}; it must be at least 1.")
     check_batch_size(batch_size)
@@ -70,32 +63,31 @@ def predict(
         raise UserError(f"threshold is {threshold}; it must be between 0 and 1.")
     if output is not None:
         check_file(output, "predictions")
+    if size is not None:
+        read_size(size)  # before anything is loaded
     network = open_model(model, names)[1]
     task = task_of(network)
-    paths = find_files(files, "video" if task == "video" else "image")
+    wanted = {"topk": topk, "threshold": threshold}
+    options: dict[str, Any] = {name: value for name, value in wanted.items() if name in task.test_options.of_results}
+    paths = find_files(files, task.kind)
+    folder = Path(pictures)
+    if task.draws:
+        check_folder(folder, paths)
+        batch_size = min(batch_size, task.test_batch_size)
+    predictor = Predictor(network, size, device=place, batch_size=batch_size, **options)
+    items = [Item(str(path), with_depth(path, bit_depth), None) for path in paths]
+    found = (
+        draw_results(predictor, items, folder) if task.draws else ((result, None) for result in predictor.stream(items))
+    )
     rows: list[list[str]] = []
     problems: list[str] = []
-    if task == "classification":
-        columns = ["rank", "label", "probability"]
-        for item in run(network, paths, shape, topk, batch_size, place, bit_depth):
-            problems += [item.problem] if item.problem else []
-            cells = [
-                [str(i), *pair]
-                for i, pair in enumerate(zip(item.labels, map("{:.4f}".format, item.probabilities), strict=True), 1)
-            ]
-            rows += [[str(item.file), *line, item.problem] for line in cells or ([[""] * 3] if item.problem else [])]
-    else:
-        from anyres.inference.overlay import COLUMNS, check_folder, overlays
-
-        check_folder(Path(pictures), paths)
-        columns = [*COLUMNS[task], "picture"]
-        shape = shape or default_size(network)
-        items = [Item(str(path), with_depth(path, bit_depth), None) for path in paths]
-        for found in overlays(network, items, Path(pictures), shape, topk=topk, threshold=threshold, device=place):
-            problems += [found.problem] if found.problem else []
-            lines = found.cells or [[""] * len(COLUMNS[task])]
-            rows += [[found.name, *line, str(found.picture or ""), found.problem] for line in lines]
-    header = ["image", *columns, "problem"]
+    for result, picture in found:
+        problems += [result.problem] if result.problem else []
+        nothing = [[""] * len(task.columns)]
+        lines = result.rows() or (nothing if task.draws or result.problem else [])
+        drawn = [str(picture or "")] if task.draws else []
+        rows += [[result.name, *line, *drawn, result.problem] for line in lines]
+    header = ["image", *task.columns, *(["picture"] if task.draws else []), "problem"]
     if layout == "csv" or output is not None:
         write_csv(header, rows, output)
     else:

@@ -56,7 +56,7 @@ def sweep(
     from anyres.data import parse_sizes
     from anyres.evaluation import parse_aspects, sizes_at_aspects
     from anyres.evaluation import sweep as run
-    from anyres.evaluation.measure import open_test_source
+    from anyres.evaluation.evaluate import open_test_source
     from anyres.evaluation.sweep import check_output
     from anyres.inference.modelspec import open_model
     from anyres.tasks import task_of
@@ -75,12 +75,10 @@ def sweep(
         while name in opened:
             name += "'"
         opened[name] = model
-    tasks = {task_of(model): name for name, model in opened.items()}
+    tasks = {task_of(model).name: name for name, model in opened.items()}
     if len(tasks) > 1:
         pairs = ", ".join(f"{name} ({task})" for task, name in tasks.items())
         raise UserError(f"{pairs} are for different tasks; sweep the models of one task at a time.")
-    task = next(iter(tasks))
-    batch_size = batch_size or {"classification": 64, "video": 8}.get(task, 1)
     first, *others = opened.values()
     source = open_test_source(first, data, split, others=others, bit_depth=bit_depth)
     result = run(
@@ -88,7 +86,7 @@ def sweep(
         source,
         shapes,
         output,
-        batch_size=batch_size,
+        batch_size=batch_size or task_of(first).test_batch_size,
         device=place,
         precision=precision,
         workers=workers,

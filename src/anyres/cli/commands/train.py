@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from anyres.cli.commands.values import read_mapping
-from anyres.cli.terminal import (
-    number,
-    say,
-)
+from anyres.cli.terminal import number, say
+from anyres.options import listed
+from anyres.tasks.base import Task
 
 _TRAIN = """
 
@@ -22,8 +21,8 @@ _TRAIN = """
 """
 
 
-def _training_command(task: str, about: str, measure: str) -> Callable[..., None]:
-    """The command that trains for a task; `measure` is what its score is called."""
+def train_command(task: Task) -> Callable[..., None]:
+    """The command that trains for a task."""
 
     def train(model: str | None = None, *, recipe: str | None = None, **options: Any) -> None:
         from anyres.training import load_config
@@ -34,8 +33,10 @@ def _training_command(task: str, about: str, measure: str) -> Callable[..., None
         for name in ("model_args", "head_args"):
             if name in options:
                 options[name] = read_mapping(name, options[name])
-        result = run(load_config(recipe, task, **options))
-        best = f"best {measure} {number(result.score)} % over the training sizes; weights in {result.folder / 'best'}"
+        result = run(load_config(recipe, task.name, **options))
+        best = (
+            f"best {task.measure} {number(result.score)} % over the training sizes; weights in {result.folder / 'best'}"
+        )
         stopped = result.status in ("signal", "time limit")
         say(
             f"{result.status}: {'stopped before the first validation' if result.score is None else best}"
@@ -44,39 +45,12 @@ def _training_command(task: str, about: str, measure: str) -> Callable[..., None
         if result.bad_images:
             say(f"{len(result.bad_images)} unreadable files were skipped; {result.folder / 'summary.json'} names them.")
 
-    train.__doc__ = about + _TRAIN
-    train.more_options = lambda: _train_options(task)  # type: ignore[attr-defined]
+    train.__doc__ = task.about_training + _TRAIN
+    train.more_options = lambda: _options(task)  # type: ignore[attr-defined]
     return train
 
 
-def _train_options(task: str) -> dict[str, tuple[Any, Any, str]]:
-    """The options of a recipe, as (type, default, help) by name."""
-    from anyres.training.config import CONFIGS
+def _options(task: Task) -> dict[str, tuple[Any, Any, str]]:
+    from anyres.training.config import config_of
 
-    found = {}
-    for name, field in CONFIGS[task].model_fields.items():
-        default = field.default
-        shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
-        note = "" if default in (None, {}, "") or isinstance(default, bool) or not shown else f" (default {shown})"
-        found[name] = (field.annotation, default, f"{field.description}{note}")
-    return found
-
-
-train = _training_command(
-    "classification", "Train a classifier at several resolutions at once, or continue a run.", "accuracy"
-)
-
-
-segment_train = _training_command(
-    "segmentation", "Train a segmentation network on any backbone, at one or several resolutions, or continue.", "mIoU"
-)
-
-
-detect_train = _training_command(
-    "detection", "Train a detector on any backbone, at one or several resolutions, or continue.", "box AP"
-)
-
-
-video_train = _training_command(
-    "video", "Train a network on clips, at one or several resolutions, or continue.", "accuracy"
-)
+    return listed(config_of(task.name))

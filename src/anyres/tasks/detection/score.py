@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from anyres.data import EvalLoader, rle
+from anyres.data import rle
+from anyres.data.config import DataConfig
 from anyres.data.detection import DetectionSource, Objects
-from anyres.data.detection_views import LONGEST, DetectionTest
+from anyres.data.samples import EvalBatch
+from anyres.data.schedule import Size
 from anyres.errors import UserError
-from anyres.evaluation.accuracy import _gather, process
-from anyres.evaluation.cost import precision_context
-from anyres.evaluation.results import Measured, Size, covered
-from anyres.inference.finite import check_found, check_weights, layers_watched
-from anyres.inference.preparation import check_size, label_places, preparation_for
 from anyres.io.files import atomic_write, check_file
-from anyres.tasks.detection import paste_masks
+from anyres.tasks.detection.network import Found, at_full_size
+from anyres.tasks.finite import check_found
+from anyres.tasks.scores import Measured, Metric, covered
 
 Entry = dict[str, Any]
 """An annotation, or a detection in the layout of COCO's result files."""
@@ -42,83 +41,59 @@ SIGMA = 0.05
 """The spread of a keypoint, relative to the object's size, where COCO's own 17 do not apply."""
 
 
-def evaluate_detection(
-    model: nn.Module,
-    source: DetectionSource,
-    size: Size,
-    batch_size: int = 1,
-    device: str | torch.device = "cpu",
-    precision: str = "float32",
-    *,
-    workers: int = 0,
-    longest: float = LONGEST,
-    results: str | Path | None = None,
-) -> Measured:
-    """Detect the objects in every picture of `source`, scaled by `fit`, and score them as COCO does, in percent: "ap",
-    "ap50", "ap75", "ap_small", "ap_medium" and "ap_large", and the same with "mask_" and "keypoint_" before them if
-    the model gives masks or keypoints and the source was asked for them.
+class AveragePrecision(Metric):
+    """COCO's scores, in percent: "ap", "ap50", "ap75", "ap_small", "ap_medium" and "ap_large", and the same with
+    "mask_" and "keypoint_" before them if the model gives masks or keypoints and the source was asked for them.
 
     A score without any object to judge it by (small ones, for instance) is left out. Everything is judged in the pixels
-    of the original picture. `results` is a file to write all detections to, in COCO's layout. Under torch.distributed
-    every process takes its own share of the pictures and all return the same scores.
-
-    Raises UserError when no picture is readable, no object is marked, the classes do not fit the model's, weights or
-    outputs (also those of the head's layers) are not finite, or the size is below the model's minimum.
+    of the original picture. `results` is a file to write all detections to, in COCO's layout.
     """
-    rle.coco_masks()  # it complains now, not after the last picture
-    check_size(model, size)
-    device = torch.device(device)
-    rank, world = process()
-    if results is not None and rank == 0:
-        check_file(results, "detections")
-    way = preparation_for(model, source)
-    categories = _categories(model, source)
-    test = DetectionTest(size, way.mean, way.std, longest)
-    loader = EvalLoader(source, test, batch_size, workers, rank=rank, world=world)
-    check_weights(model)
-    was_training = model.training
-    model = model.to(device).eval()
-    images: list[Entry] = []
-    truth: list[Entry] = []
-    found: list[Entry] = []
-    kinds = {"bbox"}
-    try:
-        with torch.inference_mode():
-            for view, marked in loader:
-                with precision_context(precision, device), layers_watched(getattr(model, "head", model)) as finite:
-                    outputs = model(view.images.to(device, non_blocking=True), view.sizes)
-                check_found(model, outputs, finite, f"the images {[objects.image_id for objects in marked]}")
-                for output, objects, seen in zip(outputs, marked, view.sizes, strict=True):
-                    images.append({"id": objects.image_id, "height": objects.size[0], "width": objects.size[1]})
-                    truth += _truth(objects, source.category_ids)
-                    found += _detections(output, objects, seen, categories)
-                    kinds |= {"segm"} if "masks" in output and objects.segments is not None else set()
-                    kinds |= {"keypoints"} if "keypoints" in output and objects.keypoints is not None else set()
-    finally:
-        model.train(was_training)
-    shares = _gather((images, truth, found, kinds, tuple(str(image) for image in loader.bad)))
-    images, truth, found = ([entry for share in shares for entry in share[column]] for column in range(3))
-    kinds = set().union(*(share[3] for share in shares))
-    bad = tuple(name for share in shares for name in share[4])
-    if not images:
-        raise UserError(f"{source.name} has no readable image ({len(bad)} skipped): check the files")
-    if all(entry["iscrowd"] for entry in truth):
-        raise UserError(f"no object is marked in the images of {source.name}: give others to evaluate on")
-    scores: dict[str, float] = {}
-    if rank == 0:
+
+    def __init__(self, config: DataConfig, source: DetectionSource, results: str | Path | None = None) -> None:
+        rle.coco_masks()  # it complains now, not after the last picture
         if results is not None:
-            with atomic_write(results, "detections") as temporary:
+            check_file(results, "detections")
+        self.model, self.source, self.results = config.model, source, results
+        self.categories = dict(zip(config.places(source).tolist(), source.category_ids, strict=True))
+        """The category id of each of the model's labels that the source has."""
+        self.images: list[Entry] = []
+        self.truth: list[Entry] = []
+        self.found: list[Entry] = []
+        self.kinds = {"bbox"}
+
+    def update(self, outputs: Found, batch: EvalBatch) -> None:
+        marked = batch.truth
+        check_found(
+            self.model, outputs.objects, outputs.finite, f"the images {[objects.image_id for objects in marked]}"
+        )
+        for output, objects, seen in zip(outputs.objects, marked, outputs.seen, strict=True):
+            self.images.append({"id": objects.image_id, "height": objects.size[0], "width": objects.size[1]})
+            self.truth += _truth(objects, self.source.category_ids)
+            self.found += _detections(output, objects, seen, self.categories)
+            self.kinds |= {"segm"} if "masks" in output and objects.segments is not None else set()
+            self.kinds |= {"keypoints"} if "keypoints" in output and objects.keypoints is not None else set()
+
+    def share(self) -> Any:
+        return self.images, self.truth, self.found, self.kinds
+
+    def compute(self, shares: list[Any], count: int) -> Measured:
+        images, truth, found = ([entry for share in shares for entry in share[column]] for column in range(3))
+        if all(entry["iscrowd"] for entry in truth):
+            raise UserError(f"no object is marked in the images of {self.source.name}: give others to evaluate on")
+        if self.results is not None:
+            with atomic_write(self.results, "detections") as temporary:
                 temporary.write_text(json.dumps(found), encoding="utf-8")
+        kinds = set().union(*(share[3] for share in shares))
+        scores: dict[str, float] = {}
         for kind, prefix in KINDS.items():
             if kind in kinds:
-                part = average_precision(images, source.category_ids, truth, found, kind)
+                part = average_precision(images, self.source.category_ids, truth, found, kind)
                 scores |= {prefix + name: score for name, score in part.items()}
-    scores = _gather((scores,))[0][0]
-    if "ap" not in scores:
-        raise UserError(f"no object of {source.name} has an area that COCO judges: check the areas and boxes")
-    marked_classes = len({entry["category_id"] for entry in truth if not entry["iscrowd"]})
-    note = covered("AP", marked_classes, len(source.category_ids), "no object of the others is marked")
-    return Measured(scores, len(images), bad, note)
+        if "ap" not in scores:
+            raise UserError(f"no object of {self.source.name} has an area that COCO judges: check the areas and boxes")
+        marked_classes = len({entry["category_id"] for entry in truth if not entry["iscrowd"]})
+        note = covered("AP", marked_classes, len(self.source.category_ids), "no object of the others is marked")
+        return Measured(scores, count, note=note)
 
 
 def average_precision(
@@ -159,11 +134,6 @@ def _area(entry: Entry, kind: str) -> float:
     return float(entry["bbox"][2] * entry["bbox"][3])
 
 
-def _categories(model: nn.Module, source: DetectionSource) -> dict[int, int]:
-    """The category id of each of the model's labels that the source has."""
-    return dict(zip(label_places(model, source).tolist(), source.category_ids, strict=True))
-
-
 def _truth(objects: Objects, category_ids: Sequence[int]) -> list[Entry]:
     """The objects as COCO's annotations; those without a usable mask are "maskless", with their box as a stand-in."""
     entries: list[Entry] = []
@@ -192,11 +162,12 @@ def _truth(objects: Objects, category_ids: Sequence[int]) -> list[Entry]:
 
 def _detections(output: dict[str, Tensor], objects: Objects, seen: Size, categories: dict[int, int]) -> list[Entry]:
     """What the model found in a picture that it saw at size `seen`, in the picture's own pixels."""
-    scale = torch.tensor([objects.size[1] / seen[1], objects.size[0] / seen[0]], device=output["boxes"].device)
     known = torch.tensor([label in categories for label in output["labels"].tolist()], dtype=torch.bool)
     kept = torch.where(known.to(output["labels"].device))[0]
     kept = kept[output["scores"][kept].argsort(descending=True, stable=True)[:DETECTIONS]]
-    boxes = output["boxes"][kept].float() * scale.repeat(2)
+    wanted = {"masks": objects.segments, "keypoints": objects.keypoints}
+    chosen = {name: values[kept] for name, values in output.items() if wanted.get(name, ()) is not None}
+    found = at_full_size(chosen, seen, objects.size)
     entries: list[Entry] = [
         {
             "image_id": objects.image_id,
@@ -205,16 +176,14 @@ def _detections(output: dict[str, Tensor], objects: Objects, seen: Size, categor
             "score": score,
         }
         for label, score, (x1, y1, x2, y2) in zip(
-            output["labels"][kept].tolist(), output["scores"][kept].tolist(), boxes.tolist(), strict=True
+            found["labels"].tolist(), found["scores"].tolist(), found["boxes"].tolist(), strict=True
         )
     ]
-    if "masks" in output and objects.segments is not None:
-        for entry, mask in zip(entries, _encode(paste_masks(output["masks"][kept], boxes, objects.size)), strict=True):
+    if "masks" in found:
+        for entry, mask in zip(entries, _encode(found["masks"]), strict=True):
             entry["segmentation"] = mask
-    if "keypoints" in output and objects.keypoints is not None:
-        points = output["keypoints"][kept].float()
-        points = torch.cat([points[..., :2] * scale, points[..., 2:]], dim=-1)
-        for entry, flat in zip(entries, points.flatten(1).tolist(), strict=True):
+    if "keypoints" in found:
+        for entry, flat in zip(entries, found["keypoints"].flatten(1).tolist(), strict=True):
             entry["keypoints"] = flat
     return entries
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.image_list import ImageList
@@ -26,19 +26,9 @@ from anyres.data.detection_views import DIVISOR, DetectionView
 from anyres.errors import UserError
 from anyres.layers.init import init_scaled
 from anyres.models._backbone import Backbone
-from anyres.models._plain import Plain
-from anyres.models._pyramid import Pyramid
 from anyres.models._registry import create_model, entries, resolve_name
-from anyres.models.deit import DeiT
-from anyres.models.gpvit import GPViT
-from anyres.models.mpvit import MPViT
-from anyres.models.mvitv2 import MViTv2
-from anyres.models.regionvit import RegionViT
-from anyres.models.resformer import ResFormer
-from anyres.models.uvit import UViT
-from anyres.tasks.base import TaskModel, is_count, leave_inputs_alone
-from anyres.tasks.cascade import IOUS, BoxPredictor, Cascade, Stage
-from anyres.tasks.detection_heads import (
+from anyres.tasks.detection.cascade import IOUS, BoxPredictor, Cascade, Stage
+from anyres.tasks.detection.heads import (
     Anchors,
     FocalHead,
     Objects,
@@ -48,12 +38,16 @@ from anyres.tasks.detection_heads import (
     RegionPool,
     TwoStage,
 )
-from anyres.tasks.detection_necks import LEVELS, NORMS, CoarseLevels, FeaturePyramid, SimplePyramid
+from anyres.tasks.detection.necks import LEVELS, NORMS, CoarseLevels, FeaturePyramid, SimplePyramid
+from anyres.tasks.network import TaskModel, is_count, leave_inputs_alone
+from anyres.tasks.objective import Objective
 
 __all__ = ["HEADS", "STYLES", "DetectionView", "Detector", "Settings", "Style", "paste_masks"]
 
 TABLE = re.compile(r"\.(rel_pos_[hw]|rpb)$")
 """Parameters that detectors leave without weight decay."""
+RETINA_STRIDE = 8
+"""Of the finest map that RetinaNet looks at; the others look at stride 4, too."""
 HEADS = ("retinanet", "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
 
 
@@ -85,13 +79,6 @@ STYLES = {
     "vitdet": Style("layer", 2, BoxHead(4, "layer"), "layer", "detectron2", BoxHead(4, "layer")),
 }
 """By name: PVT, Swin and most others; MPViT and RegionViT; MViTv2; GPViT; ResFormer and the other plain models."""
-
-
-def default_style(backbone: Backbone) -> str:
-    """The style of the paper's own detectors."""
-    own = ((GPViT, "gpvit"), (MViTv2, "mvitv2"), (MPViT | RegionViT, "detectron2"))
-    plain = isinstance(backbone, Plain) and not isinstance(backbone, UViT)
-    return next((style for kind, style in own if isinstance(backbone, kind)), "vitdet" if plain else "standard")
 
 
 @dataclass(frozen=True)
@@ -169,7 +156,7 @@ class Detector(TaskModel):
         self, backbone: Backbone, num_classes: int, head: str = "mask_rcnn", style: str | None = None, **options: Any
     ) -> None:
         super().__init__(backbone, num_classes, head=head, style=style, **options)
-        style = style or default_style(backbone)
+        style = style or backbone.detector.style
         for what, name, known in (("head", head, HEADS), ("style", style, STYLES)):
             if name not in known:
                 raise UserError(f"{what}={name!r} is not known: choose one of {', '.join(known)}.")
@@ -181,8 +168,8 @@ class Detector(TaskModel):
                 raise UserError(f"A detector has no option {name!r}: {hint}")
         settings = Settings(**options)
         retina = head == "retinanet"
-        if retina and isinstance(backbone, Pyramid):
-            backbone.out_norms[0] = nn.Identity()  # of the map of stride 4, from which no loss would reach it
+        if retina:
+            backbone.use_maps([i for i, info in enumerate(backbone.feature_info) if info["reduction"] >= RETINA_STRIDE])
         self.neck = build_neck(backbone, settings.channels, STYLES[style].neck_norm, retina)
         self.head = (
             one_stage(self.neck.strides, num_classes, settings)
@@ -193,12 +180,8 @@ class Detector(TaskModel):
 
     @classmethod
     def dense_backbone(cls, name: str, args: dict[str, Any], options: dict[str, Any]) -> Backbone:
-        family = entries()[resolve_name(name)].family.model
-        own: dict[str, Any] = {"dense": True}
-        if issubclass(family, GPViT):
-            own = {"adapter": True, "finest": 8 if options.get("head") == "retinanet" else 4}
-        elif issubclass(family, ResFormer | DeiT):
-            own |= {"prefix_tokens": (), "global_pool": "avg", "window_size": 14}
+        finest = RETINA_STRIDE if options.get("head") == "retinanet" else 4
+        own = entries()[resolve_name(name)].family.model.detector_args(finest)
         model: Any = create_model(resolve_name(name), **{**own, **args})
         return model
 
@@ -260,17 +243,18 @@ def build_neck(backbone: Backbone, channels: int, norm: str, retina: bool) -> Fe
     What a backbone has not is made by convolutions, from its last map or, of plain models, from the pyramid's; but the
     last level of two-stage detectors is a subsample if it is all that is missing.
     """
-    if isinstance(backbone, Plain) and not isinstance(backbone, GPViT | UViT):
+    form = backbone.detector
+    if form.levels == "simple":
         extra = CoarseLevels(channels, channels, 2, from_pyramid=True) if retina else LastLevelMaxPool()
         stride = backbone.feature_info[-1]["reduction"]
         return SimplePyramid(backbone.embed_dim, stride, 1 if retina else 2, channels, extra)
-    maps = backbone.feature_info[-1:] if isinstance(backbone, UViT) else backbone.feature_info
-    maps = [info for info in maps if info["reduction"] >= 8 or not retina]
+    maps = backbone.feature_info[-1:] if form.levels == "last" else backbone.feature_info
+    maps = [info for info in maps if info["reduction"] >= RETINA_STRIDE or not retina]
     widths = [info["num_chs"] for info in maps]
-    more, plain = LEVELS - len(maps), isinstance(backbone, Plain)
+    more, from_pyramid = LEVELS - len(maps), form.coarse == "pyramid"
     extra = LastLevelMaxPool()
     if retina or more > 1:
-        extra = CoarseLevels(channels if plain else widths[-1], channels, more, plain)
+        extra = CoarseLevels(channels if from_pyramid else widths[-1], channels, more, from_pyramid)
     return FeaturePyramid(widths, maps[0]["reduction"], channels, norm, extra)
 
 
@@ -334,6 +318,37 @@ def two_stage(strides: Sequence[float], num_classes: int, head: str, style: Styl
             )
         )
     return TwoStage(rpn, Cascade(stages, "logits" if swin else "probabilities"))
+
+
+class Found(NamedTuple):
+    """What a detector says about a batch."""
+
+    objects: list[Objects]
+    """Of each image, in pixels of the image that the network saw."""
+    seen: list[tuple[int, int]]
+    """The size of each of these images without its padding."""
+    finite: list[Tensor]
+    """Whether the output of each layer of the head was."""
+
+
+class DetectionObjective(Objective):
+    """The sum of the head's own losses."""
+
+    def __call__(self, outputs: dict[str, Tensor], target: Any, view: DetectionView) -> Tensor:
+        return torch.stack([loss for name, loss in outputs.items() if name != "gap"]).sum()
+
+
+def at_full_size(objects: Objects, seen: tuple[int, int], full: tuple[int, int]) -> Objects:
+    """What was found in an image that the network saw at size `seen`, in pixels of one of size `full`: boxes and
+    keypoints scaled, masks pasted into it, bool (n, H, W)."""
+    scale = objects["boxes"].new_tensor([full[1] / seen[1], full[0] / seen[0]]).float()
+    out = {**objects, "boxes": objects["boxes"].float() * scale.repeat(2)}
+    if "masks" in objects:
+        out["masks"] = paste_masks(objects["masks"], out["boxes"], full)
+    if "keypoints" in objects:
+        points = objects["keypoints"].float()
+        out["keypoints"] = torch.cat([points[..., :2] * scale, points[..., 2:]], dim=-1)
+    return out
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:

@@ -21,9 +21,9 @@ from torchvision.ops import Conv2dNormActivation
 from anyres.errors import UserError
 from anyres.layers.init import init_linear_and_convolution
 from anyres.models._backbone import Backbone, pair
-from anyres.models._plain import Plain
-from anyres.tasks.base import TaskModel, is_count, leave_inputs_alone
-from anyres.tasks.segmentation_heads import HEADS, classifier, resize
+from anyres.tasks.network import TaskModel, is_count, leave_inputs_alone
+from anyres.tasks.objective import Objective
+from anyres.tasks.segmentation.heads import HEADS, classifier, resize
 
 AUXILIARY_CHANNELS = 256
 IGNORE = 255
@@ -65,8 +65,7 @@ class Segmenter(TaskModel):
         auxiliary = head == "upernet" if auxiliary is None else auxiliary
         super().__init__(backbone, num_classes, head=head, channels=channels, auxiliary=auxiliary)
         info = levels_of(backbone)
-        if isinstance(backbone, Plain) and any(isinstance(norm, nn.Identity) for norm in backbone.out_norms):
-            backbone.norm = nn.Identity()
+        backbone.make_maps_alike()
         self.head = kind(info, num_classes, channels)
         self.auxiliary: nn.Module | None = None
         if auxiliary:
@@ -97,9 +96,7 @@ def levels_of(backbone: Backbone) -> list[dict[str, Any]]:
     if not getattr(backbone, "dense", False) or backbone.num_frames is not None:
         name = (backbone.architecture or type(backbone).__name__).removeprefix("anyres_")
         raise UserError(f"{name} gives no maps of images: build an image model with dense=True.")
-    if isinstance(backbone, Plain) and getattr(backbone, "adapter", None) is None:
-        return [backbone.feature_info[i] for i in backbone.dense_levels]
-    return backbone.feature_info
+    return backbone.dense_info
 
 
 # Training -----------------------------------------------------------------------------------------------------------
@@ -118,6 +115,13 @@ def segmentation_loss(
     if "aux" in outputs:
         loss = loss + auxiliary_weight * _pixel_loss(outputs["aux"], labels, ignore_index)
     return loss
+
+
+class SegmentationObjective(Objective):
+    """`segmentation_loss`."""
+
+    def __call__(self, outputs: dict[str, Tensor], target: Tensor, view: Tensor) -> Tensor:
+        return segmentation_loss(outputs, target)
 
 
 def _pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import RoIHeads, keypointrcnn_inference, keypointrcnn_loss
 from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss, roi_align
 
-from anyres.tasks.detection_heads import Objects
+from anyres.tasks.detection.heads import Objects
 
 IOUS = (0.5, 0.6, 0.7)
 """The overlap from which a proposal is an object's, by stage."""

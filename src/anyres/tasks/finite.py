@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from anyres.errors import UserError
 
 
-def model_name(model: nn.Module) -> str:
+def model_name(model: nn.Module | str) -> str:
     """The architecture of a model, or of the backbone that it stands on; else the name of its class."""
+    if isinstance(model, str):
+        return model.removeprefix("anyres_")
     backbone = getattr(model, "backbone", model)
     return str(getattr(backbone, "architecture", None) or type(backbone).__name__).removeprefix("anyres_")
 
@@ -35,7 +37,7 @@ def check_weights(model: nn.Module, name: str | None = None) -> None:
         )
 
 
-def check_outputs(model: nn.Module, finite: bool, what: str) -> None:
+def check_outputs(model: nn.Module | str, finite: bool, what: str) -> None:
     """Raises UserError if the model's outputs, which are for `what`, are not `finite`."""
     if not finite:
         raise UserError(
@@ -44,7 +46,9 @@ def check_outputs(model: nn.Module, finite: bool, what: str) -> None:
         )
 
 
-def check_found(model: nn.Module, found: Sequence[dict[str, Tensor]], layers: Sequence[Tensor], what: str) -> None:
+def check_found(
+    model: nn.Module | str, found: Sequence[dict[str, Tensor]], layers: Sequence[Tensor], what: str
+) -> None:
     """Raises UserError if what a detector found in pictures called `what`, or any of its `layers_watched`, is not
     finite."""
     finite = [*layers, *(values.isfinite().all() for objects in found for values in objects.values())]

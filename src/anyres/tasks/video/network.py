@@ -9,6 +9,7 @@ ResFormer uses it (section 4.4), rebuilt from the papers; neither is a copy of r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -27,7 +28,7 @@ from anyres.models._checkpoints import LoadReport, load_checkpoint
 from anyres.models._plain import Plain
 from anyres.models._registry import create_model, entries, resolve_name
 from anyres.models.regionvit import RegionalToLocalBlock, RegionViT
-from anyres.tasks.base import TaskModel, blocks_of
+from anyres.tasks.network import TaskModel, blocks_of
 
 
 class TemporalAttention(nn.Module):
@@ -288,6 +289,11 @@ class RegionTime(SpaceTime):
         if not coarse:
             groups["blocks"][0] = (r"^temporal\.(\d+)\.(\d+)", None)
         return groups
+
+
+def mean_over_views(logits: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the mean softmax scores of a clip's views, from their logits (B, K) each."""
+    return torch.stack(list(logits)).float().log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
 def video_networks() -> list[str]:

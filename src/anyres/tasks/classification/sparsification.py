@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyres.training.losses import Outputs
+from anyres.tasks.objective import Outputs
 
 
 def ratio_loss(decisions: Tensor, ratios: Sequence[float], per_batch: bool = False) -> Tensor:

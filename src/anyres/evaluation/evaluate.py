@@ -1,0 +1,137 @@
+"""Scores of a model on the data of its task at one size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch import nn
+
+from anyres.data import BadImage, EvalLoader
+from anyres.data.config import DataConfig
+from anyres.data.samples import pixels_of
+from anyres.data.schedule import Size
+from anyres.errors import UserError
+from anyres.inference.predictor import Predictor
+from anyres.tasks import task_of
+from anyres.tasks.scores import Measured
+
+
+def open_test_source(
+    model: Any, data: str, split: str = "val", *, others: Sequence[Any] = (), bit_depth: int | None = None
+) -> Any:
+    """The data of a model's task, with the masks and keypoints that it, or one of the `others` that share the data, is
+    judged by; `bit_depth` is that of its pictures, where it has to be told. Raises UserError where the classes do not
+    fit one of the models."""
+    from anyres.data.classes import tell_subset
+
+    source = task_of(model).open_test_source(data, split, [model, *others])
+    source.bit_depth = bit_depth
+    for each in (model, *others):
+        config = DataConfig.of(each)
+        tell_subset(config.label_names, config.places(source).tolist(), knower=config.model, namer=source.name)
+    return source
+
+
+def evaluate(
+    model: nn.Module,
+    source: Any,
+    size: Size,
+    batch_size: int | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "float32",
+    *,
+    workers: int = 0,
+    **options: Any,
+) -> Measured:
+    """The scores of a model on every item of `source` at `size` (height, width), in inference mode.
+
+    How items are prepared comes from what the model states (`data.config.DataConfig`), and from the source where it
+    states nothing; `options` are the task's own (`Task.test_options`), `batch_size` is the task's unless given. What
+    the scores are is said in the task's `score` module: "top1", "top5" and "loss" of classifiers of images and clips,
+    "miou", "pixel_accuracy" and "mean_accuracy" of segmentation, COCO's "ap", … of detection.
+
+    `precision` "bfloat16" and "float16" run under autocast. Under torch.distributed every process takes its own share
+    of the items and all return the scores of all; each item counts once. The model is moved to `device` and put back
+    into its mode afterwards.
+
+    Raises UserError when no item is readable, the classes do not fit the model's, weights or outputs are not finite,
+    or the size is below the model's minimum.
+    """
+    predictor = Predictor(model, size, device=device, precision=precision, source=source, **options)
+    task, (rank, world) = predictor.task, process()
+    metric = task.metric(predictor.config, source, predictor.options)
+    loader = EvalLoader(
+        source, predictor.transform, batch_size or task.test_batch_size, workers, rank=rank, world=world
+    )
+    count = 0
+    with predictor.running():
+        for batch in loader:
+            metric.update(predictor.forward(batch), batch)
+            count += len(batch.names)
+    shares = gather((metric.share(), count, [str(image) for image in loader.bad]))
+    count, bad = sum(share[1] for share in shares), [name for share in shares for name in share[2]]
+    if not count:
+        raise UserError(f"{source.name} has no readable image ({len(bad)} skipped): check the files")
+    measured: Measured | UserError | None = None
+    if rank == 0:
+        try:
+            measured = metric.compute([share[0] for share in shares], count)
+        except UserError as error:  # for all processes
+            measured = error
+    measured = gather(measured)[0]
+    if isinstance(measured, UserError):
+        raise measured
+    assert measured is not None
+    return Measured(measured.scores, measured.count, tuple(bad), measured.note, measured.by_class)
+
+
+def process() -> tuple[int, int]:
+    """(rank, world size) of torch.distributed; (0, 1) without it."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def gather(share: Any) -> list[Any]:
+    """What every process has, in their order."""
+    world = process()[1]
+    if world == 1:
+        return [share]
+    shares: list[Any] = [None] * world
+    dist.all_gather_object(shares, share)
+    return shares
+
+
+def preparation_text(model: nn.Module, source: Any) -> str:
+    """How the evaluation prepares images, in a sentence."""
+    config = DataConfig.of(model, source)
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (config.mean, config.std))
+    if task_of(model).keeps_ratio:
+        divisor = config.fitting.get("divisor", 1)
+        rounded = f", both sides up to multiples of {divisor}" if divisor > 1 else ""
+        return f"resized with their ratio kept, the short side to the size{rounded}; mean {mean}, std {std}."
+    share = f"{config.crop_pct:.4g}"
+    return (
+        f"{config.interpolation} resize of the short side to int(size/{share}), centre crop to size; non-square sizes:"
+        " resized to cover (height, width) divided by the same number, then the centre crop;"
+        f" mean {mean}, std {std}."
+    )
+
+
+def sample_images(model: nn.Module, source: Any, size: Size, count: int) -> list[Image.Image]:
+    """The first `count` readable images as the model sees them at `size`, in their own colours; the middle frames of
+    clips."""
+    transform = Predictor(model, size, source=source).transform
+    images: list[Image.Image] = []
+    for item in (source.item(index) for index in range(len(source))) if hasattr(source, "item") else source.items(None):
+        if len(images) == count:
+            break
+        try:
+            images.append(Image.fromarray(pixels_of(transform.prepare(item))).convert("RGB"))
+        except BadImage:
+            continue
+    return images

@@ -1,0 +1,17 @@
+"""Autocast by its name."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+
+def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast for "bfloat16" or "float16", nothing for "float32"."""
+    if precision == "float32":
+        return nullcontext()
+    if precision in ("bfloat16", "float16"):
+        return torch.autocast(device.type, dtype=getattr(torch, precision))
+    raise ValueError(f"precision '{precision}' is not known; use float32, bfloat16 or float16")

@@ -1,0 +1,55 @@
+"""Accuracy of classifiers, of images and of clips."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from anyres.data import EvalBatch, Source
+from anyres.data.config import DataConfig
+from anyres.errors import UserError
+from anyres.tasks.finite import check_outputs
+from anyres.tasks.scores import Measured, Metric
+
+
+class Accuracy(Metric):
+    """Scores "top1", "top5" (with more than five classes) and "loss" (mean cross-entropy, nats) of logits (B, K)."""
+
+    def __init__(self, config: DataConfig, source: Source) -> None:
+        self.model, self.source = config.model, source.name
+        self.places = config.places(source)
+        self.classes = 0
+        self.sums: list[Tensor] = []
+
+    def update(self, outputs: Tensor, batch: EvalBatch) -> None:
+        targets = self.places[batch.truth]
+        self.classes = outputs.shape[-1]
+        if int(targets.max()) >= self.classes:
+            raise UserError(
+                f"label {int(targets.max())} of {self.source} is beyond the model's {self.classes} classes: "
+                "use the data set it was trained for"
+            )
+        # Summed at the end: no wait for the device here.
+        self.sums.append(_score(outputs.float(), targets.to(outputs.device)))
+
+    def share(self) -> Any:
+        totals = torch.stack(self.sums).cpu().double().sum(0).tolist() if self.sums else [0.0] * 4
+        return totals, self.classes
+
+    def compute(self, shares: list[Any], count: int) -> Measured:
+        right1, right5, loss, lost = (sum(totals[column] for totals, _ in shares) for column in range(4))
+        check_outputs(self.model, not lost, f"{int(lost)} of the {count} items of {self.source}")
+        top5 = {"top5": 100 * right5 / count} if max(classes for _, classes in shares) > 5 else {}
+        return Measured({"top1": 100 * right1 / count, **top5, "loss": loss / count}, count)
+
+
+def _score(logits: Tensor, targets: Tensor) -> Tensor:
+    """(right in the first place, right in the first five, sum of the cross-entropy, rows that are not finite) of a
+    batch."""
+    hits = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == targets[:, None]
+    loss = F.cross_entropy(logits, targets, reduction="sum")
+    lost = logits.isfinite().all(-1).logical_not().sum()
+    return torch.stack([hits[:, 0].sum(), hits.any(-1).sum(), loss, lost])

@@ -1,0 +1,145 @@
+"""What a network found in one image or clip."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from anyres.data.config import DataConfig
+from anyres.data.decode import load_image
+from anyres.data.samples import EvalBatch
+from anyres.data.sources import Item
+from anyres.tasks.finite import check_outputs
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Result(ABC):
+    """What was found in the item called `name`."""
+
+    name: str
+
+    @property
+    def problem(self) -> str:
+        """Why nothing was found: the item cannot be read."""
+        return ""
+
+    @abstractmethod
+    def rows(self) -> list[list[str]]:
+        """What was found as text, in the columns of the task."""
+
+    @abstractmethod
+    def draw(self, item: Item) -> Image.Image:
+        """A picture of what was found, on the item."""
+
+
+@dataclass(frozen=True)
+class Unreadable(Result):
+    """An item that cannot be read."""
+
+    reason: str
+
+    @property
+    def problem(self) -> str:
+        return self.reason
+
+    def rows(self) -> list[list[str]]:
+        return []
+
+    def draw(self, item: Item) -> Image.Image:
+        raise TypeError(f"nothing was found in {self.name}")
+
+
+@dataclass(frozen=True)
+class Classes(Result):
+    """The likeliest classes, most probable first."""
+
+    labels: list[str]
+    probabilities: list[float]
+
+    def rows(self) -> list[list[str]]:
+        pairs = zip(self.labels, self.probabilities, strict=True)
+        return [[str(rank), label, f"{value:.4f}"] for rank, (label, value) in enumerate(pairs, 1)]
+
+    def draw(self, item: Item) -> Image.Image:
+        from anyres.tasks.drawing import draw_clip
+
+        frames = np.asarray(load_image(item.data, item.name))[None]
+        return draw_clip(frames, ["  ".join(row[1:]) for row in self.rows()])
+
+
+@dataclass(frozen=True)
+class Clip(Classes):
+    """The likeliest classes of a clip."""
+
+    frames: np.ndarray
+    """As the network saw them: (T, h, w, 3) uint8."""
+
+    def rows(self) -> list[list[str]]:
+        return [row[1:] for row in super().rows()]
+
+    def draw(self, item: Item) -> Image.Image:
+        from anyres.tasks.drawing import draw_clip
+
+        return draw_clip(self.frames, ["  ".join(row) for row in self.rows()])
+
+
+def likeliest(config: DataConfig, logits: Tensor, batch: EvalBatch, topk: int) -> list[tuple[list[str], list[float]]]:
+    """Labels and probabilities of the `topk` best classes by logits (B, K), for each item. Raises UserError for logits
+    that are not finite."""
+    logits = logits.float()
+    check_outputs(config.model, bool(logits.isfinite().all()), ", ".join(batch.names))
+    values, indices = logits.softmax(-1).topk(min(topk, logits.shape[-1]))
+    names = config.label_names
+    labels: Any = [[names[i] if i < len(names) else str(i) for i in row] for row in indices.tolist()]
+    return list(zip(labels, values.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Segments(Result):
+    """The class of every pixel."""
+
+    classes: np.ndarray
+    """(H, W) numbers of classes, at the size of the image."""
+    names: list[str]
+
+    def rows(self) -> list[list[str]]:
+        present, counts = np.unique(self.classes, return_counts=True)
+        order = np.argsort(-counts)
+        return [[self.names[present[i]], f"{100 * counts[i] / self.classes.size:.1f} %"] for i in order]
+
+    def draw(self, item: Item) -> Image.Image:
+        from anyres.tasks.drawing import draw_segmentation
+
+        return draw_segmentation(load_image(item.data, item.name), self.classes, self.names)
+
+
+@dataclass(frozen=True)
+class Detections(Result):
+    """Objects, the surest first; everything in pixels of the image."""
+
+    boxes: np.ndarray
+    """(n, 4) x1, y1, x2, y2."""
+    labels: list[int]
+    scores: list[float]
+    names: list[str]
+    masks: np.ndarray | None = None
+    """(n, H, W) bool."""
+    keypoints: np.ndarray | None = None
+    """(n, K, 3) x, y, 1."""
+
+    def rows(self) -> list[list[str]]:
+        found = zip(self.labels, self.scores, self.boxes.tolist(), strict=True)
+        return [[self.names[label], f"{score:.2f}", *(f"{value:.0f}" for value in box)] for label, score, box in found]
+
+    def draw(self, item: Item) -> Image.Image:
+        from anyres.tasks.drawing import draw_detections
+
+        image = load_image(item.data, item.name)
+        return draw_detections(image, self.boxes, self.labels, self.scores, self.names, self.masks, self.keypoints)

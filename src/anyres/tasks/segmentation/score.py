@@ -1,0 +1,121 @@
+"""mIoU of a segmentation network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from anyres.data.config import DataConfig
+from anyres.data.samples import EvalBatch
+from anyres.data.segmentation import IGNORED, SegmentationSource
+from anyres.errors import UserError
+from anyres.tasks.finite import check_outputs
+from anyres.tasks.scores import Measured, Metric, covered
+
+
+class ConfusionMatrix:
+    """How often pixels of each class were taken for each: one matrix over a whole set of images.
+
+    `counts` (K, K + 1) int64: rows are labels, columns predictions, the last those of no class. Pixels whose label is
+    `ignore` are left out.
+    """
+
+    def __init__(self, num_classes: int, ignore: int = IGNORED) -> None:
+        self.num_classes, self.ignore = num_classes, ignore
+        self.counts = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
+
+    def add(self, prediction: Tensor, label: Tensor) -> None:
+        """Count the pixels of two maps of one shape. A prediction of `num_classes` or more belongs to no class; raises
+        UserError for such a label."""
+        seen = label != self.ignore
+        rows, columns = label[seen].long(), prediction[seen].long().clamp(max=self.num_classes)
+        counts = torch.bincount(rows * (self.num_classes + 1) + columns, minlength=self.counts.numel()).cpu()
+        if counts.numel() > self.counts.numel():
+            raise UserError(f"a label is beyond the {self.num_classes} classes: number them from 0, or ignore it")
+        self.counts += counts.view_as(self.counts)
+
+    @property
+    def iou(self) -> Tensor:
+        """(K,) float64: pixels rightly taken for a class over those that are or were taken for it; NaN where there are
+        none of either."""
+        right, labelled, predicted = self._shares()
+        return right / (labelled + predicted - right)
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU of the classes that were labelled or predicted anywhere in the set."""
+        return float(self.iou.nanmean())
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean over the labelled classes of the share of their pixels that was found."""
+        right, labelled, _ = self._shares()
+        return float((right / labelled).nanmean())
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of all pixels whose class was found."""
+        right, labelled, _ = self._shares()
+        return float(right.sum() / labelled.sum())
+
+    def _shares(self) -> tuple[Tensor, Tensor, Tensor]:
+        """For each class the pixels that are rightly found, labelled, and predicted."""
+        counts = self.counts.double()
+        return counts.diagonal(), counts.sum(1), counts.sum(0)[:-1]
+
+
+def check_probabilities(model: str, probabilities: Tensor, names: Sequence[str]) -> None:
+    """Raises UserError for probabilities (B, K, H, W) that are not finite."""
+    # One logit that is not finite makes all of a pixel's probabilities NaN.
+    check_outputs(model, not probabilities[:, 0].isnan().any(), ", ".join(names))
+
+
+class MeanIoU(Metric):
+    """Scores "miou", "pixel_accuracy" and "mean_accuracy" of probabilities (B, K, H, W); `by_class` is the IoU."""
+
+    def __init__(self, config: DataConfig, source: SegmentationSource) -> None:
+        self.config, self.source = config, source
+        places = config.places(source)
+        self.table = torch.arange(256, dtype=torch.uint8)
+        self.table[: len(places)] = places.byte()
+        self.matrix: ConfusionMatrix | None = None
+
+    def update(self, outputs: Tensor, batch: EvalBatch) -> None:
+        check_probabilities(self.config.model, outputs, batch.names)
+        self.matrix = self.matrix or ConfusionMatrix(outputs.shape[1])
+        if len(self.source.label_names) > self.matrix.num_classes:
+            raise UserError(
+                f"{self.source.name} has {len(self.source.label_names)} classes, and the model"
+                f" {self.matrix.num_classes}: use the data set it was trained for"
+            )
+        self.matrix.add(outputs.argmax(1), self.table[batch.truth.long()].to(outputs.device))
+
+    def share(self) -> ConfusionMatrix | None:
+        return self.matrix
+
+    def compute(self, shares: list[ConfusionMatrix | None], count: int) -> Measured:
+        matrices = [matrix for matrix in shares if matrix is not None]
+        total = ConfusionMatrix(matrices[0].num_classes)
+        total.counts = torch.stack([matrix.counts for matrix in matrices]).sum(0)
+        if not total.counts.any():
+            raise UserError(f"{self.source.name} has no labelled pixel: check the masks and reduce_zero_label")
+        if (total.counts.sum(1) > 0).sum() < min(2, len(self.source.label_names)):
+            raise UserError(
+                f"only one class has labelled pixels in the {count} images of {self.source.name}, so no score would say"
+                " anything: give images of two classes or more; if masks are black and white, 0 and 255, train with"
+                " mask_values=0,255"
+            )
+        scores = {
+            "miou": 100 * total.miou,
+            "pixel_accuracy": 100 * total.pixel_accuracy,
+            "mean_accuracy": 100 * total.mean_accuracy,
+        }
+        percent = (100 * total.iou).tolist()
+        pairs = zip(self.config.label_names, percent, strict=True)
+        by_class = {name: None if math.isnan(value) else value for name, value in pairs}
+        there = sum(value is not None for value in by_class.values())
+        note = covered("mIoU", there, len(by_class), "the others are neither labelled nor predicted")
+        return Measured(scores, count, note=note, by_class=by_class)
