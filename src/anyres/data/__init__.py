@@ -1,10 +1,11 @@
 """Labelled images from folders, Hugging Face, shards and scikit-learn's digits, as multi-resolution batches."""
 
+from anyres.data.base import Item, MapSource, Source, StreamSource
 from anyres.data.decode import BadImage, list_images, load_image
 from anyres.data.loading import Batch, EvalLoader, TrainLoader
 from anyres.data.mixing import Mixing, smooth_labels
 from anyres.data.schedule import SizeSchedule, parse_sizes
-from anyres.data.sources import Item, MapSource, Source, StreamSource, open_source
+from anyres.data.sources import open_source
 from anyres.data.views import (
     Augmentation,
     EvalBatch,

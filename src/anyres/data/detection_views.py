@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from anyres.data import rle
+from anyres.data.base import Item
 from anyres.data.decode import BadImage, load_image
-from anyres.data.detection import Objects, Segment
 from anyres.data.fitting import fit, limits
+from anyres.data.objects import Objects, Segment
 from anyres.data.schedule import Size
-from anyres.data.sources import Item
 from anyres.data.views import DRAFT_MARGIN, Box, _resize, normalize, to_batch
 from anyres.errors import UserError
 

@@ -16,10 +16,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from anyres.data.base import Item, MapSource, Source, StreamSource
 from anyres.data.decode import BadImage
 from anyres.data.schedule import Size, SizeSchedule
 from anyres.data.seeding import generator, kept_globals
-from anyres.data.sources import Item, MapSource, Source, StreamSource
 from anyres.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyres.data.base import Item
 from anyres.data.clips import Sampling, Video
 from anyres.data.decode import MAX_PIXELS, load_image
 from anyres.data.schedule import Size
-from anyres.data.sources import Item
 from anyres.data.views import (
     Augmentation,
     Box,

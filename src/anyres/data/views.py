@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from anyres.data.base import Item, Source
 from anyres.data.decode import MAX_PIXELS, load_image
 from anyres.data.schedule import Size
 from anyres.data.seeding import seed_globals
-from anyres.data.sources import Item, Source
 from anyres.errors import UserError
 
 RESAMPLING = {

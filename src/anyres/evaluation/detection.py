@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from anyres.data import EvalLoader, rle
-from anyres.data.detection import DetectionSource, Objects
 from anyres.data.detection_views import LONGEST, DetectionTest
+from anyres.data.objects import DetectionSource, Objects
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import _gather, process
 from anyres.evaluation.cost import precision_context

@@ -9,8 +9,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from anyres.data import rle
-from anyres.data.detection import DetectionSource, open_detection
+from anyres.data.detection import open_detection
 from anyres.data.detection_views import DetectionView, DetectionViews
+from anyres.data.objects import DetectionSource
 from anyres.data.schedule import Size
 from anyres.evaluation.detection import evaluate_detection
 from anyres.tasks.detection import Detector
