@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from anyres.data import Augmentation, Mixing, SizeSchedule, open_source
-from anyres.data.loading import deal
+from anyres.data.train_loader import deal
 from anyres.errors import UserError
 from tests.data.loaders import eval_loader, train_loader
 from tests.data.pictures import bad_files, huge_png, odd_good_files, write_folder
