@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from anyres.evaluation import plots
+from anyres.evaluation.plot_style import COLOURS, drawn_name
 from anyres.evaluation.report import Page, Samples, render
 from anyres.io.text import printable, shorten
 from tests.evaluation.helpers import make_row
@@ -100,8 +101,8 @@ def markers(axes, colour):
 def test_training_sizes_are_filled_and_unseen_ones_hollow():
     figure = plots.accuracy_figure(rows(), {NAMES[0]: [24, 32], NAMES[1]: [32]})
     main, others = figure.axes
-    assert markers(main, plots.COLOURS[0]) == {16: False, 24: False, 32: True, 64: False}
-    assert set(markers(main, plots.COLOURS[1])) == {24, 32, 64}
+    assert markers(main, COLOURS[0]) == {16: False, 24: False, 32: True, 64: False}
+    assert set(markers(main, COLOURS[1])) == {24, 32, 64}
     assert [tick.get_text() for tick in main.get_xticklabels()] == ["16", "24", "32", "64"]
     assert main.get_xscale() == "log"
     assert [tick.get_text() for tick in others.get_yticklabels()] == ["24×43\n16:9"]
@@ -152,6 +153,6 @@ def test_pictures_and_pages_hold_any_name(kind, tmp_path, recwarn):
             assert max(image.size) < 4000
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert [entry.get_text() for entry in legend.get_texts()] == [
-        plots._label(label) for label in (name, name + "-", "b")
+        drawn_name(label) for label in (name, name + "-", "b")
     ]
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from anyres.evaluation import plots
 from anyres.evaluation.aspects import aspect_name, size_name
+from anyres.evaluation.plot_style import model_colour
 from anyres.evaluation.results import (
     SECOND_TITLES,
     SHORT_TITLES,
@@ -161,7 +162,7 @@ def _cards(rows: list[Row], models: list[str], train_sizes: dict[str, list[Size]
             else "no curve: runs at fewer than two of the square sizes"
         )
         cards.append(
-            f"<div class='card' style='--colour:{plots.model_colour(index)}'><h3>{escape(model)}</h3>"
+            f"<div class='card' style='--colour:{model_colour(index)}'><h3>{escape(model)}</h3>"
             f"<p class='number'>{value}</p><p>{meaning}</p><p>trained at {trained}{parameters}</p></div>"
         )
     return f"<div class='cards'>{''.join(cards)}</div>"
@@ -332,7 +333,7 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 
 def _swatch(index: int) -> str:
-    return f"<i class='swatch' style='background:{plots.model_colour(index)}'></i>"
+    return f"<i class='swatch' style='background:{model_colour(index)}'></i>"
 
 
 _STYLE = """
