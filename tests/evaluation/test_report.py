@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import base64
-import html
 import re
 
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from anyres.evaluation import plots
@@ -142,7 +142,7 @@ def test_pictures_and_pages_hold_any_name(kind, tmp_path, recwarn):
     assert text.encode()
     assert "<script" not in text
     assert "<img src=x" not in text
-    assert f"<h3>{html.escape(shorten(printable(name), 80))}</h3>" in text
+    assert f"<h3>{escape(shorten(printable(name), 80))}</h3>" in text
     assert text.count("<div class='card'") == 3
     assert len(text) < 3_000_000
     for number, figure in enumerate(
