@@ -136,7 +136,8 @@ def jitter_colours(image: Image.Image, rng: random.Random) -> Image.Image:
     hue by up to a tenth of its circle, each with probability 1/2; contrast comes first or last, at random.
 
     Grey images (mode "L") have the first two only. Source: the photometric distortion of SSD (Liu et al., ECCV 2016),
-    which the segmentation protocols took over.
+    which the segmentation protocols took over. torchvision's `RandomPhotometricDistort` is another distribution (its
+    brightness is a factor, its contrast keeps the mean) and draws from torch's global generator.
     """
     levels = np.arange(256.0)
     brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
