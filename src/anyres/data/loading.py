@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from anyres.data.base import Item
-from anyres.data.schedule import Size
 from anyres.errors import UserError
+from anyres.shapes import Size
 
 
 class Views(Protocol):

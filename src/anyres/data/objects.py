@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from anyres.data.base import Item, MapSource
-from anyres.data.schedule import Size
+from anyres.shapes import Size
 
 Segment = list[np.ndarray] | np.ndarray | None
 """An object's mask: polygons (x1, y1, x2, y2, … each), run lengths (see `rle`), or none that can be used."""

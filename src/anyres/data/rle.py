@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from anyres.data.schedule import Size
 from anyres.extras import require
+from anyres.shapes import Size
 
 
 def coco_masks() -> Any:

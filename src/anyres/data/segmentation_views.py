@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from anyres.data.base import Item
 from anyres.data.decode import MAX_PIXELS, load_image
 from anyres.data.fitting import fit
-from anyres.data.schedule import Size
 from anyres.data.segmentation import IGNORED
 from anyres.data.views import DRAFT_MARGIN, Box, _resize, normalize, to_batch
 from anyres.errors import UserError
+from anyres.shapes import Size
 
 CROP_ATTEMPTS = 10
 

@@ -17,9 +17,10 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from anyres.data.base import Item, MapSource, Source, StreamSource
 from anyres.data.decode import BadImage
 from anyres.data.loading import Views, data_loader
-from anyres.data.schedule import Size, SizeSchedule
+from anyres.data.schedule import SizeSchedule
 from anyres.data.seeding import generator, kept_globals
 from anyres.errors import UserError
+from anyres.shapes import Size
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from anyres.data.base import Item
 from anyres.data.clips import Sampling, Video
 from anyres.data.decode import MAX_PIXELS, load_image
-from anyres.data.schedule import Size
 from anyres.data.views import (
     Augmentation,
     Box,
@@ -28,6 +27,7 @@ from anyres.data.views import (
     to_batch,
 )
 from anyres.errors import UserError
+from anyres.shapes import Size
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from anyres.data.base import Item, Source
 from anyres.data.decode import MAX_PIXELS, load_image
-from anyres.data.schedule import Size
 from anyres.data.seeding import seed_globals
 from anyres.errors import UserError
+from anyres.shapes import Size
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,

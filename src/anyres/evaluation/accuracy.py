@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from anyres.data import EvalBatch, EvalLoader, ImageTest, Source
 from anyres.errors import UserError
 from anyres.evaluation.cost import precision_context
-from anyres.evaluation.results import Measured, Size
+from anyres.evaluation.results import Measured
 from anyres.inference.finite import check_outputs, check_weights
 from anyres.inference.preparation import label_places, preparation_for
+from anyres.shapes import Size
 
 if TYPE_CHECKING:
     from PIL import Image

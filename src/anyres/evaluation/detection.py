@@ -17,10 +17,11 @@ from anyres.data.objects import DetectionSource, Objects
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import _gather, process
 from anyres.evaluation.cost import precision_context
-from anyres.evaluation.results import Measured, Size, covered
+from anyres.evaluation.results import Measured, covered
 from anyres.inference.finite import check_found, check_weights, layers_watched
 from anyres.inference.preparation import check_size, label_places, preparation_for
 from anyres.io.files import atomic_write, check_file
+from anyres.shapes import Size
 from anyres.tasks.detection import paste_masks
 
 Entry = dict[str, Any]

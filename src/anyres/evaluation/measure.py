@@ -14,8 +14,9 @@ from torch import nn
 from anyres.data import BadImage, open_source, rle
 from anyres.data.classes import tell_subset
 from anyres.evaluation.accuracy import evaluate, first_images
-from anyres.evaluation.results import Measured, Size
+from anyres.evaluation.results import Measured
 from anyres.inference.preparation import fitting_of, label_names, label_places, preparation_for
+from anyres.shapes import Size
 from anyres.tasks import task_of
 
 if TYPE_CHECKING:

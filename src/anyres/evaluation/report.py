@@ -17,18 +17,9 @@ from markupsafe import Markup
 from anyres.evaluation import plots
 from anyres.evaluation.aspects import aspect_name, size_name
 from anyres.evaluation.plot_style import model_colour
-from anyres.evaluation.results import (
-    SECOND_TITLES,
-    SHORT_TITLES,
-    TITLES,
-    Row,
-    Size,
-    areas,
-    find,
-    main_score,
-    score_names,
-)
+from anyres.evaluation.results import SECOND_TITLES, SHORT_TITLES, TITLES, Row, areas, find, main_score, score_names
 from anyres.io.text import printable, shorten
+from anyres.shapes import Size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

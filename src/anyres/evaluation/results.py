@@ -11,8 +11,7 @@ from pathlib import Path
 from anyres.errors import UserError
 from anyres.io.files import atomic_write
 from anyres.io.text import csv_text, from_csv
-
-Size = tuple[int, int]
+from anyres.shapes import Size
 
 
 @dataclass(frozen=True)

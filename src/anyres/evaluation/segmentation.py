@@ -15,9 +15,10 @@ from anyres.data.segmentation_views import SegmentationTest
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import _gather, process
 from anyres.evaluation.cost import precision_context
-from anyres.evaluation.results import Measured, Size, covered
+from anyres.evaluation.results import Measured, covered
 from anyres.inference.finite import check_outputs, check_weights
 from anyres.inference.preparation import check_size, label_names, label_places, preparation_for
+from anyres.shapes import Size
 from anyres.tasks.segmentation import predict_probabilities
 
 

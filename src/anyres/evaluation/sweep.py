@@ -30,10 +30,11 @@ from anyres.evaluation.accuracy import process
 from anyres.evaluation.cost import measure_cost, random_input
 from anyres.evaluation.measure import measure, preparation_text, sample_images
 from anyres.evaluation.report import Page, Samples, render
-from anyres.evaluation.results import Finding, Row, Size, areas, find, write_csv
+from anyres.evaluation.results import Finding, Row, areas, find, write_csv
 from anyres.inference.finite import check_weights
 from anyres.inference.preparation import check_size, train_sizes
 from anyres.io.files import atomic_write, check_files, locked
+from anyres.shapes import Size
 
 Progress = Callable[[Row, int, int], None]
 _JOURNAL = "sweep.partial.jsonl"

@@ -12,8 +12,9 @@ from anyres.data import EvalLoader, MapSource
 from anyres.data.clips import Sampling
 from anyres.data.video_views import ClipBatch, ClipTest
 from anyres.evaluation.accuracy import process, tally
-from anyres.evaluation.results import Measured, Size
+from anyres.evaluation.results import Measured
 from anyres.inference.preparation import preparation_for, sampling_of
+from anyres.shapes import Size
 
 logger = logging.getLogger(__name__)
 

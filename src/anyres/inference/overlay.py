@@ -13,11 +13,11 @@ from torch import nn
 
 from anyres.data import BadImage, Item, load_image, normalize, to_batch
 from anyres.data.fitting import fit
-from anyres.data.schedule import Size
 from anyres.errors import UserError
 from anyres.inference.finite import check_found, check_outputs, check_weights, layers_watched
 from anyres.inference.preparation import Preparation, check_size, fitting_of, label_names, preparation_of
 from anyres.io.files import atomic_write, check_files
+from anyres.shapes import Size
 from anyres.tasks import task_of
 from anyres.tasks.drawing import draw_clip, draw_detections, draw_segmentation
 

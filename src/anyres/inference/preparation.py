@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from anyres.data import Source
 from anyres.data.classes import NAMES_FILE, imagenet_words, match_classes, match_outputs
 from anyres.data.clips import Sampling
-from anyres.data.schedule import Size
 from anyres.errors import UserError
 from anyres.models._backbone import IMAGENET_MEAN, IMAGENET_STD, pair
+from anyres.shapes import Size
 from anyres.tasks import task_of
 
 

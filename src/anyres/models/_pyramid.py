@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from anyres.layers.maps import depthwise, to_map, to_nchw, with_residual
 from anyres.models._backbone import Backbone, take_indices
 from anyres.options import Count, Rate, SideOrPair, WholeNumber
+from anyres.shapes import Grid
 
-Grid = tuple[int, int]
 Run = Callable[..., Any]
 
 

@@ -42,8 +42,8 @@ from anyres.layers.sparsify import (
 )
 from anyres.models._backbone import Family, KeyRule, Variant, take_indices
 from anyres.models._plain import Plain
-from anyres.models._pyramid import Grid
 from anyres.options import Count, Depth, Factor, Rate, WholeNumber
+from anyres.shapes import Grid
 
 
 def predictor_keys(published: str, ours: str, unit_axes: Literal["", "conv"] = "") -> tuple[KeyRule, ...]:

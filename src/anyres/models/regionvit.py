@@ -40,8 +40,9 @@ from anyres.layers.size_cache import cached_by_size
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.windows import merge, partition, window_attention
 from anyres.models._backbone import Family, KeyRule, Variant
-from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, PerStage, Rate
+from anyres.shapes import Grid
 
 Padding = Literal["published", "clean"]
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from anyres.data import Augmentation, ImageViews, Mixing, Source, open_source
 from anyres.data.classes import read_names
-from anyres.data.schedule import Size
 from anyres.errors import UserError
 from anyres.evaluation.accuracy import evaluate
 from anyres.inference.preparation import label_places
 from anyres.models._checkpoints import load_checkpoint
 from anyres.models._registry import create_model
+from anyres.shapes import Size
 from anyres.tasks import load_pretrained
 from anyres.training.config import LabelConfig, TrainConfig
 from anyres.training.losses import BaseLoss, Outputs, distilled_loss, soft_cross_entropy

@@ -12,8 +12,8 @@ from anyres.data import rle
 from anyres.data.detection import open_detection
 from anyres.data.detection_views import DetectionView, DetectionViews
 from anyres.data.objects import DetectionSource
-from anyres.data.schedule import Size
 from anyres.evaluation.detection import evaluate_detection
+from anyres.shapes import Size
 from anyres.tasks.detection import Detector
 from anyres.training.config import DetectConfig
 from anyres.training.dense import DenseTask

@@ -9,10 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from anyres.data.schedule import Size
 from anyres.data.segmentation import SegmentationSource, check_masks, open_segmentation
 from anyres.data.segmentation_views import SegmentationViews
 from anyres.evaluation.segmentation import evaluate_segmentation
+from anyres.shapes import Size
 from anyres.tasks.segmentation import Segmenter, segmentation_loss
 from anyres.training.config import SegmentConfig
 from anyres.training.dense import DenseTask

@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from anyres.data.loading import Views
-from anyres.data.schedule import Size
 from anyres.io.files import existing
 from anyres.io.hub import CONFIG, WEIGHTS, check_config
 from anyres.models._checkpoints import LoadReport, load_checkpoint
+from anyres.shapes import Size
 from anyres.training.config import RunConfig
 from anyres.training.losses import BaseLoss
 

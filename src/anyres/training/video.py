@@ -11,11 +11,11 @@ from torch import Tensor
 
 from anyres.data import MapSource
 from anyres.data.clips import Sampling
-from anyres.data.schedule import Size
 from anyres.data.video_sources import open_video_source
 from anyres.data.video_views import ClipViews
 from anyres.evaluation.video import evaluate_video
 from anyres.models._checkpoints import LoadReport
+from anyres.shapes import Size
 from anyres.tasks.video import SpaceTime, create_video_model
 from anyres.training.classification import augmentation, mixing
 from anyres.training.config import VideoConfig
