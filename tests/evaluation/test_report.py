@@ -85,7 +85,9 @@ def test_a_page_without_cost_or_curve_renders():
     text = render(Page([make_row("fixed", 32, 32, 70.0, gflops=None, images_per_second=None)], {}, "digits/val"))
     assert "70.0" in text
     assert "Accuracy against time" not in text
-    render(Page([make_row("none", 32, 32, None)], {}, "digits/val"))
+    text = render(Page([make_row("none", 32, 32, None, note="too small")], {}, "digits/val"))
+    assert "no curve: runs at fewer than two of the square sizes" in text
+    assert "– not possible. none at 32: too small" in text
 
 
 def markers(axes, colour):

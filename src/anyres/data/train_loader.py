@@ -150,7 +150,8 @@ class _TrainTasks:
         self,
         source: Source,
         schedule: SizeSchedule,
-        batch_sizes: list[int],
+        batch_size: int,
+        steps: int,
         seed: int,
         rank: int,
         world: int,
@@ -162,13 +163,14 @@ class _TrainTasks:
         self.rank = rank
         self.world = world
         self.repeats = repeats
-        self.batch_sizes = batch_sizes  # of the global batch at each step
+        self.batch_size = batch_size  # of all ranks
+        self.steps = steps
         self.epoch = 0
         self.start = 0
 
     def positions(self, step: int) -> np.ndarray:
         """The places of this rank's images of a step in the epoch."""
-        return step * self.batch_sizes[0] + deal(self.batch_sizes[step], self.rank, self.world)
+        return step * self.batch_size + deal(self.batch_size, self.rank, self.world)
 
     def indices(self, positions: np.ndarray, epoch: int) -> np.ndarray:
         """The images at these places: every image of the shuffled list `repeats` times in a row."""
@@ -177,7 +179,7 @@ class _TrainTasks:
         return chosen
 
     def __iter__(self) -> Iterator[_Task]:
-        epoch, steps = self.epoch, len(self.batch_sizes)
+        epoch, steps = self.epoch, self.steps
         items = self._stream(epoch) if isinstance(self.source, StreamSource) else None
         for step in range(self.start, steps):
             positions = self.positions(step)
@@ -217,10 +219,9 @@ class TrainLoader:
     and the global random generators stay untouched.
 
     `repeats` r shows each image of the shuffled list r times in a row and keeps the first floor(n/256)·256 of the r·n
-    entries (all n if n < 256), repeated augmentation of DeiT (section 6 of its specification). `drop_last` leaves out
-    the last, smaller batch; otherwise it is kept, cut to a multiple of 2 x `world` if there are several ranks.
-    `epoch_size` is the number of images of an epoch: needed for streams that do not know it, and a shorter epoch for
-    others.
+    entries (all n if n < 256): repeated augmentation (Hoffer et al., CVPR 2020) as DeiT has it (Touvron et al., ICML
+    2021, section 6). What is left of an epoch after the last whole batch is left out. `epoch_size` is the number of
+    images of an epoch: needed for streams that do not know it, and a shorter epoch for others.
 
     Unreadable images are replaced by the next one that can be read, logged once, and collected in `bad` ({name: reason}
     of this rank's images). As soon as more than `max_bad_fraction` of the different images that this rank plans for an
@@ -239,7 +240,6 @@ class TrainLoader:
         world: int = 1,
         workers: int = 0,
         repeats: int = 1,
-        drop_last: bool = True,
         epoch_size: int | None = None,
         max_bad_fraction: float = 0.01,
         pin_memory: bool = False,
@@ -264,16 +264,12 @@ class TrainLoader:
         self.epoch_size = images
         self.max_bad_fraction = max_bad_fraction
         self.bad: dict[str, str] = {}
-        batch_sizes = [batch_size] * (images // batch_size)
-        rest = images % batch_size if world == 1 else images % batch_size // (2 * world) * 2 * world
-        if rest and not drop_last:
-            batch_sizes.append(rest)
-        if not batch_sizes:
+        self.steps_per_epoch = images // batch_size
+        if self.steps_per_epoch == 0:
             raise UserError(
                 f"an epoch of {source.name} has {images} images, fewer than batch_size {batch_size}: lower it"
             )
-        self.steps_per_epoch = len(batch_sizes)
-        self._tasks = _TrainTasks(source, schedule, batch_sizes, seed, rank, world, repeats)
+        self._tasks = _TrainTasks(source, schedule, batch_size, self.steps_per_epoch, seed, rank, world, repeats)
         batches = _TrainBatches(source, views, seed, repeats)
         self._new_loader = partial(data_loader, batches, self._tasks, workers, pin_memory, persistent=True)
         self._loader = self._new_loader()

@@ -176,7 +176,7 @@ class Pyramid(Backbone):
         features = self.forward_features(x)
         pooled = self.pool(features)
         logits = self.head(self.head_drop(pooled))
-        out = {"logits": logits, "logit": logits, "cls": pooled}
+        out = {"logits": logits, "cls": pooled}
         if "gap" in targets:
             out["gap"] = self.mean_patch(features)
         return out

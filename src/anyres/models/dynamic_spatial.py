@@ -140,7 +140,7 @@ class DynamicPyramid(Pyramid):
         features = self.finish(last, decisions)
         pooled = self.pool(features)
         logits = self.head(self.head_drop(pooled))
-        out = {"logits": logits, "logit": logits, "cls": pooled, "map": self.norm(last)}
+        out = {"logits": logits, "cls": pooled, "map": self.norm(last)}
         if "gap" in targets:
             out["gap"] = self.mean_patch(out["map"])
         if decisions is not None:

@@ -461,16 +461,6 @@ def _move_blocks(state: dict[str, Tensor], places: dict[str, str]) -> dict[str, 
     return moved
 
 
-def inflate(state: dict[str, Tensor], kernel: int = 3) -> dict[str, Tensor]:
-    """Weights of an image model as a start for a video model: its filters repeated `kernel` times along time (not
-    divided), without its head. Load them with `strict=False`: tables of time keep their start."""
-    return {
-        name: tensor[:, :, None].repeat(1, 1, kernel, 1, 1) if tensor.ndim == 4 else tensor
-        for name, tensor in state.items()
-        if not name.startswith("head.")
-    }
-
-
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {},
     "small": {"depths": (1, 2, 11, 2)},

@@ -341,7 +341,7 @@ class RegionViT(Pyramid):
         *_, (x_BHWC, regional) = self.forward_stages(x)
         pooled = self.pool(self.finish(x_BHWC, regional))
         logits = self.head(self.head_drop(pooled))
-        return {"logits": logits, "logit": logits, "cls": pooled, "gap": self.mean_patch(self.norm(x_BHWC))}
+        return {"logits": logits, "cls": pooled, "gap": self.mean_patch(self.norm(x_BHWC))}
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:

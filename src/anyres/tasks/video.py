@@ -205,11 +205,11 @@ class SpaceTime(TaskModel):
         return self.classify(self.pool(x, gap=False)[0])
 
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
-        """ "logits", also as "logit"; "cls", the vector that enters the head; and if asked for "gap", the mean patch
+        """ "logits"; "cls", the vector that enters the head; and if asked for "gap", the mean patch
         token of all frames after the final norm: (B, D)."""
         pooled, gap = self.pool(x, "gap" in targets)
         logits = self.classify(pooled)
-        out = {"logits": logits, "logit": logits, "cls": pooled}
+        out = {"logits": logits, "cls": pooled}
         return out if gap is None else {**out, "gap": gap}
 
     def parts_to_shard(self) -> Iterator[nn.Module]:
