@@ -55,8 +55,8 @@ def _complaint(entry: str, text: str) -> str:
 class SizeSchedule:
     """The sizes of every step.
 
-    `mode` "replicate" shows each image at all sizes in one step (ResFormer, section 6 of its specification: mode `co`);
-    with `sizes_per_step` k it shows k consecutive sizes, from number (step mod (n-k+1)) on (mode `iter`). `mode`
+    `mode` "replicate" shows each image at all sizes in one step (ResFormer, Tian et al., CVPR 2023);
+    with `sizes_per_step` k it shows k consecutive sizes, from number (step mod (n-k+1)) on. `mode`
     "sample" shows one size, drawn per "iteration" or per "epoch" from the seed, the same on every rank.
 
     `sizes` are (height, width), in any order; `all_sizes` holds them in descending order of area. Raises UserError for

@@ -39,8 +39,8 @@ class SegmentationViews:
     which is 0 after normalisation, and with labels to ignore.
 
     `separate` True crops every view on its own; False crops the largest one, and the smaller views are resizes of it,
-    bilinear (antialiased), labels nearest. Source: the published ADE20K protocol, section 4 of the specification of
-    dense tasks.
+    bilinear (antialiased), labels nearest. Source: the usual ADE20K protocol, as in Swin (Liu et al., ICCV
+    2021, section A2.3).
     """
 
     mean: tuple[float, ...]

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv"})
 MEAN, STD = (0.45,) * 3, (0.225,) * 3
-"""What the published video networks subtract and divide by (section 5 of the project's notes on video)."""
+"""What the published video networks subtract and divide by: facebookresearch/SlowFast, slowfast/config/defaults.py."""
 
 
 ANNOTATION_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
