@@ -121,7 +121,8 @@ def test_sweep_compares_a_run_and_a_saved_model(digits_run, tmp_path, capfd) -> 
     assert {row["model"] for row in rows} == {"first", "run"}
     assert (out / "report.html").is_file()
     assert (out / "sweep.png").stat().st_size > 10_000
-    assert "16*" not in capfd.readouterr().out.split("size")[0]
+    lines = {line.split()[0]: line for line in capfd.readouterr().out.splitlines() if line.strip()}
+    assert [lines[size].count("*") for size in ("12", "16", "20x14")] == [2, 2, 0]
 
 
 def test_models_and_info(capfd) -> None:

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from anyres.data import BadImage, EvalLoader, Item, SizeSchedule, TrainLoader, rle
-from anyres.data.detection import REPORT, Objects, open_detection
+from anyres.data.detection import open_detection
 from anyres.data.detection_views import DetectionTest, DetectionViews, pad
 from anyres.data.fitting import fit
+from anyres.data.objects import REPORT, Objects
 from anyres.errors import UserError
 from tests.data.pictures import encode, noise
 

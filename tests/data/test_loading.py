@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from anyres.data import Augmentation, Mixing, SizeSchedule, open_source
-from anyres.data.loading import deal
+from anyres.data.train_loader import deal
 from anyres.errors import UserError
 from tests.data.loaders import eval_loader, train_loader
 from tests.data.pictures import bad_files, huge_png, odd_good_files, write_folder
@@ -128,12 +128,10 @@ def test_an_epoch_shows_every_image_once(folder):
     assert all(label == (0 if name.startswith("cat") else 1) for name, label in labels.items())
 
 
-def test_last_batch_is_dropped_or_kept(folder):
-    assert loader(folder, 16).steps_per_epoch == 2
-    kept = loader(folder, 16, drop_last=False)
-    assert [len(batch.targets[0]) for batch in kept.epoch(0)] == [16, 16, 8]
-    shared = [len(batch.targets[0]) for batch in loader(folder, 12, drop_last=False, rank=1, world=2).epoch(0)]
-    assert shared == [6, 6, 6, 2]
+def test_what_fills_no_batch_is_left_out(folder):
+    assert [len(batch.targets[0]) for batch in loader(folder, 16).epoch(0)] == [16, 16]
+    shared = [len(batch.targets[0]) for batch in loader(folder, 12, rank=1, world=2).epoch(0)]
+    assert shared == [6, 6, 6]
     assert loader(folder, 8, epoch_size=17).steps_per_epoch == 2
 
 
@@ -187,7 +185,7 @@ def test_bad_files_are_replaced_counted_and_named(tmp_path, caplog):
     assert len(source) == count
     runs = []
     for workers in (0, 2):
-        one = loader(source, 4, augmentation=Augmentation(), workers=workers, max_bad_fraction=0.5, drop_last=False)
+        one = loader(source, 1, augmentation=Augmentation(), workers=workers, max_bad_fraction=0.5)
         runs.append(list(one.epoch(0)))
         assert set(one.bad) == {f"cat/bad0_{name}" for name in bad_files()}
     for a, b in zip(*runs, strict=True):

@@ -46,8 +46,8 @@ def test_replicate_shows_all_sizes_large_to_small():
     assert schedule.sizes(0, 0) == schedule.sizes(3, 17) == [(32, 32), (24, 40), (16, 16)]
 
 
-def test_window_slides_with_the_step():
-    schedule = SizeSchedule([(s, s) for s in (16, 24, 32, 40)], window=2)
+def test_the_sizes_of_a_step_slide_with_the_step():
+    schedule = SizeSchedule([(s, s) for s in (16, 24, 32, 40)], sizes_per_step=2)
     seen = [[side for side, _ in schedule.sizes(0, step)] for step in range(5)]
     assert seen == [[40, 32], [32, 24], [24, 16], [40, 32], [32, 24]]
 
@@ -74,9 +74,9 @@ def test_sample_depends_on_seed_and_place_only():
         {"sizes": [(0, 8)]},
         {"sizes": [(8, 8)], "mode": "all"},
         {"sizes": [(8, 8)], "per": "step"},
-        {"sizes": [(8, 8)], "window": 2},
-        {"sizes": [(8, 8)], "window": 0},
-        {"sizes": [(8, 8)], "window": 1, "mode": "sample"},
+        {"sizes": [(8, 8)], "sizes_per_step": 2},
+        {"sizes": [(8, 8)], "sizes_per_step": 0},
+        {"sizes": [(8, 8)], "sizes_per_step": 1, "mode": "sample"},
     ],
 )
 def test_wrong_schedules_are_refused(arguments):

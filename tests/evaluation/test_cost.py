@@ -66,7 +66,6 @@ def test_measure_cost_is_per_image_and_leaves_the_model_as_it_was():
     model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=10, img_size=(64, 96)).train()
     cost = measure_cost(model, (64, 96), batch_size=4, seconds=0.0)
     assert cost.gflops == plain_vit_flops(64, 96, 192, 2, 10) / 1e9
-    assert cost.gmacs == cost.gflops / 2
     assert cost.params == sum(parameter.numel() for parameter in model.parameters())
     assert cost.images_per_second > 0
     assert cost.latency_ms > 0

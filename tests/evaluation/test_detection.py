@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from anyres.data import Item, rle
-from anyres.data.detection import DetectionSource, Objects, open_detection
+from anyres.data.detection import open_detection
+from anyres.data.objects import DetectionSource, Objects
 from anyres.errors import UserError
 from anyres.evaluation import evaluate
 from anyres.tasks.detection.score import average_precision

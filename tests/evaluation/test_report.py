@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import base64
-import html
 import re
 
 import pytest
+from markupsafe import escape
 from PIL import Image
 
 from anyres.evaluation import plots
+from anyres.evaluation.plot_style import COLOURS, drawn_name
 from anyres.evaluation.report import Page, Samples, render
 from anyres.io.text import printable, shorten
 from tests.evaluation.helpers import make_row
@@ -84,7 +85,9 @@ def test_a_page_without_cost_or_curve_renders():
     text = render(Page([make_row("fixed", 32, 32, 70.0, gflops=None, images_per_second=None)], {}, "digits/val"))
     assert "70.0" in text
     assert "Accuracy against time" not in text
-    render(Page([make_row("none", 32, 32, None)], {}, "digits/val"))
+    text = render(Page([make_row("none", 32, 32, None, note="too small")], {}, "digits/val"))
+    assert "no curve: runs at fewer than two of the square sizes" in text
+    assert "– not possible. none at 32: too small" in text
 
 
 def markers(axes, colour):
@@ -100,8 +103,8 @@ def markers(axes, colour):
 def test_training_sizes_are_filled_and_unseen_ones_hollow():
     figure = plots.accuracy_figure(rows(), {NAMES[0]: [24, 32], NAMES[1]: [32]})
     main, others = figure.axes
-    assert markers(main, plots.COLOURS[0]) == {16: False, 24: False, 32: True, 64: False}
-    assert set(markers(main, plots.COLOURS[1])) == {24, 32, 64}
+    assert markers(main, COLOURS[0]) == {16: False, 24: False, 32: True, 64: False}
+    assert set(markers(main, COLOURS[1])) == {24, 32, 64}
     assert [tick.get_text() for tick in main.get_xticklabels()] == ["16", "24", "32", "64"]
     assert main.get_xscale() == "log"
     assert [tick.get_text() for tick in others.get_yticklabels()] == ["24×43\n16:9"]
@@ -141,7 +144,7 @@ def test_pictures_and_pages_hold_any_name(kind, tmp_path, recwarn):
     assert text.encode()
     assert "<script" not in text
     assert "<img src=x" not in text
-    assert f"<h3>{html.escape(shorten(printable(name), 80))}</h3>" in text
+    assert f"<h3>{escape(shorten(printable(name), 80))}</h3>" in text
     assert text.count("<div class='card'") == 3
     assert len(text) < 3_000_000
     for number, figure in enumerate(
@@ -152,6 +155,6 @@ def test_pictures_and_pages_hold_any_name(kind, tmp_path, recwarn):
             assert max(image.size) < 4000
     (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
     assert [entry.get_text() for entry in legend.get_texts()] == [
-        plots._label(label) for label in (name, name + "-", "b")
+        drawn_name(label) for label in (name, name + "-", "b")
     ]
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from anyres.data import Augmentation, Item, SizeSchedule, TrainLoader, load_image
+from anyres.data.base import MapSource
 from anyres.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, load_indices
 from anyres.data.segmentation import Mask
-from anyres.data.sources import MapSource
 from anyres.data.views import ImageViews
 from anyres.errors import UserError
 from tests.data.pictures import encode, noise, odd_good_files

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anyres.models._registry import create_model
 from anyres.tasks.losses import distilled_loss, soft_cross_entropy
-from anyres.training.losses import backward_replicas, replica_losses, scale_consistency
+from anyres.training.losses import backward_replicas, scale_consistency
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -100,8 +100,9 @@ def test_the_chain_goes_from_each_replica_to_the_next_larger_one(kind: str, targ
         return {name: torch.tensor(record[name]) for name in ("logits", *wanted)}
 
     views = [torch.tensor(index) for index in range(3)]
-    losses = replica_losses(
-        forward, views, [torch.tensor(soft).float()] * 3, base_loss, kind=kind, target=target, alpha=0.5
+    options = {"kind": kind, "target": target, "alpha": 0.5}
+    losses = backward_replicas(
+        forward, views, [torch.tensor(soft).float()] * 3, base_loss, backward=lambda loss: None, **options
     )
     name = {"logit": "logits"}.get(target, target)
     for index, loss in enumerate(losses):
@@ -124,11 +125,10 @@ def test_replicas_one_by_one_give_the_joint_gradient(network: nn.Module, kind: s
     ]
     options = {"kind": kind, "target": target, "alpha": 0.7}
 
-    total = torch.zeros(())
+    parts: list[Tensor] = []
     for views, soft in batches:
-        losses = replica_losses(network.forward_train, views, [soft] * 3, base_loss, **options)
-        total = total + torch.stack(losses).mean() / 2
-    total.backward()
+        backward_replicas(network.forward_train, views, [soft] * 3, base_loss, backward=parts.append, **options)
+    (sum(parts) / 2).backward()
     joint = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
     network.zero_grad()
 

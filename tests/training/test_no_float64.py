@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from anyres.data.base import Source
 from anyres.data.detection import DigitScenes
 from anyres.data.segmentation import ComposedDigits
-from anyres.data.sources import Digits, Source
+from anyres.data.sources import Digits
 from anyres.evaluation import evaluate
 from anyres.models._registry import create_model
 from anyres.tasks.detection.network import Detector

@@ -23,10 +23,9 @@ TINY: dict[str, Any] = {
 }
 
 
-def test_the_ratio_loss_is_of_every_image_or_of_the_batch() -> None:
+def test_the_ratio_loss_is_of_every_image() -> None:
     decisions = torch.tensor([[[1.0, 1, 1, 1]], [[0, 0, 0, 0]]])
     assert float(ratio_loss(decisions, [0.5])) == 0.25
-    assert float(ratio_loss(decisions, [0.5], per_batch=True)) == 0
 
 
 def test_token_distillation_looks_at_the_patches_kept_last() -> None:

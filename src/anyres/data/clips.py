@@ -28,8 +28,9 @@ class Sampling:
 
     A clip spans T·τ/30·fps frames of its video; its frames are linspace(start, start + span - 1, T), truncated to
     integers. A video shorter than that repeats its last frame. With `segments` a clip is one frame of each of T equal
-    parts of the video (Something-Something v2) and `stride` means nothing. Source: MViTv2's published configurations,
-    section 5 of the project's notes on video. Raises UserError for less than one frame or a stride that is not above 0.
+    parts of the video (Something-Something v2) and `stride` means nothing. Source: MViTv2's published configurations
+    and slowfast/datasets/decoder.py in facebookresearch/SlowFast. Raises UserError for less than one frame or a stride
+    that is not above 0.
     """
 
     num_frames: int = 8

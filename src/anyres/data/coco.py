@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from anyres.data import rle
-from anyres.data.detection import REPORT, DetectionSource, Objects, Segment, pixel_wide
-from anyres.data.sources import Item
+from anyres.data.base import Item
+from anyres.data.objects import REPORT, DetectionSource, Objects, Segment, pixel_wide
 from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, find_split
 from anyres.errors import UserError
 

@@ -86,11 +86,11 @@ class Scenes:
             corner = _place(rng, owner, shape, areas)
             if corner is None:
                 continue
-            window = np.s_[corner[0] : corner[0] + shape.shape[0], corner[1] : corner[1] + shape.shape[1]]
+            place = np.s_[corner[0] : corner[0] + shape.shape[0], corner[1] : corner[1] + shape.shape[1]]
             for coverage, darkest, lightest in ((paper, 225, 255), (ink, 0, 50)):
                 colour = rng.uniform(darkest, lightest, 3).astype(np.float32)
-                image[window] += coverage[..., None] * (colour - image[window])
-            owner[window][shape] = len(labels)
+                image[place] += coverage[..., None] * (colour - image[place])
+            owner[place][shape] = len(labels)
             labels.append(int(self.digits.labels[digit]))
             points.append(_outermost(shape) + corner)
             areas.append(int(shape.sum()))
@@ -127,8 +127,8 @@ def cut_out(ink: np.ndarray, height: float) -> tuple[np.ndarray, np.ndarray]:
     # A straight edge, blurred, has 16 % of its level left one standard deviation outside.
     paper: np.ndarray = np.clip((np.asarray(spread, dtype=np.float32) / 255 - 0.16) * 2 * margin + 0.5, 0, 1)
     rows, columns = (np.flatnonzero((paper > 0).any(axis)) for axis in (1, 0))
-    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    return ink[window], paper[window]
+    place = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return ink[place], paper[place]
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -13,14 +13,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from anyres.data.base import CROP_PCT, STATISTICS
 from anyres.data.classes import NAMES_FILE, imagenet_words, match_classes, match_outputs
 from anyres.data.clips import Sampling
-from anyres.data.schedule import Size
 from anyres.errors import UserError
-
-STATISTICS = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
-"""ImageNet's mean and standard deviation, of its luminance for one channel."""
-CROP_PCT = 0.875
+from anyres.shapes import Size
 
 
 @dataclass(frozen=True)

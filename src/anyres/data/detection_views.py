@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from anyres.data import rle
+from anyres.data.base import Item
 from anyres.data.decode import BadImage, load_image
-from anyres.data.detection import Objects, Segment
 from anyres.data.fitting import fit, limits
+from anyres.data.objects import Objects, Segment
 from anyres.data.samples import EvalBatch, EvalSample
-from anyres.data.schedule import Size
-from anyres.data.sources import Item
 from anyres.data.views import DRAFT_MARGIN, Box, _resize, normalize, to_batch
 from anyres.errors import UserError
+from anyres.shapes import Size
 
 LONGEST = 1333 / 800
 DIVISOR = 32
@@ -45,7 +45,7 @@ class DetectionView(NamedTuple):
     targets: list[dict[str, Tensor]]
 
 
-class Window(NamedTuple):
+class Crop(NamedTuple):
     """What part of a picture a view shows, and how: `box` in its pixels, scaled to `size`, then mirrored if `flip`."""
 
     box: Box
@@ -79,11 +79,11 @@ class DetectionViews:
 
     Every view is drawn on its own: scaled by `fit` with `longest`, mirrored with probability `hflip`. `multi_scale`
     draws the short side from 480, 512, …, 800 eight-hundredths of the size; before that, with probability 1/2, it
-    becomes 400, 500 or 600 eight-hundredths and a window with sides of 384 to 600 is cut out (DETR, Carion et al.,
+    becomes 400, 500 or 600 eight-hundredths and a crop with sides of 384 to 600 is cut out (DETR, Carion et al.,
     ECCV 2020; the Swin setting). `jitter` (0.1, 2.0) instead scales the picture to that share of the size and
-    cuts a window, or pads to one, of exactly the size (large-scale jitter, Ghiasi et al., CVPR 2021).
+    cuts a crop, or pads to one, of exactly the size (large-scale jitter, Ghiasi et al., CVPR 2021).
 
-    An object stays while any of its box is inside the window, and any of its mask if masks are asked for. Crowds and
+    An object stays while any of its box is inside the crop, and any of its mask if masks are asked for. Crowds and
     objects without a usable box are not trained (see `Objects.trainable`).
     """
 
@@ -109,9 +109,9 @@ class DetectionViews:
 
     def augment(self, item: Item, sizes: Sequence[Size], rng: random.Random) -> DetectionSample:
         """Decode `item` once and draw its views at `sizes`. Raises BadImage."""
-        windows = [self._draw(rng, item.label.size, size) for size in sizes]
-        pixels = _show(item, windows, len(self.mean))
-        return DetectionSample(pixels, [_targets(item.label, window, self.flip_pairs) for window in windows])
+        crops = [self._draw(rng, item.label.size, size) for size in sizes]
+        pixels = _show(item, crops, len(self.mean))
+        return DetectionSample(pixels, [_targets(item.label, crop, self.flip_pairs) for crop in crops])
 
     def collate(
         self, items: Sequence[Item], samples: Sequence[DetectionSample], sizes: Sequence[Size]
@@ -127,23 +127,23 @@ class DetectionViews:
             views.append(DetectionView(images, fitted, targets))
         return views, [view.targets for view in views]
 
-    def _draw(self, rng: random.Random, full: Size, size: Size) -> Window:
+    def _draw(self, rng: random.Random, full: Size, size: Size) -> Crop:
         height, width = full
         flip = rng.random() < self.hflip
         if self.jitter is not None:
-            return Window(*_jitter(rng, height, width, size, rng.uniform(*self.jitter)), flip)
+            return Crop(*_jitter(rng, height, width, size, rng.uniform(*self.jitter)), flip)
         box: Box = (0, 0, width, height)
         if not self.multi_scale:
-            return Window(box, fit(height, width, size, self.longest), flip)
+            return Crop(box, fit(height, width, size, self.longest), flip)
         short, long = limits(size, self.longest)
         if rng.random() < 0.5:
             box = _cut(rng, height, width, short)
         side = max(1, round(rng.choice(SHORT_SIDES) * short))
-        return Window(box, fit(box[3] - box[1], box[2] - box[0], (side, side), long / side), flip)
+        return Crop(box, fit(box[3] - box[1], box[2] - box[0], (side, side), long / side), flip)
 
 
 def _cut(rng: random.Random, height: int, width: int, short: int) -> Box:
-    """A window of the multi-scale recipe in a picture whose short side shall become about `short`."""
+    """A crop of the multi-scale recipe in a picture whose short side shall become about `short`."""
     scale = rng.choice(FIRST_SIDES) * short / min(height, width)
     low, high = (share * short / scale for share in WINDOW_SIDES)
     w, h = (rng.uniform(low, min(side, high)) for side in (width, height))
@@ -152,7 +152,7 @@ def _cut(rng: random.Random, height: int, width: int, short: int) -> Box:
 
 
 def _jitter(rng: random.Random, height: int, width: int, size: Size, share: float) -> tuple[Box, Size]:
-    """The window of large-scale jitter: the picture fitted into `share` of the size, and cut where it is larger."""
+    """The crop of large-scale jitter: the picture fitted into `share` of the size, and cut where it is larger."""
     scale = share * min(size[0] / height, size[1] / width)
     full = max(1, round(height * scale)), max(1, round(width * scale))
     h, w = min(full[0], size[0]), min(full[1], size[1])
@@ -161,16 +161,16 @@ def _jitter(rng: random.Random, height: int, width: int, size: Size, share: floa
     return (left * x, top * y, (left + w) * x, (top + h) * y), (h, w)
 
 
-def _show(item: Item, windows: Sequence[Window], in_chans: int) -> list[np.ndarray]:
+def _show(item: Item, crops: Sequence[Crop], in_chans: int) -> list[np.ndarray]:
     """Decode the picture once and make its views: uint8 (h, w) or (h, w, 3). Raises BadImage."""
     height, width = item.label.size
 
     def needed(real_width: int, real_height: int) -> float:
         _check_full(item, (real_height, real_width))
-        return DRAFT_MARGIN * max(max(window.scale) for window in windows)
+        return DRAFT_MARGIN * max(max(crop.scale) for crop in crops)
 
     image = load_image(item.data, item.name, in_chans, needed)
-    return [np.asarray(_frame(image, window, (height, width))) for window in windows]
+    return [np.asarray(_frame(image, crop, (height, width))) for crop in crops]
 
 
 def _check_full(item: Item, full: Size) -> Size:
@@ -183,50 +183,50 @@ def _check_full(item: Item, full: Size) -> Size:
     return full
 
 
-def _frame(image: Image.Image, window: Window, full: Size) -> Image.Image:
-    view = _resize(image, window.size, window.box, full, "bilinear")
-    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if window.flip else view
+def _frame(image: Image.Image, crop: Crop, full: Size) -> Image.Image:
+    view = _resize(image, crop.size, crop.box, full, "bilinear")
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else view
 
 
-def _targets(objects: Objects, window: Window, flip_pairs: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
-    """What of the trainable objects is in the window, in its pixels."""
-    height, width = window.size
-    corners = window.move(objects.boxes.reshape(-1, 2, 2))
+def _targets(objects: Objects, crop: Crop, flip_pairs: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
+    """What of the trainable objects is in the crop, in its pixels."""
+    height, width = crop.size
+    corners = crop.move(objects.boxes.reshape(-1, 2, 2))
     boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
     boxes = np.clip(boxes, 0, (width, height, width, height)).astype(np.float32)
     kept = np.flatnonzero(objects.trainable() & (boxes[:, 2:] > boxes[:, :2]).all(axis=1))
     targets: dict[str, np.ndarray] = {}
     if objects.segments is not None:
-        masks = {place: _mask(objects.segments[place], objects.size, window) for place in kept.tolist()}
+        masks = {place: _mask(objects.segments[place], objects.size, crop) for place in kept.tolist()}
         kept = np.array([place for place, mask in masks.items() if mask.any()], dtype=np.int64)
         targets["masks"] = np.zeros((len(kept), height, width), dtype=np.uint8)
         for row, place in zip(targets["masks"], kept.tolist(), strict=True):
             row[:] = masks[place]
     targets["boxes"], targets["labels"] = boxes[kept], objects.labels[kept]
     if objects.keypoints is not None:
-        targets["keypoints"] = _move_keypoints(objects.keypoints[kept], window, flip_pairs)
+        targets["keypoints"] = _move_keypoints(objects.keypoints[kept], crop, flip_pairs)
     return targets
 
 
-def _mask(segment: Segment, full: Size, window: Window) -> np.ndarray:
+def _mask(segment: Segment, full: Size, crop: Crop) -> np.ndarray:
     """A mask in the pixels of the view: uint8 (h, w). Polygons are moved first; run lengths are scaled as pixels."""
     if isinstance(segment, np.ndarray):
         image = Image.fromarray(255 * rle.decode(segment, full))
-        return (np.asarray(_frame(image, window, full)) >= 128).astype(np.uint8)
+        return (np.asarray(_frame(image, crop, full)) >= 128).astype(np.uint8)
     assert segment
-    return rle.draw([window.move(polygon.reshape(-1, 2)).ravel() for polygon in segment], window.size)
+    return rle.draw([crop.move(polygon.reshape(-1, 2)).ravel() for polygon in segment], crop.size)
 
 
-def _move_keypoints(keypoints: np.ndarray, window: Window, flip_pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+def _move_keypoints(keypoints: np.ndarray, crop: Crop, flip_pairs: Sequence[tuple[int, int]]) -> np.ndarray:
     """Keypoints (n, K, 3) in pixels of the view, float32; those outside and those not marked are zeros."""
     moved = keypoints.copy()
-    moved[..., :2] = window.move(keypoints[..., :2])
-    if window.flip:
+    moved[..., :2] = crop.move(keypoints[..., :2])
+    if crop.flip:
         places = np.arange(keypoints.shape[1])
         for one, other in flip_pairs:
             places[one], places[other] = other, one
         moved = moved[:, places]
-    inside = (moved[..., :2] >= 0).all(axis=-1) & (moved[..., :2] <= window.size[::-1]).all(axis=-1)
+    inside = (moved[..., :2] >= 0).all(axis=-1) & (moved[..., :2] <= crop.size[::-1]).all(axis=-1)
     moved[~(inside & (moved[..., 2] > 0))] = 0
     return moved.astype(np.float32)
 

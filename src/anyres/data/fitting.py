@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anyres.data.schedule import Size
+from anyres.shapes import Size
 
 
 def fit(height: float, width: float, size: Size, longest: float = 4.0, divisor: int = 1) -> Size:

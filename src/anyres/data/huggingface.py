@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from anyres.data.base import Item, MapSource, StreamSource
 from anyres.data.classes import name_labels
 from anyres.data.decode import BadImage, Data
 from anyres.data.seeding import generator
-from anyres.data.sources import Item, MapSource, StreamSource
 from anyres.data.splits import check_split, find_split
 from anyres.errors import UserError
 from anyres.extras import require

@@ -27,8 +27,8 @@ class Mixing:
     others with truncation, λ corrected by the clipped area at the largest size. `separate` True draws for each view on
     its own.
 
-    Drawn from (seed, epoch, step) alone, so it is the same on every rank. Source: ResFormer and DeiT, section 6 of
-    their specifications.
+    Drawn from (seed, epoch, step) alone, so it is the same on every rank. Source: mixup (Zhang et al., ICLR 2018)
+    and CutMix (Yun et al., ICCV 2019) as DeiT trains with them (Touvron et al., ICML 2021, table 9).
     """
 
     num_classes: int

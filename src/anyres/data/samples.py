@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyres.data.base import Item
 from anyres.data.decode import BadImage
-from anyres.data.schedule import Size
-from anyres.data.sources import Item
+from anyres.shapes import Size
 
 
 class EvalSample(NamedTuple):

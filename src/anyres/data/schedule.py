@@ -8,9 +8,7 @@ from typing import Literal
 
 from anyres.data.seeding import generator
 from anyres.errors import UserError
-
-Size = tuple[int, int]
-"""(height, width) in pixels."""
+from anyres.shapes import Size
 
 MAX_SIDE = 65536
 MAX_SIZES = 10_000
@@ -57,12 +55,12 @@ def _complaint(entry: str, text: str) -> str:
 class SizeSchedule:
     """The sizes of every step.
 
-    `mode` "replicate" shows each image at all sizes in one step (ResFormer, section 6 of its specification: mode `co`);
-    with `window` k it shows k consecutive sizes, the window starting at (step mod (n-k+1)) (mode `iter`). `mode`
+    `mode` "replicate" shows each image at all sizes in one step (ResFormer, Tian et al., CVPR 2023);
+    with `sizes_per_step` k it shows k consecutive sizes, from number (step mod (n-k+1)) on. `mode`
     "sample" shows one size, drawn per "iteration" or per "epoch" from the seed, the same on every rank.
 
     `sizes` are (height, width), in any order; `all_sizes` holds them in descending order of area. Raises UserError for
-    empty or repeated sizes and for a window that does not fit.
+    empty or repeated sizes and for more sizes a step than there are.
     """
 
     def __init__(
@@ -70,7 +68,7 @@ class SizeSchedule:
         sizes: Sequence[Size],
         mode: Literal["replicate", "sample"] = "replicate",
         per: Literal["iteration", "epoch"] = "iteration",
-        window: int | None = None,
+        sizes_per_step: int | None = None,
         seed: int = 0,
     ) -> None:
         ordered = sorted(((int(height), int(width)) for height, width in sizes), key=lambda size: -size[0] * size[1])
@@ -84,14 +82,18 @@ class SizeSchedule:
             raise UserError(f"mode {mode!r} must be 'replicate' or 'sample'")
         if per not in ("iteration", "epoch"):
             raise UserError(f"per {per!r} must be 'iteration' or 'epoch'")
-        if window is not None and mode == "sample":
-            raise UserError(f"window {window} needs mode 'replicate': mode 'sample' shows one size at a time")
-        if window is not None and not 1 <= window <= len(ordered):
-            raise UserError(f"window {window} must be from 1 to the number of sizes, {len(ordered)}")
+        if sizes_per_step is not None and mode == "sample":
+            raise UserError(
+                f"sizes_per_step (window) {sizes_per_step} needs mode 'replicate': mode 'sample' has one size a step"
+            )
+        if sizes_per_step is not None and not 1 <= sizes_per_step <= len(ordered):
+            raise UserError(
+                f"sizes_per_step (window) {sizes_per_step} must be from 1 to the number of sizes, {len(ordered)}"
+            )
         self.all_sizes = tuple(ordered)
         self.mode = mode
         self.per = per
-        self.window = window
+        self.sizes_per_step = sizes_per_step
         self.seed = seed
 
     def sizes(self, epoch: int, step: int) -> list[Size]:
@@ -101,6 +103,6 @@ class SizeSchedule:
             place = step if self.per == "iteration" else epoch
             index = generator("size", self.seed, self.per, place).randrange(len(self.all_sizes))
             return [self.all_sizes[index]]
-        window = self.window or len(self.all_sizes)
-        start = step % (len(self.all_sizes) - window + 1)
-        return list(self.all_sizes[start : start + window])
+        shown = self.sizes_per_step or len(self.all_sizes)
+        start = step % (len(self.all_sizes) - shown + 1)
+        return list(self.all_sizes[start : start + shown])

@@ -11,14 +11,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from anyres.data.base import Item, MapSource
 from anyres.data.classes import check_classes
 from anyres.data.composed import Scenes
 from anyres.data.decode import MAX_PIXELS, BadImage, Data, list_images, load_indices
 from anyres.data.huggingface import cell, open_table, rows
-from anyres.data.schedule import Size
-from anyres.data.sources import Item, MapSource, check_beside_splits, folders, held_out
+from anyres.data.sources import check_beside_splits, folders, held_out
 from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, check_split, find_split
 from anyres.errors import UserError
+from anyres.shapes import Size
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from anyres.data.base import Item
 from anyres.data.decode import MAX_PIXELS, load_image
 from anyres.data.fitting import fit
 from anyres.data.samples import EvalBatch, EvalSample, by_shape
-from anyres.data.schedule import Size
 from anyres.data.segmentation import IGNORED
-from anyres.data.sources import Item
 from anyres.data.views import DRAFT_MARGIN, Box, _resize, normalize, to_batch
 from anyres.errors import UserError
+from anyres.shapes import Size
 
 CROP_ATTEMPTS = 10
 
@@ -39,8 +39,8 @@ class SegmentationViews:
     which is 0 after normalisation, and with labels to ignore.
 
     `separate` True crops every view on its own; False crops the largest one, and the smaller views are resizes of it,
-    bilinear (antialiased), labels nearest. Source: the published ADE20K protocol, section 4 of the specification of
-    dense tasks.
+    bilinear (antialiased), labels nearest. Source: the usual ADE20K protocol, as in Swin (Liu et al., ICCV
+    2021, section A2.3).
     """
 
     mean: tuple[float, ...]
@@ -136,7 +136,8 @@ def jitter_colours(image: Image.Image, rng: random.Random) -> Image.Image:
     hue by up to a tenth of its circle, each with probability 1/2; contrast comes first or last, at random.
 
     Grey images (mode "L") have the first two only. Source: the photometric distortion of SSD (Liu et al., ECCV 2016),
-    which the segmentation protocols took over.
+    which the segmentation protocols took over. torchvision's `RandomPhotometricDistort` is another distribution (its
+    brightness is a factor, its contrast keeps the mean) and draws from torch's global generator.
     """
     levels = np.arange(256.0)
     brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0

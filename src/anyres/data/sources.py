@@ -1,105 +1,24 @@
-"""Where labelled images come from: the built-in digits and image folders; others have files of their own."""
+"""Labelled images: which source a data set is, the digits and image folders; other kinds have files of their own."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from anyres.data.base import Item, MapSource, StreamSource
 from anyres.data.classes import check_classes, match_classes, tell_subset
-from anyres.data.config import CROP_PCT, STATISTICS
-from anyres.data.decode import EXTENSIONS, Data, list_images, load_image, with_depth
+from anyres.data.decode import EXTENSIONS, list_images
+from anyres.data.huggingface import open_huggingface
+from anyres.data.shards import Shards
 from anyres.data.splits import VALIDATION_NAMES, check_split, differ_by_split, find_split, looks_like_split
 from anyres.errors import UserError
 
 HELD_OUT = 0.1
-
-
-class Item(NamedTuple):
-    """One labelled image or clip, not decoded yet. The label is a class number, or what else its task marks in it."""
-
-    name: str
-    data: Data
-    label: Any
-
-
-class Source(ABC):
-    """What every source has. `crop_pct` is the share of the resized image that evaluation keeps, `bit_depth` what is
-    known of pictures of more than 8 bits (see `decode.load_image`)."""
-
-    name: str
-    label_names: list[str]
-    in_chans: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float = CROP_PCT
-    bit_depth: int | None = None
-
-    def __init__(self, name: str, label_names: Sequence[str], in_chans: int = 3) -> None:
-        if in_chans not in STATISTICS:
-            raise UserError(f"in_chans {in_chans} must be 1 (grey) or 3 (RGB)")
-        self.name = name
-        self.label_names = list(label_names)
-        self.in_chans = in_chans
-        self.mean, self.std = STATISTICS[in_chans]
-        self._relabel: dict[int, int] | None = None
-
-    def use_labels(self, label_names: Sequence[str]) -> None:
-        """Number the labels by another list of names, that of the training data, which must hold all classes of this
-        source (see `match_classes`). Raises UserError."""
-        whose = {"knower": "the training data", "namer": self.name}
-        places = match_classes(label_names, self.label_names, **whose, fix="Give both the same classes")
-        tell_subset(label_names, places, **whose)
-        self._relabel = dict(enumerate(places))
-        self.label_names = list(label_names)
-
-    def _labelled(self, item: Item) -> Item:
-        return item if self._relabel is None else item._replace(label=self._relabel[item.label])
-
-    def _deep(self, item: Item) -> Item:
-        return item if self.bit_depth is None else item._replace(data=with_depth(item.data, self.bit_depth))
-
-
-class MapSource(Source):
-    """A source with a known number of images, each reachable by its index."""
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def _item(self, index: int) -> Item: ...
-
-    def item(self, index: int) -> Item:
-        """Return image `index` undecoded."""
-        return self._deep(self._labelled(self._item(index)))
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Return image `index` decoded, and its label; raises BadImage."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        name, data, label = self.item(index)
-        return load_image(data, name, self.in_chans), label
-
-
-class StreamSource(Source):
-    """A source that is read from one end to the other. `size` is the number of images, None if nobody knows."""
-
-    size: int | None = None
-
-    @abstractmethod
-    def _items(self, epoch: int | None, seed: int, rank: int, world: int) -> Iterator[Item]: ...
-
-    def items(self, epoch: int | None, seed: int = 0, rank: int = 0, world: int = 1) -> Iterator[Item]:
-        """Read the share of one rank once: shuffled by (seed, epoch), or as stored for `epoch` None. Items are
-        undecoded."""
-        return (self._deep(self._labelled(item)) for item in self._items(epoch, seed, rank, world))
 
 
 def open_source(
@@ -130,13 +49,9 @@ def open_source(
     if text == "digits":
         source = Digits(split, in_chans or 1)
     elif text.startswith(("hf:", "hf-stream:")):
-        from anyres.data.huggingface import open_huggingface
-
         kind, _, name = text.partition(":")
         source = open_huggingface(name, split, in_chans or 3, streaming=kind == "hf-stream", label_names=label_names)
     elif text.startswith("wds:"):
-        from anyres.data.shards import Shards
-
         source = Shards(text.removeprefix("wds:"), split, in_chans or 3)
     else:
         source = ImageFolder(text, split, in_chans or 3)

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from anyres.data.base import Item, MapSource
 from anyres.data.classes import check_classes, match_classes, name_labels, plain_number, tell_subset
 from anyres.data.decode import list_images
-from anyres.data.sources import Digits, ImageFolder, Item, MapSource
+from anyres.data.sources import Digits, ImageFolder
 from anyres.data.splits import check_split, find_split
 from anyres.errors import UserError
 from anyres.extras import require
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv"})
 MEAN, STD = (0.45,) * 3, (0.225,) * 3
-"""What the published video networks subtract and divide by (section 5 of the project's notes on video)."""
+"""What the published video networks subtract and divide by: facebookresearch/SlowFast, slowfast/config/defaults.py."""
 
 
 ANNOTATION_COLUMNS = ("label", "youtube_id", "time_start", "time_end")

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anyres.data.base import Item
 from anyres.data.clips import Sampling, Video
 from anyres.data.decode import MAX_PIXELS, load_image
 from anyres.data.samples import EvalBatch, EvalSample, labels_of
-from anyres.data.schedule import Size
-from anyres.data.sources import Item
 from anyres.data.views import (
     Augmentation,
     Box,
@@ -29,6 +28,7 @@ from anyres.data.views import (
     to_batch,
 )
 from anyres.errors import UserError
+from anyres.shapes import Size
 
 
 @dataclass(frozen=True)

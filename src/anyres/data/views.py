@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from anyres.data.base import Item
 from anyres.data.decode import MAX_PIXELS, load_image
 from anyres.data.samples import EvalBatch, EvalSample, labels_of
-from anyres.data.schedule import Size
 from anyres.data.seeding import seed_globals
-from anyres.data.sources import Item
 from anyres.errors import UserError
+from anyres.shapes import Size
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -44,13 +44,13 @@ class Augmentation:
     `scale` is the range of the crop's share of the image area; `ratio` that of its width over height, relative to the
     view's own (1 for a square). A `scale` that reaches beyond 1 also zooms out: the image is placed somewhere on a
     canvas of the mean colour (the scale jitter of Ghiasi et al., "Simple Copy-Paste", CVPR 2021), and the share is
-    then drawn log-uniformly. `auto_augment` is a
-    string of timm ("rand-m9-mstd0.5-inc1", "augmix-m5", "original") or None; with it, `color_jitter` does nothing.
-    `erasing` is the probability of random erasing with normal noise per pixel.
+    then drawn log-uniformly. `auto_augment` is a string of timm ("rand-m9-mstd0.5-inc1", "augmix-m5", "original") or
+    None; with it, `color_jitter` does nothing. `erasing` is the probability of random erasing with normal noise per
+    pixel.
 
     `separate` True augments every view on its own; False augments the largest one, and the smaller views are bicubic
-    (antialiased) resizes of it, each normalised and erased on its own. Source: ResFormer, section 6 of its
-    specification.
+    (antialiased) resizes of it, each normalised and erased on its own. Source: ResFormer (Tian et al., CVPR
+    2023).
     """
 
     scale: tuple[float, float] = (0.08, 1.0)

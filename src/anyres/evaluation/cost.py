@@ -50,11 +50,6 @@ class Cost:
     latency_ms: float
     peak_memory_mb: float
 
-    @property
-    def gmacs(self) -> float:
-        """10^9 multiply-adds for each image: the number that papers print."""
-        return self.gflops / 2
-
 
 def measure_cost(
     model: nn.Module,

@@ -13,9 +13,9 @@ from torch import nn
 from anyres.data import BadImage, EvalLoader
 from anyres.data.config import DataConfig
 from anyres.data.samples import pixels_of
-from anyres.data.schedule import Size
 from anyres.errors import UserError
 from anyres.inference.predictor import Predictor
+from anyres.shapes import Size
 from anyres.tasks import task_of
 from anyres.tasks.scores import Measured
 

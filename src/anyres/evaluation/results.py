@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
-from anyres.data.schedule import Size
 from anyres.errors import UserError
 from anyres.io.files import atomic_write
 from anyres.io.text import csv_text, from_csv
+from anyres.shapes import Size
 from anyres.tasks import TASKS
 
 TITLES = {name: titles[0] for task in TASKS.values() for name, titles in task.titles.items()}

@@ -30,8 +30,9 @@ from anyres.evaluation import plots
 from anyres.evaluation.cost import measure_cost, random_input
 from anyres.evaluation.evaluate import evaluate, preparation_text, process, sample_images
 from anyres.evaluation.report import Page, Samples, render
-from anyres.evaluation.results import Finding, Row, Size, areas, find, write_csv
+from anyres.evaluation.results import Finding, Row, areas, find, write_csv
 from anyres.io.files import atomic_write, check_files, locked
+from anyres.shapes import Size
 from anyres.tasks.finite import check_weights
 
 Progress = Callable[[Row, int, int], None]

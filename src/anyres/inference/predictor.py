@@ -21,10 +21,11 @@ from anyres.data import BadImage, Item
 from anyres.data.config import DataConfig
 from anyres.data.decode import Data, with_depth
 from anyres.data.samples import EvalBatch, prepare_batches
-from anyres.data.schedule import Size, parse_sizes
+from anyres.data.schedule import parse_sizes
 from anyres.errors import UserError
 from anyres.inference.modelspec import open_model
 from anyres.inference.precision import precision_context
+from anyres.shapes import Size
 from anyres.tasks import task_of
 from anyres.tasks.finite import check_weights
 from anyres.tasks.results import Result, Unreadable

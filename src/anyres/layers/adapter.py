@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from anyres.layers.deformable import DeformableAttention, cell_centres
 from anyres.layers.init import init_linear_and_convolution
 from anyres.layers.maps import ConvMlp, ConvNorm, on_map, to_map, to_nchw
-from anyres.layers.positions import Grid
+from anyres.shapes import Grid
 
 HEADS = 6
 """Heads of every deformable attention."""

@@ -11,14 +11,9 @@ from torch.nn import functional as F
 
 from anyres.layers.divisions import Windows, divide, divided_attention
 from anyres.layers.parts import parts_of
-from anyres.layers.positions import (
-    ContinuousBias,
-    Grid,
-    LocalPositionEmbedding,
-    RelativeBiasTable,
-    Rotation,
-)
+from anyres.layers.positions import ContinuousBias, LocalPositionEmbedding, RelativeBiasTable, Rotation
 from anyres.layers.windows import merge, partition, window_attention
+from anyres.shapes import Grid
 
 
 class Attention(nn.Module):

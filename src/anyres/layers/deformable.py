@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.layers.positions import Grid
 from anyres.layers.size_cache import cached_by_size
+from anyres.shapes import Grid
 
 
 @cached_by_size()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from anyres.layers.positions import Grid
 from anyres.layers.size_cache import cached_by_size
+from anyres.shapes import Grid
 
 
 class Windows(NamedTuple):

@@ -24,9 +24,7 @@ from anyres.layers.maps import by_group, from_groups, on_map
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
-
-Grid = tuple[int, int]
-
+from anyres.shapes import Grid
 
 # Added to the tokens ------------------------------------------------------------------------------------------------
 

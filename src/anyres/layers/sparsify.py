@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from anyres.errors import UserError
 from anyres.layers.attention import Attention
 from anyres.layers.parts import parts_of
-from anyres.layers.positions import Grid
+from anyres.shapes import Grid
 
 # Scores -----------------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from anyres.layers.parts import parts_of
-from anyres.layers.positions import Grid
 from anyres.layers.windows import merge, padding_mask, partition, window_attention
+from anyres.shapes import Grid
 
 
 class UnshiftedWindowAttention(nn.Module):

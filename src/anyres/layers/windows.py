@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
-from anyres.layers.positions import Grid, relative_bias
+from anyres.layers.positions import relative_bias
 from anyres.layers.size_cache import cached_by_size
+from anyres.shapes import Grid
 
 
 def padded_grid(grid: Grid, window: Grid) -> Grid:

@@ -243,9 +243,7 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
         """What a training loss may need from one pass: "logits", "cls" (the vector that enters the head), and if asked
-        for "gap" (mean patch token after the final norm, (B, C)). "logit" is another name for "logits". Distilled
-        models add "dist_logits".
-        """
+        for "gap" (mean patch token after the final norm, (B, C)). Distilled models add "dist_logits"."""
 
     @abstractmethod
     def forward_intermediates(

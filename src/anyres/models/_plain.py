@@ -21,7 +21,6 @@ from anyres.layers.positions import (
     AxialRotary,
     ContinuousBias,
     GlobalPositionEmbedding,
-    Grid,
     LocalPositionEmbedding,
     RelativeBiasTable,
     Rotation,
@@ -29,6 +28,7 @@ from anyres.layers.positions import (
 )
 from anyres.models._backbone import Backbone, DetectorForm, pair, take_indices
 from anyres.options import Count, Depth, Factor, Rate, SideOrPair, WholeNumber
+from anyres.shapes import Grid
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,6 @@ class Plain(Backbone):
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
         self.minimum_size = stride or patch_size
         self.num_prefix_tokens = len(prefix_tokens)
-        self.has_cls_token = "cls_token" in prefix_tokens
         self.prefix_names = tuple(prefix_tokens)
 
         self.patch_embed = patch_embed or PatchEmbed(stride or patch_size, in_chans, embed_dim, remainder, patch_size)
@@ -317,7 +316,6 @@ class Plain(Backbone):
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
         tokens = self.encode(x, None if "gap" in targets else self.rows_read())
         out = {"logits": self.forward_head(tokens), "cls": self.pool(tokens)}
-        out["logit"] = out["logits"]
         if "gap" in targets:
             out["gap"] = tokens[:, self.num_prefix_tokens :].mean(1)
         return out

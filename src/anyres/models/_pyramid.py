@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from anyres.layers.maps import depthwise, to_map, to_nchw, with_residual
 from anyres.models._backbone import Backbone, take_indices
 from anyres.options import Count, Rate, SideOrPair, WholeNumber
+from anyres.shapes import Grid
 
-Grid = tuple[int, int]
 Run = Callable[..., Any]
 
 
@@ -181,7 +181,7 @@ class Pyramid(Backbone):
         features = self.forward_features(x)
         pooled = self.pool(features)
         logits = self.head(self.head_drop(pooled))
-        out = {"logits": logits, "logit": logits, "cls": pooled}
+        out = {"logits": logits, "cls": pooled}
         if "gap" in targets:
             out["gap"] = self.mean_patch(features)
         return out

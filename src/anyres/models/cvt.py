@@ -33,8 +33,9 @@ from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import attend
 from anyres.models._backbone import Family, KeyRule, Variant
-from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, Rate, Three
+from anyres.shapes import Grid
 
 
 class ConvProjectionAttention(nn.Module):

@@ -70,7 +70,7 @@ class DeiT(Plain):
             return super().forward_train(x, targets)
         tokens = self.encode(x, None if "gap" in targets else self.rows_read())
         logits, dist_logits = self.forward_heads(tokens)
-        out = {"logits": logits, "logit": logits, "dist_logits": dist_logits, "cls": tokens[:, 0]}
+        out = {"logits": logits, "dist_logits": dist_logits, "cls": tokens[:, 0]}
         if "gap" in targets:
             out["gap"] = tokens[:, 2:].mean(1)
         return out

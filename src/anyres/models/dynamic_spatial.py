@@ -43,10 +43,11 @@ from anyres.layers.sparsify import (
 )
 from anyres.layers.windows import tables_from_published, tables_to_published
 from anyres.models._backbone import Family, KeyRule
-from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.models.dynamicvit import check_ratio, predictor_keys, variant
 from anyres.models.swin import PatchMerging, ShiftedWindowAttention, SwinTransformer
 from anyres.options import Count, Depth, PerStage, Rate, WholeNumber
+from anyres.shapes import Grid
 
 
 class SparseStage(Stage):
@@ -139,7 +140,7 @@ class DynamicPyramid(Pyramid):
         features = self.finish(last, decisions)
         pooled = self.pool(features)
         logits = self.head(self.head_drop(pooled))
-        out = {"logits": logits, "logit": logits, "cls": pooled, "map": self.norm(last)}
+        out = {"logits": logits, "cls": pooled, "map": self.norm(last)}
         if "gap" in targets:
             out["gap"] = self.mean_patch(out["map"])
         if decisions is not None:

@@ -42,8 +42,8 @@ from anyres.layers.sparsify import (
 )
 from anyres.models._backbone import Family, KeyRule, Variant, take_indices
 from anyres.models._plain import Plain
-from anyres.models._pyramid import Grid
 from anyres.options import Count, Depth, Factor, Rate, WholeNumber
+from anyres.shapes import Grid
 
 
 def predictor_keys(published: str, ours: str, unit_axes: Literal["", "conv"] = "") -> tuple[KeyRule, ...]:
@@ -158,7 +158,7 @@ class DynamicViT(Plain):
         gap = masked_mean(patches, decisions[-1] if self.training and decisions else None)
         pooled = gap if self.global_pool == "avg" else self.pool(tokens)
         logits = self.head(self.head_drop(pooled))
-        out = {"logits": logits, "logit": logits, "cls": pooled, "tokens": patches}
+        out = {"logits": logits, "cls": pooled, "tokens": patches}
         if "gap" in targets:
             out["gap"] = gap
         if decisions:
@@ -289,7 +289,7 @@ class DynamicLVViT(DynamicViT):
         out = super().forward_train(x, targets)
         out["aux_logits"] = self.aux_head(out["tokens"])
         # The auxiliary head stays in the graph of the logits: distributed training waits for its (zero) gradient.
-        out["logits"] = out["logit"] = out["logits"] + 0 * out["aux_logits"].sum()
+        out["logits"] = out["logits"] + 0 * out["aux_logits"].sum()
         return out
 
 

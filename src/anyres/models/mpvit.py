@@ -33,8 +33,9 @@ from anyres.layers.init import init_linear, init_linear_and_convolution
 from anyres.layers.maps import ConvNorm, depthwise, fold_into, on_map, with_residual
 from anyres.layers.parts import parts_of
 from anyres.models._backbone import DetectorForm, Family, KeyRule, Variant
-from anyres.models._pyramid import Grid, Pyramid, Run, drop_path_rates
+from anyres.models._pyramid import Pyramid, Run, drop_path_rates
 from anyres.options import Count, Depth, PerStage, Rate
+from anyres.shapes import Grid
 
 HEADS = 8
 WINDOWS = {3: 2, 5: 3, 7: 3}

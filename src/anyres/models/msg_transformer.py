@@ -50,8 +50,9 @@ from anyres.layers.windows import (
     window_attention,
 )
 from anyres.models._backbone import Family, KeyRule, Variant
-from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate
+from anyres.shapes import Grid
 
 
 @cached_for_parameter()

@@ -45,12 +45,12 @@ from anyres.models._backbone import IMAGENET_MEAN, IMAGENET_STD, DetectorForm, F
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, PerStage, Rate, SideOrPair
 
-Grid = tuple[int, ...]
-"""(h, w), or (t, h, w) of a clip. In tokens (B, prefix + N, C) a class token (prefix 1) or none stands before the
-map."""
+Lengths = tuple[int, ...]
+"""Tokens along each axis: (h, w), or (t, h, w) of a clip. In tokens (B, prefix + N, C) a class token (prefix 1) or none
+stands before the map."""
 
 
-def pooled(grid: Grid, stride: int) -> Grid:
+def pooled(grid: Lengths, stride: int) -> Lengths:
     """The grid after a convolution of this stride: sides round up, time stays."""
     return (*grid[:-2], (grid[-2] - 1) // stride + 1, (grid[-1] - 1) // stride + 1)
 
@@ -89,7 +89,7 @@ def offset_vectors(table: Tensor, queries: int, keys: int) -> Tensor:
     return resize_rows(table, 2 * max(queries, keys) - 1)[offset_index(queries, keys, table.device)]
 
 
-def offset_products(q_BNhd: Tensor, tables: Sequence[Tensor], grid: Grid, key_grid: Grid) -> list[Tensor]:
+def offset_products(q_BNhd: Tensor, tables: Sequence[Tensor], grid: Lengths, key_grid: Lengths) -> list[Tensor]:
     """For each axis the products of every query of the map with the vectors of all key positions: (B, N, h, keys)."""
     B, N, heads, dim = q_BNhd.shape
     products = []
@@ -109,7 +109,7 @@ def bias_mask(products: Sequence[Tensor]) -> Tensor:
 
 
 @cached_by_size()
-def key_codes(grid: Grid, device: torch.device) -> Tensor:
+def key_codes(grid: Lengths, device: torch.device) -> Tensor:
     """(M, sum of sides): for every key a one at its position on each axis. Products with them pick the bias."""
     positions = torch.meshgrid(*(torch.arange(side, device=device) for side in grid), indexing="ij")
     codes = [F.one_hot(position.flatten(), side) for position, side in zip(positions, grid, strict=True)]
@@ -117,7 +117,7 @@ def key_codes(grid: Grid, device: torch.device) -> Tensor:
 
 
 def bias_channels(
-    q_BNhd: Tensor, k_BMhd: Tensor, v_BMhd: Tensor, products: Sequence[Tensor], key_grid: Grid, prefix: int
+    q_BNhd: Tensor, k_BMhd: Tensor, v_BMhd: Tensor, products: Sequence[Tensor], key_grid: Lengths, prefix: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The bias as further channels: the products on q's side, codes of the position on k's (times √d, because the
     attention will divide by it), zeros on v's, because fused kernels want equal widths. Zeros in prefix rows."""
@@ -138,8 +138,8 @@ def biased_attention(
     k_BMhd: Tensor,
     v_BMhd: Tensor,
     tables: Sequence[Tensor],
-    grid: Grid,
-    key_grid: Grid,
+    grid: Lengths,
+    key_grid: Lengths,
     prefix: int = 0,
 ) -> Tensor:
     """Attention with decomposed relative position: softmax(q·k / √d + bias) v, (B, N, h, d).
@@ -174,7 +174,7 @@ class HeadPool(nn.Module):
         self.norm = nn.LayerNorm(head_dim, eps=1e-6)
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as torch starts its convolutions
 
-    def forward(self, x_BNC: Tensor, grid: Grid, prefix: int, heads: int) -> Tensor:
+    def forward(self, x_BNC: Tensor, grid: Lengths, prefix: int, heads: int) -> Tensor:
         """(B, prefix + N, C) → (B, prefix + M, heads, d). The class token is only normed."""
         x = x_BNC[:, prefix:].unflatten(1, grid).movedim(-1, 1)
         # Filters tiled over the heads make one depthwise convolution of the channels-last map: no copy per head.
@@ -220,7 +220,7 @@ class PoolingAttention(nn.Module):
             self.register_parameter(f"rel_pos_{axis}", trunc_normal(rows, head_dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BNC: Tensor, grid: Grid, prefix: int) -> Tensor:
+    def forward(self, x_BNC: Tensor, grid: Lengths, prefix: int) -> Tensor:
         pools = (self.pool_q, self.pool_k, self.pool_v)
         parts = zip(pools, self.qkv(x_BNC).chunk(3, dim=-1), strict=True)
         q, k, v = (pool(part, grid, prefix, self.num_heads) for pool, part in parts)
@@ -232,11 +232,11 @@ class PoolingAttention(nn.Module):
         residual = F.pad(q[:, prefix:], (0, 0, 0, 0, prefix, 0)) if prefix else q  # a class token takes no part
         return self.proj((out + residual).flatten(2))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, key_grid: Grid, prefix: int = 0) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Lengths, key_grid: Lengths, prefix: int = 0) -> Tensor:
         tables = [getattr(self, f"rel_pos_{axis}") for axis in self.axes]
         return biased_attention(q, k, v, tables, grid, key_grid, prefix)
 
-    def in_windows(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, key_grid: Grid, side: int) -> Tensor:
+    def in_windows(self, q: Tensor, k: Tensor, v: Tensor, grid: Lengths, key_grid: Lengths, side: int) -> Tensor:
         """Attention inside windows of this side on the block's input. Each map is padded with zeros to whole windows,
         and padded keys are not masked (the published detection code)."""
         batch, heads = q.shape[0], self.num_heads
@@ -266,7 +266,7 @@ class MultiscaleBlock(nn.Module):
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x_BNC: Tensor, grid: Grid, prefix: int) -> Tensor:
+    def forward(self, x_BNC: Tensor, grid: Lengths, prefix: int) -> Tensor:
         normed = self.norm1(x_BNC)
         shortcut = self.proj(normed) if self.widens_attention else x_BNC
         if self.attn.stride > 1:
@@ -277,7 +277,7 @@ class MultiscaleBlock(nn.Module):
         return shortcut + self.drop_path2(self.mlp(normed))
 
 
-def max_pool(x_BNC: Tensor, grid: Grid, prefix: int) -> Tensor:
+def max_pool(x_BNC: Tensor, grid: Lengths, prefix: int) -> Tensor:
     """Each frame's tokens max-pooled 3x3 with stride 2 and padding 1; the class token passes unchanged."""
     frames = x_BNC[:, prefix:].unflatten(1, (-1, *grid[-2:])).flatten(0, 1)
     out = to_map(F.max_pool2d(frames.permute(0, 3, 1, 2), 3, 2, 1)).unflatten(0, (x_BNC.shape[0], -1)).flatten(1, 3)
@@ -313,7 +313,7 @@ class MultiscaleStage(Stage):
 
     def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
         x = self.downsample(x)
-        grid: Grid = tuple(x.shape[1:-1])
+        grid: Lengths = tuple(x.shape[1:-1])
         tokens = x.flatten(1, -2)
         if self.cls_token is not None:
             extra = self.cls_token.expand(x.shape[0], -1, -1)
@@ -460,16 +460,6 @@ def _move_blocks(state: dict[str, Tensor], places: dict[str, str]) -> dict[str, 
         block = match[0] if match else ""
         moved[places.get(block, block) + name.removeprefix(block)] = tensor
     return moved
-
-
-def inflate(state: dict[str, Tensor], kernel: int = 3) -> dict[str, Tensor]:
-    """Weights of an image model as a start for a video model: its filters repeated `kernel` times along time (not
-    divided), without its head. Load them with `strict=False`: tables of time keep their start."""
-    return {
-        name: tensor[:, :, None].repeat(1, 1, kernel, 1, 1) if tensor.ndim == 4 else tensor
-        for name, tensor in state.items()
-        if not name.startswith("head.")
-    }
 
 
 _SIZES: dict[str, dict[str, Any]] = {

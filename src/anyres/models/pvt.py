@@ -38,8 +38,9 @@ from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
 from anyres.layers.spatial_reduction import SpatialReductionAttention
 from anyres.models._backbone import Family, KeyRule, Variant, pair
-from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate, SideOrPair
+from anyres.shapes import Grid
 
 # Version 1 ------------------------------------------------------------------------------------------------------------
 

@@ -40,8 +40,9 @@ from anyres.layers.size_cache import cached_by_size
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.windows import merge, partition, window_attention
 from anyres.models._backbone import DetectorForm, Family, KeyRule, Variant
-from anyres.models._pyramid import Grid, Pyramid, Run, Stage, drop_path_rates
+from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, PerStage, Rate
+from anyres.shapes import Grid
 
 Padding = Literal["published", "clean"]
 
@@ -341,7 +342,7 @@ class RegionViT(Pyramid):
         *_, (x_BHWC, regional) = self.forward_stages(x)
         pooled = self.pool(self.finish(x_BHWC, regional))
         logits = self.head(self.head_drop(pooled))
-        return {"logits": logits, "logit": logits, "cls": pooled, "gap": self.mean_patch(self.norm(x_BHWC))}
+        return {"logits": logits, "cls": pooled, "gap": self.mean_patch(self.norm(x_BHWC))}
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -43,8 +43,9 @@ from anyres.layers.windows import (
     window_rule,
 )
 from anyres.models._backbone import Family, KeyRule, Variant
-from anyres.models._pyramid import Grid, Pyramid, Stage, drop_path_rates
+from anyres.models._pyramid import Pyramid, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate
+from anyres.shapes import Grid
 
 
 class PatchMerging(nn.Module):

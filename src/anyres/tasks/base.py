@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from anyres.shapes import Size
 from anyres.tasks.options import TaskOptions, TestOptions
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from anyres.tasks.objective import Objective
     from anyres.tasks.results import Result
     from anyres.tasks.scores import Metric
-
-Size = tuple[int, int]
-"""(height, width) in pixels."""
 
 
 @dataclass(frozen=True)

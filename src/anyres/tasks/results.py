@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from anyres.data.base import Item
 from anyres.data.config import DataConfig
 from anyres.data.decode import load_image
 from anyres.data.samples import EvalBatch
-from anyres.data.sources import Item
 from anyres.tasks.finite import check_outputs
 
 if TYPE_CHECKING:

@@ -333,7 +333,7 @@ def write_results(run: Run, status: str) -> None:
         "best": position.best,
         "last": position.rows[-1] if position.rows else {},
         "bad_images": {"count": len(position.bad), "files": position.bad},
-        **({"annotations": reports} if reports else {}),  # counts of data.detection.REPORT
+        **({"annotations": reports} if reports else {}),  # counts of data.objects.REPORT
         "seconds": round(position.seconds, 1),
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),

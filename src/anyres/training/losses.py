@@ -18,7 +18,6 @@ from torch import Tensor
 from anyres.tasks.objective import Outputs
 
 CONSISTENCY_KINDS = ("smooth-l1", "l2", "cosine", "kl")
-CONSISTENCY_TARGETS = ("cls", "gap", "logit")
 
 Forward = Callable[[Any, tuple[str, ...]], Outputs]
 BaseLoss = Callable[[Outputs, Any, Any], Tensor]
@@ -47,30 +46,6 @@ def scale_consistency(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
     raise ValueError(f"scale consistency {kind!r} is unknown; choose one of {', '.join(CONSISTENCY_KINDS)}")
 
 
-def replica_losses(
-    forward: Forward,
-    views: Sequence[Any],
-    targets: Sequence[Any],
-    base_loss: BaseLoss,
-    *,
-    kind: str = "none",
-    target: str = "cls",
-    alpha: float = 1.0,
-) -> list[Tensor]:
-    """The loss of every replica of a batch, in visiting order; their mean is what a joint step back-propagates.
-
-    Args:
-        forward: (view, wanted vectors) -> dict with "logits" and the wanted vectors, as a model's `forward_train`.
-        views: replicas, large to small; of images (B, C, H_i, W_i).
-        targets: one per replica; of classification soft labels (B, K).
-        base_loss: (outputs, target, view) -> scalar.
-        kind: "none" or one of CONSISTENCY_KINDS.
-        target: the vector that has to agree: "cls" (what enters the head), "gap" (mean patch token) or "logit".
-        alpha: weight of the consistency term.
-    """
-    return list(_chain(forward, views, targets, base_loss, kind, target, alpha))
-
-
 def backward_replicas(
     forward: Forward,
     views: Sequence[Any],
@@ -86,12 +61,19 @@ def backward_replicas(
     synchronise: bool = True,
     before_last: Callable[[list[Tensor]], None] | None = None,
 ) -> list[Tensor]:
-    """Back-propagate `share` times the mean of `replica_losses`, each replica as soon as it is computed.
+    """Back-propagate `share` times the mean of the replicas' losses, each replica as soon as it is computed.
 
     The teacher of the chain is detached, so replicas share no graph: gradients add up to those of the joint backward,
     and only one replica's activations are alive at a time.
 
     Args:
+        forward: (view, wanted vectors) -> dict with "logits" and the wanted vectors, as a model's `forward_train`.
+        views: replicas, large to small; of images (B, C, H_i, W_i).
+        targets: one per replica; of classification soft labels (B, K).
+        base_loss: (outputs, target, view) -> scalar.
+        kind: "none" or one of CONSISTENCY_KINDS.
+        target: the vector that has to agree: "cls" (what enters the head), "gap" (mean patch token) or "logit".
+        alpha: weight of the consistency term.
         share: factor on the gradients, 1 / number of accumulated batches.
         backward: what runs the backward pass (a gradient scaler's, for example).
         no_sync: context in which DDP or FSDP2 leaves gradients on their process.

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyres.tasks.base import Demo, Size, Task
+from anyres.shapes import Size
+from anyres.tasks.base import Demo, Task
 from anyres.tasks.classification.options import ClassificationTest, TrainConfig
 
 if TYPE_CHECKING:

@@ -15,17 +15,14 @@ from torch import Tensor
 from anyres.tasks.objective import Outputs
 
 
-def ratio_loss(decisions: Tensor, ratios: Sequence[float], per_batch: bool = False) -> Tensor:
+def ratio_loss(decisions: Tensor, ratios: Sequence[float]) -> Tensor:
     """Squared distance of the kept share of every image from its target, summed over the predictors.
 
     Args:
         decisions: keep masks (B, predictors, N).
         ratios: target share after each predictor.
-        per_batch: compare the share of the whole batch instead, so that images may differ (the "dynamic" flavour).
     """
     share = decisions.mean(dim=-1)
-    if per_batch:
-        share = share.mean(dim=0, keepdim=True)
     return (share - share.new_tensor(ratios)).square().mean(dim=0).sum()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from anyres.tasks.base import Demo, Size
+from anyres.shapes import Size
+from anyres.tasks.base import Demo
 from anyres.tasks.dense import DenseTask
 from anyres.tasks.detection.options import DetectConfig, DetectionTest
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from anyres.data import rle
 from anyres.data.config import DataConfig
-from anyres.data.detection import DetectionSource, Objects
+from anyres.data.objects import DetectionSource, Objects
 from anyres.data.samples import EvalBatch
-from anyres.data.schedule import Size
 from anyres.errors import UserError
 from anyres.io.files import atomic_write, check_file
+from anyres.shapes import Size
 from anyres.tasks.detection.network import Found, at_full_size
 from anyres.tasks.finite import check_found
 from anyres.tasks.scores import Measured, Metric, covered

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyres.tasks.base import Demo, Size
+from anyres.shapes import Size
+from anyres.tasks.base import Demo
 from anyres.tasks.dense import DenseTask
 from anyres.tasks.segmentation.options import SegmentationTest, SegmentConfig
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyres.errors import UserError
-from anyres.tasks.base import Demo, Size, Task
+from anyres.shapes import Size
+from anyres.tasks.base import Demo, Task
 from anyres.tasks.video.options import VideoConfig, VideoTest
 
 if TYPE_CHECKING:

@@ -62,7 +62,7 @@ class TemporalAttention(nn.Module):
 
 
 class SpaceTime(TaskModel):
-    """A plain image model with divided space–time attention (ResFormer's specification, section 7, "Video").
+    """A plain image model with divided space–time attention (ResFormer, section 4.4; TimeSformer, section 3).
 
     Each frame is embedded with its class token and positions; a learned vector per frame, `time`, is added to patch
     tokens. In every block, first the patch tokens of a place attend to each other over time; then each frame attends
@@ -206,11 +206,11 @@ class SpaceTime(TaskModel):
         return self.classify(self.pool(x, gap=False)[0])
 
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
-        """ "logits", also as "logit"; "cls", the vector that enters the head; and if asked for "gap", the mean patch
+        """ "logits"; "cls", the vector that enters the head; and if asked for "gap", the mean patch
         token of all frames after the final norm: (B, D)."""
         pooled, gap = self.pool(x, "gap" in targets)
         logits = self.classify(pooled)
-        out = {"logits": logits, "logit": logits, "cls": pooled}
+        out = {"logits": logits, "cls": pooled}
         return out if gap is None else {**out, "gap": gap}
 
     def parts_to_shard(self) -> Iterator[nn.Module]:
@@ -233,7 +233,7 @@ class SpaceTime(TaskModel):
 
 
 class RegionTime(SpaceTime):
-    """RegionViT on clips (its specification, section 7: a design of this library, no published code or number).
+    """RegionViT on clips (a design of this library: there is no published code or number).
 
     In every block, before the regional step, the tokens of a place attend to each other over time, regional ones and
     local ones; the output projection of that attention starts at zero. A learned vector per frame is added to both maps

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from anyres.data.base import MapSource
 from anyres.data.config import DataConfig
 from anyres.data.samples import EvalBatch
-from anyres.data.sources import MapSource
 from anyres.tasks.accuracy import Accuracy
 from anyres.tasks.scores import Measured
 

@@ -1,0 +1,206 @@
+"""What is written in the pictures of a sweep, and where: sizes, values and names that do not cover each other."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from anyres.evaluation.plot_style import BAND, COLOURS, GREY, INK, LINES, MARKERS, drawn_name, model_colour
+from anyres.evaluation.results import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def label_dots(axes: Axes, values: list[tuple[float, int]], y: float) -> None:
+    """The number above each dot, except where it would cover its neighbour's."""
+    previous = -math.inf
+    all_values = [value for value, _ in values]
+    room = 0.12 * max(10.0, max(all_values, default=0.0) - min(all_values, default=0.0))
+    for value, index in sorted(values):
+        below = value - previous < room
+        axes.annotate(
+            f"{value:.1f}",
+            (value, y),
+            xytext=(0, -7 if below else 7),
+            textcoords="offset points",
+            ha="center",
+            va="top" if below else "bottom",
+            fontsize=8,
+            color=model_colour(index),
+        )
+        previous = -math.inf if below else value
+
+
+def label_sizes(axes: Axes, points: list[tuple[float, float, Row]], on_front: set[int], models: list[str]) -> None:
+    """The input size beside the points, most telling ones first, and only where it does not touch another number."""
+    ends = {model: [row.height for _, _, row in points if row.model == model] for model in models}
+
+    def rank(point: tuple[float, float, Row]) -> tuple[bool, bool, bool]:
+        row = point[2]
+        return row.height not in (min(ends[row.model]), max(ends[row.model])), not row.trained, id(row) not in on_front
+
+    kept: list[tuple[float, float]] = []
+    scale = 72 / axes.figure.dpi
+    for x, y, row in sorted(points, key=rank):
+        # Where the curve is not: above and left of the front, else below, on the side that it falls away from.
+        before = max(
+            (p for p in points if p[2].model == row.model and p[2].height < row.height),
+            key=lambda p: p[2].height,
+            default=None,
+        )
+        up = id(row) in on_front
+        left = up or (before is not None and before[1] > y)
+        place = axes.transData.transform((x, y)) * scale
+        spot = (float(place[0]) + (-12 if left else 12), float(place[1]) + (10 if up else -10))
+        if any(abs(spot[0] - other_x) < 21 and abs(spot[1] - other_y) < 10 for other_x, other_y in kept):
+            continue
+        kept.append(spot)
+        axes.annotate(str(row.height), (x, y), xytext=(-4 if left else 4, 5 if up else -5), textcoords="offset points",
+                      ha="right" if left else "left", va="bottom" if up else "top", fontsize=8,
+                      color=model_colour(models.index(row.model)))  # fmt: skip
+
+
+def label_ends(axes: Axes, rows: list[Row], models: list[str]) -> None:
+    """Name and last value at the right end of every curve, and the first value at the left one."""
+    curves = _curves(rows, models)
+    line = _in_points(axes, 13)
+    name_ends(
+        axes,
+        [
+            (index, *points[-1], f"{drawn_name(model)}\n{points[-1][1]:.1f} at {round(points[-1][0])}")
+            for index, model, points in curves
+        ],
+    )
+    previous = -math.inf
+    for index, _, points in sorted(curves, key=lambda curve: curve[2][0][1]):
+        (x, value), rising = points[0], len(points) > 1 and points[1][1] > points[0][1]
+        if len(points) > 1 and value - previous > line:
+            axes.annotate(f"{value:.1f}", (x, value), xytext=(0, -8 if rising else 8), textcoords="offset points",
+                          ha="center", va="top" if rising else "bottom", fontsize=8.5, color=model_colour(index),
+                          annotation_clip=False)  # fmt: skip
+            previous = value
+
+
+def _curves(rows: list[Row], models: list[str]) -> list[tuple[int, str, list[tuple[float, float]]]]:
+    """(place, model, [(side, top-1), …]) of the models that have any value."""
+    curves = []
+    for index, model in enumerate(models):
+        points = sorted((row.side, row.score) for row in rows if row.model == model and row.score is not None)
+        if points:
+            curves.append((index, model, points))
+    return curves
+
+
+def name_ends(axes: Axes, ends: list[tuple[int, float, float, str]]) -> None:
+    """Texts (place of the model, x, y, text) at the right of their points, pushed apart where they would overlap."""
+    if not ends:
+        return
+    ends = sorted(ends, key=lambda end: end[2])
+    lines = max(text.count("\n") + 1 for *_, text in ends)
+    room = _in_points(axes, 13.5 * lines)
+    heights: list[float] = []
+    for _, _, value, _ in ends:
+        heights.append(max(value, heights[-1] + room) if heights else value)
+    # What was pushed over the top comes back down, taking its neighbours along.
+    ceiling = axes.get_ylim()[1] - room / 4
+    for number in reversed(range(len(heights))):
+        heights[number] = min(heights[number], ceiling)
+        ceiling = heights[number] - room
+    right = max(x for _, x, _, _ in ends)
+    for height, (index, _, _, text) in zip(heights, ends, strict=True):
+        axes.annotate(text, (right, height), xytext=(11, 0), textcoords="offset points", va="center", ha="left",
+                      color=model_colour(index), fontsize=9.5, linespacing=1.25, annotation_clip=False)  # fmt: skip
+
+
+def _in_points(axes: Axes, points: float) -> float:
+    """A height in printer's points, in units of the (linear) vertical axis."""
+    low, high = axes.get_ylim()
+    return points / (axes.get_window_extent().height / axes.figure.dpi * 72) * (high - low)
+
+
+def size_axis(axes: Axes, sides: list[int], trained: list[int]) -> None:
+    """A log2 axis whose ticks are the sizes; where labels would touch, training sizes and the ends keep theirs.
+
+    Training sizes stand on a grey band and in bold.
+    """
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+
+    if not sides:
+        return
+    axes.set_xscale("log", base=2)
+    spread = math.log2(sides[-1] / sides[0]) or 1.0
+    axes.set_xlim(sides[0] / 2 ** (0.05 * spread), sides[-1] * 2 ** (0.05 * spread))
+    axes.xaxis.set_major_locator(FixedLocator(sides))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    for side in trained:
+        if sides[0] <= side <= sides[-1]:
+            axes.axvspan(side / 1.035, side * 1.035, color=BAND, lw=0, zorder=0)
+    # Names at the ends of curves will take a part of the width.
+    points = 0.85 * axes.get_window_extent().width / axes.figure.dpi * 72
+    wanted = sorted(
+        sides, key=lambda side: (side not in trained, side not in (sides[0], sides[-1]), -sides.index(side) % 2)
+    )
+    kept: list[int] = []
+    for side in wanted:
+        # A digit is about 5.6 points wide at this font size; a gap of one digit between labels.
+        need = 5.6 * (len(str(side)) + 1.2)
+        if all(abs(math.log2(side / other)) / (1.1 * spread) * points >= need for other in kept):
+            kept.append(side)
+    axes.set_xticklabels([str(side) if side in kept else "" for side in sides])
+    for label, side in zip(axes.get_xticklabels(), sides, strict=True):
+        if side in trained:
+            label.set_fontweight("bold")
+            label.set_color(INK)
+
+
+def time_axis(axes: Axes, times: list[float]) -> None:
+    if times:
+        low, high = min(times), max(times)
+        spread = math.log2(high / low) or 1.0
+        axes.set_xlim(low / 2 ** (0.09 * spread), high * 2 ** (0.09 * spread))
+    plain_log_ticks(axes.xaxis)
+
+
+def plain_log_ticks(axis: Any) -> None:
+    """1, 2, 5, 10, 20, … in plain digits."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=20))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+
+
+def reading_key(axes: Axes) -> None:
+    """The reading key, in grey under the curves, which sink at their ends."""
+    from matplotlib.lines import Line2D
+
+    style: dict[str, Any] = {"marker": "o", "ls": "", "ms": 5.5, "mec": GREY, "mew": 1.3}
+    handles = [
+        Line2D([], [], mfc=GREY, label="trained at this size", **style),
+        Line2D([], [], mfc="white", label="never seen in training", **style),
+    ]
+    axes.legend(
+        handles=handles,
+        loc="lower center",
+        frameon=False,
+        fontsize=8.5,
+        labelcolor=GREY,
+        handletextpad=0.1,
+        borderpad=0.2,
+    )
+
+
+def model_legend(axes: Axes, models: list[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=model_colour(index), marker=MARKERS[index % len(MARKERS)], ms=5.5, lw=1.8,
+               ls=LINES[index // len(COLOURS) % len(LINES)])
+        for index in range(len(models))
+    ]  # fmt: skip
+    legend = axes.legend(handles, map(str, range(len(models))), loc="best", frameon=False, fontsize=8.5)
+    # Not as labels: matplotlib leaves out those that begin with an underscore.
+    for text, model in zip(legend.get_texts(), models, strict=True):
+        text.set_text(drawn_name(model))
