@@ -226,7 +226,7 @@ def test_missing_and_unfitting_images_are_bad(tmp_path):
     (tmp_path / "train2017" / "2.png").write_bytes(encode(noise(64, 48), "PNG"))
     with pytest.raises(BadImage, match=r"4\.png"):
         DetectionTest((48, 48), **GREY).prepare(source.item(0))
-    with pytest.raises(BadImage, match="it is 64x48, but its annotations are for 48x64"):
+    with pytest.raises(BadImage, match="its marks are for 64x48 pixels, and the image has 48x64"):
         DetectionViews(**GREY).augment(source.item(1), [(48, 48)], random.Random(0))
 
 

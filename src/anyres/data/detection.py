@@ -76,6 +76,10 @@ class DetectionSource(MapSource):
         super().use_labels(label_names)
         self.category_ids = [known[name] if name in known else next(spare) for name in label_names]
 
+    def _marked(self, item: Item) -> Size:
+        size: Size = item.label.size
+        return size
+
     def _labelled(self, item: Item) -> Item:
         if self._relabel is None:
             return item

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from anyres.data import rle
-from anyres.data.decode import BadImage, load_image
+from anyres.data.decode import load_image
 from anyres.data.detection import Objects, Segment
 from anyres.data.fitting import fit, limits
 from anyres.data.schedule import Size
@@ -162,17 +162,12 @@ def _jitter(rng: random.Random, height: int, width: int, size: Size, share: floa
 
 def _show(item: Item, windows: Sequence[Window], in_chans: int) -> list[np.ndarray]:
     """Decode the picture once and make its views: uint8 (h, w) or (h, w, 3). Raises BadImage."""
-    height, width = item.label.size
 
-    def needed(real_width: int, real_height: int) -> float:
-        if (real_height, real_width) != (height, width):
-            raise BadImage(
-                item.name, f"it is {real_height}x{real_width}, but its annotations are for {height}x{width} pixels"
-            )
+    def needed(width: int, height: int) -> float:
         return DRAFT_MARGIN * max(max(window.scale) for window in windows)
 
-    image = load_image(item.data, item.name, in_chans, needed)
-    return [np.asarray(_frame(image, window, (height, width))) for window in windows]
+    image = load_image(item.data, item.name, in_chans, needed, marked=item.label.size)
+    return [np.asarray(_frame(image, window, item.label.size)) for window in windows]
 
 
 def _frame(image: Image.Image, window: Window, full: Size) -> Image.Image:

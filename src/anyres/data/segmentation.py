@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from anyres.data.classes import check_classes
 from anyres.data.composed import Scenes
@@ -42,17 +41,6 @@ class Mask(NamedTuple):
 
     data: Data
     table: np.ndarray
-
-    def load(self, name: str, size: Size, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """Decode it into an image of mode "L" that holds class numbers and IGNORED.
-
-        Raises BadImage (under the picture's name) for a size (height, width) that is not `size`, and as `labels` does.
-        """
-        labels = self.labels(name, max_pixels)
-        if labels.shape != size:
-            given = "x".join(map(str, labels.shape[::-1]))
-            raise BadImage(name, f"its mask has {given} pixels, and the image {size[1]}x{size[0]}")
-        return Image.fromarray(labels)
 
     def labels(self, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """Decode it into class numbers and IGNORED, (H, W) uint8.
@@ -125,6 +113,10 @@ class SegmentationSource(MapSource):
 
     def _labelled(self, item: Item) -> Item:
         return item._replace(label=Mask(item.label, self.table))
+
+    def _marked(self, item: Item) -> Size:
+        labels: np.ndarray = item.label.labels(item.name)
+        return labels.shape[0], labels.shape[1]
 
 
 def open_segmentation(

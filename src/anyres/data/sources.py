@@ -15,6 +15,7 @@ from PIL import Image
 
 from anyres.data.classes import check_classes, match_classes, tell_subset
 from anyres.data.decode import EXTENSIONS, Data, list_images, load_image, with_depth
+from anyres.data.schedule import Size
 from anyres.data.splits import VALIDATION_NAMES, check_split, differ_by_split, find_split, looks_like_split
 from anyres.errors import UserError
 
@@ -86,8 +87,12 @@ class MapSource(Source):
         """Return image `index` decoded, and its label; raises BadImage."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        name, data, label = self.item(index)
-        return load_image(data, name, self.in_chans), label
+        item = self.item(index)
+        return load_image(item.data, item.name, self.in_chans, marked=self._marked(item)), item.label
+
+    def _marked(self, item: Item) -> Size | None:
+        """The size of what is marked in a picture, where labels are more than a class (see `load_image`)."""
+        return None
 
 
 class StreamSource(Source):
