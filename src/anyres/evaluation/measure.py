@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +82,15 @@ def measure(
         module = importlib.import_module(f"anyres.evaluation.{task}")
         run = getattr(module, f"evaluate_{task}")
     return run(model, source, size, batch_size, device, precision, workers=workers, **fitting_of(model))
+
+
+def matching(model: nn.Module, source: Any) -> str:
+    """Changes when what the source marks means something else to the model: the classes, their places among its
+    outputs, the values of masks, or how pictures are read and fitted."""
+    values = np.ravel(getattr(source, "table", ())).tolist()
+    places = label_places(model, source).tolist()
+    said = [label_names(model), source.label_names, places, values, source.bit_depth, fitting_of(model)]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def preparation_text(model: nn.Module, source: Any) -> str:

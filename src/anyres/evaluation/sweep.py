@@ -28,7 +28,7 @@ from anyres.errors import UserError
 from anyres.evaluation import plots
 from anyres.evaluation.accuracy import process
 from anyres.evaluation.cost import measure_cost, random_input
-from anyres.evaluation.measure import measure, preparation_text, sample_images
+from anyres.evaluation.measure import matching, measure, preparation_text, sample_images
 from anyres.evaluation.report import Page, Samples, render
 from anyres.evaluation.results import Finding, Row, Size, areas, find, write_csv
 from anyres.inference.finite import check_weights
@@ -88,8 +88,8 @@ def sweep(
     Raises UserError, before any work, if `out` is in use or holds files of these names that anyres did not write.
 
     A model that refuses a size gets a row without accuracy whose note says why. Every row is kept in a journal in
-    `out` while the sweep runs: started again with the same models, images and settings after an interruption, it
-    continues there. Under torch.distributed every process evaluates its share, and the first one measures cost and
+    `out` while the sweep runs: started again with the same models, images, classes and settings after an interruption,
+    it continues there. Under torch.distributed every process evaluates its share, and the first one measures cost and
     writes.
     """
     if not models or not sizes:
@@ -108,7 +108,7 @@ def sweep(
         bad: dict[str, None] = {}
         for name, model in models.items():
             check_weights(model, name)
-            identity = [name, _fingerprint(model), preparation_text(model, source), *settings]
+            identity = [name, _fingerprint(model), preparation_text(model, source), matching(model, source), *settings]
             for size in sizes:
                 key = json.dumps([identity, size])
                 row = journal.rows.get(key)
