@@ -38,8 +38,14 @@ SCORES = {
     "ap_medium": "AP_medium",
     "ap_large": "AP_large",
 }
+COCO_KEYPOINTS = (
+    "nose",
+    *(f"{side}_{part}" for part in ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+      for side in ("left", "right")),
+)  # fmt: skip
+"""Those of COCO's persons, in the order of its spreads, which are its own code's default."""
 SIGMA = 0.05
-"""The spread of a keypoint, relative to the object's size, where COCO's own 17 do not apply."""
+"""The spread of every other keypoint, relative to the object's size."""
 
 
 def evaluate_detection(
@@ -59,7 +65,8 @@ def evaluate_detection(
     the model gives masks or keypoints and the source was asked for them.
 
     A score without any object to judge it by (small ones, for instance) is left out. Everything is judged in the pixels
-    of the original picture. `results` is a file to write all detections to, in COCO's layout. Under torch.distributed
+    of the original picture. Keypoints that are not `COCO_KEYPOINTS`, by name and order, all have the spread `SIGMA`,
+    and the note says so. `results` is a file to write all detections to, in COCO's layout. Under torch.distributed
     every process takes its own share of the pictures and all return the same scores.
 
     Raises UserError when no picture is readable, no object is marked, the classes do not fit the model's, weights or
@@ -111,23 +118,36 @@ def evaluate_detection(
                 temporary.write_text(json.dumps(found), encoding="utf-8")
         for kind, prefix in KINDS.items():
             if kind in kinds:
-                part = average_precision(images, source.category_ids, truth, found, kind)
+                part = average_precision(images, source.category_ids, truth, found, kind, source.keypoint_names)
                 scores |= {prefix + name: score for name, score in part.items()}
     scores = _gather((scores,))[0][0]
     if "ap" not in scores:
         raise UserError(f"no object of {source.name} has an area that COCO judges: check the areas and boxes")
     marked_classes = len({entry["category_id"] for entry in truth if not entry["iscrowd"]})
-    note = covered("AP", marked_classes, len(source.category_ids), "no object of the others is marked")
-    return Measured(scores, len(images), bad, note)
+    notes = [covered("AP", marked_classes, len(source.category_ids), "no object of the others is marked")]
+    if "keypoints" in kinds and not are_cocos(source.keypoint_names):
+        notes.append(f"keypoint AP takes {SIGMA} for the spread of every keypoint: their names are not those of COCO")
+    return Measured(scores, len(images), bad, "; ".join(filter(None, notes)))
+
+
+def are_cocos(keypoint_names: Sequence[str]) -> bool:
+    """Whether keypoints are those of COCO's persons, in their order; case, "-" and blanks are no difference."""
+    return tuple(name.lower().replace("-", "_").replace(" ", "_") for name in keypoint_names) == COCO_KEYPOINTS
 
 
 def average_precision(
-    images: Sequence[Entry], category_ids: Sequence[int], truth: Sequence[Entry], found: Sequence[Entry], kind: str
+    images: Sequence[Entry],
+    category_ids: Sequence[int],
+    truth: Sequence[Entry],
+    found: Sequence[Entry],
+    kind: str,
+    keypoint_names: Sequence[str] = (),
 ) -> dict[str, float]:
     """The scores of `SCORES` in percent, without those that have no object to judge them by.
 
     `images` have id, height and width. `truth` are COCO's annotations and `found` its results, without ids; results
-    have a "segmentation" for the `kind` "segm" and "keypoints" for that one. The numbers are those of COCO's own code.
+    have a "segmentation" for the `kind` "segm" and "keypoints" for that one; `keypoint_names` decide
+    what spread they have. The numbers are those of COCO's own code.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -141,8 +161,8 @@ def average_precision(
     if kind == "segm":  # a region without a usable mask neither counts nor hurts
         truth = [{**entry, "iscrowd": 1} if entry.get("maskless") else entry for entry in truth]
     found = [{**entry, "iscrowd": 0, "area": _area(entry, kind)} for entry in found]
-    points = {len(entry.get("keypoints", ())) // 3 for entry in truth}
-    sigmas = None if kind != "keypoints" or points == {17} else [SIGMA] * max(points)
+    count = max((len(entry.get("keypoints", ())) // 3 for entry in truth), default=0)
+    sigmas = None if kind != "keypoints" or are_cocos(keypoint_names) else [SIGMA] * count
     judge = COCOeval_faster(dataset(truth), dataset(found), kind, print_function=silent, kpt_oks_sigmas=sigmas)
     judge.run()
     values = judge.stats_as_dict
