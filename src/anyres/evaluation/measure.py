@@ -17,7 +17,7 @@ from anyres.data import BadImage, open_source, rle
 from anyres.data.classes import tell_subset
 from anyres.evaluation.accuracy import evaluate, first_images
 from anyres.evaluation.results import Measured, Size
-from anyres.inference.preparation import fitting_of, label_names, label_places, preparation_for
+from anyres.inference.preparation import fitting_of, label_names, label_places, preparation_for, tell_borrowed
 from anyres.tasks import task_of
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def open_test_source(
     for each in (model, *others):
         places, known = label_places(each, source).tolist(), label_names(each)
         tell_subset(known, places, knower=type(each).__name__, namer=source.name)
+        tell_borrowed(each, source)
     return source
 
 
@@ -97,10 +98,9 @@ def preparation_text(model: nn.Module, source: Any) -> str:
     """How the evaluation prepares images, in a sentence."""
     way = preparation_for(model, source)
     if task_of(model) in ("segmentation", "detection"):
-        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (way.mean, way.std))
         divisor = fitting_of(model).get("divisor", 1)
         rounded = f", both sides up to multiples of {divisor}" if divisor > 1 else ""
-        return f"resized with their ratio kept, the short side to the size{rounded}; mean {mean}, std {std}."
+        return f"resized with their ratio kept, the short side to the size{rounded}; {way.normalisation}."
     return str(way)
 
 

@@ -16,7 +16,14 @@ from anyres.data.fitting import fit
 from anyres.data.schedule import Size
 from anyres.errors import UserError
 from anyres.inference.finite import check_found, check_outputs, check_weights, layers_watched
-from anyres.inference.preparation import Preparation, check_size, fitting_of, label_names, preparation_of
+from anyres.inference.preparation import (
+    Preparation,
+    check_size,
+    fitting_of,
+    label_names,
+    preparation_for,
+    tell_borrowed,
+)
 from anyres.io.files import atomic_write, check_files
 from anyres.tasks import task_of
 from anyres.tasks.drawing import draw_clip, draw_detections, draw_segmentation
@@ -79,6 +86,7 @@ def overlays(
     """
     check_size(model, size)
     check_weights(model)
+    tell_borrowed(model)
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(device).eval()
     draw = {"segmentation": _segment, "detection": _detect, "video": _recognise}[task_of(model)]
@@ -96,7 +104,7 @@ def overlays(
 
 def _open(model: Any, item: Item, size: Size) -> tuple[Image.Image, np.ndarray, Preparation]:
     """The image, and at the size that the model sees it at: uint8 (h, w) or (h, w, 3)."""
-    way = preparation_of(model)
+    way = preparation_for(model)
     image = load_image(item.data, item.name, way.in_chans)
     height, width = fit(image.height, image.width, size, **fitting_of(model))
     view = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
@@ -157,7 +165,7 @@ def _recognise(
     from anyres.data.video_views import ClipTest
     from anyres.inference.preparation import sampling_of
 
-    way = preparation_of(model)
+    way = preparation_for(model)
     test = ClipTest(size, sampling_of(model), way.mean, way.std, crop_pct=way.crop_pct, interpolation=way.interpolation)
     item = item._replace(label=0)
     sample = test.prepare(item)

@@ -15,7 +15,7 @@ from anyres.data.video_sources import EXTENSIONS as VIDEO_EXTENSIONS
 from anyres.errors import UserError
 from anyres.extras import require
 from anyres.inference.finite import check_outputs, check_weights
-from anyres.inference.preparation import default_size, label_names, preparation_of
+from anyres.inference.preparation import default_size, label_names, preparation_for, tell_borrowed
 
 
 class Prediction(NamedTuple):
@@ -64,7 +64,8 @@ def predict(
     """
     check_weights(model)
     size = size or default_size(model)
-    way = preparation_of(model)
+    tell_borrowed(model)
+    way = preparation_for(model)
     names = label_names(model)
     model = model.to(device).eval()
     for start in range(0, len(files), batch_size):

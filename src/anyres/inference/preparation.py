@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +15,12 @@ from anyres.data import Source
 from anyres.data.classes import NAMES_FILE, imagenet_words, match_classes, match_outputs
 from anyres.data.clips import Sampling
 from anyres.data.schedule import Size
+from anyres.data.sources import STATISTICS
 from anyres.errors import UserError
-from anyres.models._backbone import IMAGENET_MEAN, IMAGENET_STD, pair
+from anyres.models._backbone import pair
 from anyres.tasks import task_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,45 +34,59 @@ class Preparation:
     crop_pct: float
     interpolation: str
     in_chans: int
+    statistics: str = "the model"
+    """Whose mean and std these are."""
 
     def __str__(self) -> str:
         rule = f"{self.interpolation} resize of the short side to int(size/{self.crop_pct:.4g}), centre crop to size"
         other = "non-square sizes: resized to cover (height, width) divided by the same number, then the centre crop"
-        return f"{rule}; {other}; mean {_numbers(self.mean)}, std {_numbers(self.std)}."
+        return f"{rule}; {other}; {self.normalisation}."
+
+    @property
+    def normalisation(self) -> str:
+        """The mean and std in words, and whose they are where the model does not state them."""
+        whose = "" if self.statistics == "the model" else f" of {self.statistics}, as the model states none that fit"
+        return f"mean {_numbers(self.mean)}, std {_numbers(self.std)}{whose}"
 
 
 def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
 
 
-def preparation_for(model: nn.Module, source: Source) -> Preparation:
-    """Read the model's `pretrained_cfg` (ours or timm's); what it does not state comes from the source.
+def preparation_for(model: nn.Module, source: Source | None = None) -> Preparation:
+    """Read the model's `pretrained_cfg` (ours or timm's); what it does not state comes from the source, or, for images
+    that are of no data set, is ImageNet's.
 
     So do the mean and standard deviation when those stated are for another number of channels than the model takes.
+    Raises UserError for a model of neither 1 nor 3 channels where there is no source.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    in_chans = input_channels(model, default=source.in_chans)
+    in_chans = input_channels(model, default=3 if source is None else source.in_chans)
     own = all(len(cfg.get(name) or ()) == in_chans for name in ("mean", "std"))
-    mean, std = (tuple(cfg[name] if own else getattr(source, name)) for name in ("mean", "std"))
+    if own:
+        mean, std, whose = cfg["mean"], cfg["std"], "the model"
+    elif source is not None:
+        mean, std, whose = source.mean, source.std, source.name
+    elif in_chans in STATISTICS:
+        (mean, std), whose = STATISTICS[in_chans], "ImageNet"
+    else:
+        raise UserError(f"{_title(model)} takes {in_chans} channels, but images have 1 or 3: use a model for these")
     return Preparation(
-        mean=mean,
-        std=std,
-        crop_pct=cfg.get("crop_pct") or source.crop_pct,
+        mean=tuple(mean),
+        std=tuple(std),
+        crop_pct=cfg.get("crop_pct") or (0.875 if source is None else source.crop_pct),
         interpolation=cfg.get("interpolation") or "bicubic",
         in_chans=in_chans,
+        statistics=whose,
     )
 
 
-def preparation_of(model: nn.Module) -> Preparation:
-    """How the model's `pretrained_cfg` says that images are prepared; ImageNet's way where it does not."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    return Preparation(
-        mean=tuple(cfg.get("mean") or IMAGENET_MEAN),
-        std=tuple(cfg.get("std") or IMAGENET_STD),
-        crop_pct=cfg.get("crop_pct") or 0.875,
-        interpolation=cfg.get("interpolation") or "bicubic",
-        in_chans=input_channels(model),
-    )
+def tell_borrowed(model: nn.Module, source: Source | None = None) -> None:
+    """Say in the log whose mean and standard deviation images are normalised with, if they are not the model's own:
+    with others than it was trained with its scores are too low."""
+    way = preparation_for(model, source)
+    if way.statistics != "the model":
+        logger.warning("images for %s are normalised with %s", _title(model), way.normalisation)
 
 
 def input_channels(model: nn.Module, default: int = 3) -> int:
