@@ -178,6 +178,7 @@ def _load_file(
     with _opened(data, name, max_pixels) as image:
         with _reading(name):
             wide_colours = image.mode.startswith("RGB") and "16" in _layout(image)
+            _check_black(image)
             bit_depth = bit_depth or _stated_depth(image)
             draftable = image.format in ("JPEG", "MPO")
             image, orientation = (image, _orientation(image)) if draftable else _stored(image)
@@ -310,13 +311,20 @@ def _check_colours(image: Image.Image, name: str, bit_depth: int | None) -> None
         )
 
 
+def _check_black(image: Image.Image) -> None:
+    """Refuse a TIFF of more than 8 bits whose 0 is white: Pillow turns only those of up to 8 bits over."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and image.mode.startswith(("I", "F")) and tags.get(PHOTOMETRIC) == 0:
+        raise ValueError(
+            "TIFFs of more than 8 bits that count from white are not supported: save it counting from black"
+        )
+
+
 def _stated_depth(image: Image.Image) -> int | None:
     """The bits of a grey value that has more than 8, where a TIFF states them."""
     tags = getattr(image, "tag_v2", None)
     if tags is None or not image.mode.startswith("I"):
         return None
-    if image.mode.startswith("I;16") and tags.get(PHOTOMETRIC) == 0:
-        raise ValueError("TIFFs of 16 bits that count from white are not supported: save it counting from black")
     bits, highest = (np.ravel(tags.get(tag, 0)).max() for tag in (BITS_PER_SAMPLE, MAX_SAMPLE_VALUE))
     if 8 < bits < 16:
         return int(bits)
