@@ -25,6 +25,7 @@ from anyres.inference.preparation import fitting_of
 from anyres.tasks import task_of
 from anyres.tasks.detection import Detector
 from anyres.training import load_config, loop, train
+from anyres.training.task import open_task
 from tests.contract.small import small_args
 from tests.training.helpers import SMALL, metrics, weights
 
@@ -267,6 +268,25 @@ def test_the_scores_of_training_are_found_again_from_the_weights(
     assert sample_images(model, open_test_source(model, data), (48, 48), 1)[0].size == (96, 64)
     (found,) = overlays(model, [Item("x", np.zeros((50, 70, 3), np.uint8), None)], tmp_path / "seen", (48, 48))
     assert found.cells
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_a_folder_for_validation_alone_is_used_whole(task: str, tmp_path: Path) -> None:
+    """But not the folder of the training data, given once more."""
+    mask = np.arange(64, dtype=np.uint8).reshape(8, 8) % 2
+    kinds = ("images", "masks") if task == "segmentation" else ("a", "b")
+    for folder, count in (("data", 20), ("others", 10)):
+        for kind in kinds:
+            (tmp_path / folder / kind).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(mask).save(tmp_path / folder / kind / f"{number}.png")
+    more: dict[str, Any] = {"num_classes": 2} if task == "segmentation" else {}
+    expected = {"others": 10, "data": 2, None: 2} if task == "segmentation" else {"others": 20, "data": 4, None: 4}
+    for name, count in expected.items():
+        val_data = None if name is None else str(tmp_path / "data" / ".." / name)
+        options = {**RUNS.get(task, SMALL), **more, "data": str(tmp_path / "data"), "val_data": val_data}
+        opened = open_task(load_config(options, task, output=str(tmp_path / "run")))
+        assert len(opened.open_source("val", like=opened.open_source("train"))) == count
 
 
 def test_black_and_white_masks_are_no_single_class(tmp_path: Path) -> None:

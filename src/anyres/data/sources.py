@@ -115,6 +115,7 @@ def open_source(
     *,
     in_chans: int | None = None,
     label_names: Sequence[str] | None = None,
+    whole: bool = False,
 ) -> MapSource | StreamSource:
     """Open a data set for `split` "train", "val" or "all".
 
@@ -128,7 +129,8 @@ def open_source(
     - "wds:PATTERN": WebDataset shards, where PATTERN may hold `*`, `{000..146}`, `{a,b}` and `{split}`.
 
     `in_chans` 1 asks for grey and 3 for RGB images (by default what the source holds, RGB for files). `label_names`
-    numbers the classes by a given list, such as a checkpoint's, instead of the source's own order.
+    numbers the classes by a given list, such as a checkpoint's, instead of the source's own order. `whole` reads all of
+    data that have no splits of their own, where "train" and "val" would be shares of them.
 
     Raises UserError or FileNotFoundError with a sentence on what is missing.
     """
@@ -140,13 +142,14 @@ def open_source(
         from anyres.data.huggingface import open_huggingface
 
         kind, _, name = text.partition(":")
-        source = open_huggingface(name, split, in_chans or 3, streaming=kind == "hf-stream", label_names=label_names)
+        streaming = kind == "hf-stream"
+        source = open_huggingface(name, split, in_chans or 3, streaming, label_names=label_names, whole=whole)
     elif text.startswith("wds:"):
         from anyres.data.shards import Shards
 
-        source = Shards(text.removeprefix("wds:"), split, in_chans or 3)
+        source = Shards(text.removeprefix("wds:"), split, in_chans or 3, whole=whole)
     else:
-        source = ImageFolder(text, split, in_chans or 3)
+        source = ImageFolder(text, split, in_chans or 3, whole=whole)
     check_classes(source.label_names, source.name)
     if label_names is not None and list(label_names) != source.label_names:
         source.use_labels(label_names)
@@ -205,14 +208,14 @@ class ImageFolder(MapSource):
 
     With FOLDER/train (or training, in any case), the classes are those of train, and val is FOLDER/val, or the first of
     `VALIDATION_NAMES` that is there. Without such folders the classes are the folders of FOLDER, and the tenth of each
-    class whose names hash lowest is for validation (none of a class with one image). Folders that look like splits
-    never become classes.
+    class whose names hash lowest is for validation (none of a class with one image); `whole` takes all. Folders that
+    look like splits never become classes.
     """
 
     extensions = EXTENSIONS
     kind = "image"
 
-    def __init__(self, folder: str, split: str, in_chans: int = 3) -> None:
+    def __init__(self, folder: str, split: str, in_chans: int = 3, *, whole: bool = False) -> None:
         check_split(split)
         super().__init__(folder, [], in_chans)
         root = Path(folder)
@@ -224,7 +227,7 @@ class ImageFolder(MapSource):
             raise UserError(
                 f"data set {folder!r} is a file: give the folder that holds one folder of {self.kind}s per class"
             )
-        parts = self._parts(root, split)
+        parts = self._parts(root, split, whole)
         home = self._train_folder(root) or parts[0][0]
         self.label_names = _class_names(home, self.kind)
         files: list[str] = []
@@ -252,7 +255,7 @@ class ImageFolder(MapSource):
         name = find_split(folders(root), "train")
         return None if name is None else root / name
 
-    def _parts(self, root: Path, split: str) -> list[tuple[Path, str]]:
+    def _parts(self, root: Path, split: str, whole: bool) -> list[tuple[Path, str]]:
         """The folders of classes that a split reads, and which share of each."""
         inside = folders(root)
         names = {part: find_split(inside, part) for part in ("train", "val")}
@@ -263,7 +266,7 @@ class ImageFolder(MapSource):
                     f"the folders {', '.join(inside[:4])} of {root} look like parts of a data set: rename them to train"
                     " and val"
                 )
-            return [(root, split)]
+            return [(root, "all" if whole else split)]
         check_beside_splits(
             root, f"give folders train and val with one folder of {self.kind}s per class", self.extensions
         )

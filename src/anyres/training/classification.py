@@ -35,7 +35,8 @@ class Classification(Task):
         config = self.config
         if like is None:
             return open_source(config.data, split)
-        return open_source(config.val_data or config.data, split, in_chans=like.in_chans, label_names=like.label_names)
+        data, whole = self.validation_data()
+        return open_source(data, split, in_chans=like.in_chans, label_names=like.label_names, whole=whole)
 
     def build_model(self, source: Source) -> Any:
         return build_classifier(self.config, source)

@@ -19,7 +19,9 @@ class RunConfig(Options):
     model: str = option("resformer_tiny", "Architecture, a name from `anyres models`.")
     model_args: dict[str, Any] = option({}, "Further arguments of create_model, such as {embed_dim: 96, depth: 4}.")
     data: str = option("digits", "Training data: digits, a folder, hf:NAME, hf-stream:NAME or wds:PATTERN.")
-    val_data: str | None = option(None, "Validation data, if it is not the other split of `data`.")
+    val_data: str | None = option(
+        None, "Validation data, if not the other split of `data`: its validation split, or all."
+    )
     output: str = option("runs/train", "Run folder: weights, metrics, logs and the state to resume from.")
     init: Literal["published", "scaled"] = option(
         "published", "First weights: the paper's, or scaled by each layer's inputs, from which narrow networks learn."

@@ -30,7 +30,7 @@ class Detection(DenseTask):
         config = self.config
         rle.coco_masks()  # validation needs it: it complains now, not after the first epoch
         return open_detection(
-            config.data if like is None else config.val_data or config.data,
+            config.data if like is None else self.validation_data()[0],
             split,
             masks="mask" in config.head,
             keypoints="keypoint" in config.head,

@@ -28,14 +28,16 @@ class Segmentation(DenseTask):
 
     def open_source(self, split: str, like: SegmentationSource | None = None) -> SegmentationSource:
         config = self.config
+        data, whole = (config.data, False) if like is None else self.validation_data()
         source = open_segmentation(
-            config.data if like is None else config.val_data or config.data,
+            data,
             split,
             num_classes=config.num_classes,
             reduce_zero_label=config.reduce_zero_label,
             mask_values=config.mask_values,
             in_chans=3 if like is None else like.in_chans,
             label_names=None if like is None else like.label_names,
+            whole=whole,
         )
         if like is None:
             check_masks(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from copy import deepcopy
@@ -55,6 +56,12 @@ class Task(ABC):
     @abstractmethod
     def evaluate(self, model: Any, source: Any, size: Size, device: torch.device, precision: str) -> dict[str, float]:
         """Scores on the whole source by column name; `score` first."""
+
+    def validation_data(self) -> tuple[str, bool]:
+        """Where the validation data are, and whether they are for nothing else: then all of them are read where they
+        have no splits. Those of the training data are not, whichever option names them."""
+        data, given = self.config.data, self.config.val_data
+        return given or data, given is not None and os.path.realpath(given) != os.path.realpath(data)
 
     def mix(self, views: list[Any], targets: list[Any], epoch: int, step: int) -> tuple[list[Any], list[Any]]:
         """Views and targets on the device as the loss takes them."""

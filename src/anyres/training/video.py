@@ -33,7 +33,8 @@ class Video(Task):
         config = self.config
         if like is None:
             return open_video_source(config.data, split)
-        return open_video_source(config.val_data or config.data, split, label_names=like.label_names)
+        data, whole = self.validation_data()
+        return open_video_source(data, split, label_names=like.label_names, whole=whole)
 
     def build_model(self, source: MapSource) -> Any:
         config = self.config
