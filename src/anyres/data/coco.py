@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,9 @@ class Coco(DetectionSource):
 
     def __len__(self) -> int:
         return len(self.order)
+
+    def paths(self) -> Iterator[str]:
+        return (os.path.join(self.folder, os.fsdecode(file)) for file in self.files[self.order])
 
     def _item(self, index: int) -> Item:
         image = self.order[index]

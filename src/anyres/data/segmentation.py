@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -265,6 +265,9 @@ class MaskFolder(SegmentationSource):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def paths(self) -> Iterator[str]:
+        return (os.path.join(self.root, os.fsdecode(image)) for image, _ in self.files)
 
     def _item(self, index: int) -> Item:
         image, mask = (os.fsdecode(file) for file in self.files[index])

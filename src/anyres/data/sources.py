@@ -79,6 +79,10 @@ class MapSource(Source):
     @abstractmethod
     def _item(self, index: int) -> Item: ...
 
+    def paths(self) -> Iterator[str]:
+        """The files of the items, for sources whose items are files."""
+        return iter(())
+
     def item(self, index: int) -> Item:
         """Return image `index` undecoded."""
         return self._deep(self._labelled(self._item(index)))
@@ -292,9 +296,30 @@ class ImageFolder(MapSource):
     def __len__(self) -> int:
         return len(self.files)
 
+    def paths(self) -> Iterator[str]:
+        return (os.path.join(self.root, os.fsdecode(file)) for file in self.files)
+
     def _item(self, index: int) -> Item:
         file = os.fsdecode(self.files[index])
         return Item(file, self.root / file, int(self.labels[index]))
+
+
+def shared_files(one: Any, other: Any) -> list[str]:
+    """The files of `one` that `other` has, too, be it by links; those of sources that are made of files."""
+    numbers = {(status.st_dev, status.st_ino) for path in other.paths() if (status := _status(path))}
+    alike = [path for path in one.paths() if (status := _status(path)) and (status.st_dev, status.st_ino) in numbers]
+    if not alike:
+        return []
+    # Some file systems give several files one number.
+    real = {os.path.realpath(path) for path in other.paths()}
+    return [path for path in alike if os.path.realpath(path) in real or os.stat(path).st_nlink > 1]
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:  # not there: told where it is read
+        return None
 
 
 def folders(folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +116,9 @@ class VideoList(MapSource):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def paths(self) -> Iterator[str]:
+        return (os.path.join(self.root, os.fsdecode(file)) for file in self.files)
 
     def _item(self, index: int) -> Item:
         file = os.fsdecode(self.files[index])
