@@ -211,8 +211,12 @@ def test_a_tiff_says_how_many_bits_it_has():
     with pytest.raises(UserError, match="bit_depth=12"):  # the largest number that is there tells nothing
         grey(deep([0, 2048, 3000], "TIFF", tiffinfo={281: 3000}))
     assert grey(tiff(12, 1, bytes([0x80, 0x0F, 0xFF]))) == [[128, 255]]
+
+
+@pytest.mark.parametrize("depth", [None, 12, 16])
+def test_white_zeros_of_many_bits_are_refused_whatever_is_said_of_their_depth(depth):
     with pytest.raises(BadImage, match="count from white"):
-        grey(tiff(16, 0, bytes([255, 255])))
+        grey(tiff(16, 0, bytes([255, 15])), depth)
 
 
 def test_colours_of_sixteen_bits():

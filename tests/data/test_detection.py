@@ -204,6 +204,7 @@ def test_broken_marks_are_counted_and_left_out(tmp_path, caplog):
         "bad_runs": 4,
         "bad_keypoints": 0,
         "maskless": 6,
+        "absent_images": 0,
     }
     (line,) = caplog.messages
     assert line.startswith(f"there are in the annotations of {tmp_path}/train objects whose box")
@@ -221,13 +222,33 @@ def test_areas_default_to_the_boxes(tmp_path):
         assert open_detection(write(tmp_path, data)).item(1).label.areas.tolist() == [900, 900]
 
 
+def test_absent_images_are_told_when_data_are_opened(tmp_path, caplog):
+    data = contents()
+    data["images"][0]["file_name"] = "more/4.png"
+    folder = write(tmp_path, data)
+    with pytest.raises(BadImage):
+        open_detection(folder)[0]
+    assert open_detection(folder).report["absent_images"] == 1
+    assert "1 of the 2 images that" in caplog.text
+    assert f"are not in {folder / 'train2017'}, the first is more/4.png: they count as unreadable" in caplog.text
+    (folder / "train2017" / "more").mkdir()
+    (folder / "train2017" / "4.png").rename(folder / "train2017" / "more" / "4.png")
+    caplog.clear()
+    assert open_detection(folder).report["absent_images"] == 0
+    assert not caplog.text
+    for file in folder.glob("train2017/**/*.png"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"2 of the 2 images .* are not in .*: put them there"):
+        open_detection(folder)
+
+
 def test_missing_and_unfitting_images_are_bad(tmp_path):
     source = open_detection(write(tmp_path, contents()))
     (tmp_path / "train2017" / "4.png").unlink()
     (tmp_path / "train2017" / "2.png").write_bytes(encode(noise(64, 48), "PNG"))
     with pytest.raises(BadImage, match=r"4\.png"):
         DetectionTest((48, 48), **GREY).prepare(source.item(0))
-    with pytest.raises(BadImage, match="it is 64x48, but its annotations are for 48x64"):
+    with pytest.raises(BadImage, match="its marks are for 64x48 pixels, and the image has 48x64"):
         DetectionViews(**GREY).augment(source.item(1), [(48, 48)], random.Random(0))
 
 

@@ -36,6 +36,7 @@ def test_saved_table_holds_out_every_tenth(tmp_path):
     assert [val.item(i).label for i in range(4)] == [1, 1, 1, 1]
     assert val.item(0).data == encode(noise(20, 24, 9))
     assert val[0][0].size == (24, 20)
+    assert len(open_source(f"hf:{tmp_path / 'saved'}", "val", whole=True)) == 40
 
 
 def test_saved_splits(tmp_path):

@@ -40,9 +40,9 @@ def write(root, images, masks, names, values=(0, 1, 2, 255), size=(24, 32)):
     return root
 
 
-def load(source, index, size=(24, 32)):
+def load(source, index):
     name, _, mask = source.item(index)
-    return np.asarray(mask.load(name, size))
+    return mask.labels(name)
 
 
 def item(height=40, width=60, values=(0, 1, 2, 3, 4), seed=0):
@@ -61,7 +61,7 @@ def test_digits_are_the_scenes():
     assert source.label_names == ["background", *"0123456789"]
     scene = Scenes("val").scene(3)
     assert np.array_equal(source.item(3).data, scene.image)
-    assert np.array_equal(load(source, 3, scene.classes.shape), scene.classes)
+    assert np.array_equal(load(source, 3), scene.classes)
     with pytest.raises(UserError, match="11 classes"):
         open_segmentation("digits", num_classes=10)
 
@@ -179,20 +179,19 @@ def test_indices_are_read_as_they_are_stored():
     assert palette.convert("L").tobytes() != values.tobytes()
     wide = Image.fromarray(values.astype(np.uint16))
     for data in (encode(palette, "PNG"), encode(palette, "BMP"), encode(wide, "PNG"), values, palette):
-        assert np.array_equal(np.asarray(Mask(data, TABLE).load("picture", (24, 32))), values)
+        assert np.array_equal(Mask(data, TABLE).labels("picture"), values)
     bits = Image.fromarray(values == 1)
-    assert np.array_equal(np.asarray(Mask(encode(bits, "PNG"), TABLE).load("picture", (24, 32))), values == 1)
+    assert np.array_equal(Mask(encode(bits, "PNG"), TABLE).labels("picture"), values == 1)
 
 
 @pytest.mark.parametrize(("data", "words"), [
-    (encode(Image.fromarray(blocks(24, 31, (0, 1))), "PNG"), "31x24 pixels, and the image 32x24"),
     (b"", "empty"),
     (encode(Image.fromarray(blocks(24, 32, (0, 1))), "PNG")[:60], "mask"),
     (BadImage("row", "the row holds no mask"), "no mask"),
-], ids=["size", "empty", "truncated", "none"])  # fmt: skip
+], ids=["empty", "truncated", "none"])  # fmt: skip
 def test_bad_masks_make_bad_images(data, words):
     with pytest.raises(BadImage, match=words) as caught:
-        Mask(data, TABLE).load("picture", (24, 32))
+        Mask(data, TABLE).labels("picture")
     assert caught.value.name == "picture"
 
 
@@ -208,11 +207,11 @@ def test_bad_masks_make_bad_images(data, words):
 ], ids=["colours", "alpha", "grey alpha", "float", "value", "values", "wide value", "negative"])  # fmt: skip
 def test_masks_that_say_something_else_stop_the_run(data, words, tmp_path):
     with pytest.raises(UserError, match=f"^the mask of picture .*{re.escape(words)}"):
-        Mask(data, TABLE).load("picture", (24, 32))
+        Mask(data, TABLE).labels("picture")
     if isinstance(data, bytes):
         (tmp_path / "m.png").write_bytes(data)
         with pytest.raises(UserError, match=f"the mask {tmp_path / 'm.png'} of picture .*{re.escape(words)}"):
-            Mask(tmp_path / "m.png", TABLE).load("picture", (24, 32))
+            Mask(tmp_path / "m.png", TABLE).labels("picture")
 
 
 @pytest.mark.parametrize(("data", "values"), [
@@ -226,7 +225,7 @@ def test_masks_that_say_something_else_stop_the_run(data, words, tmp_path):
 ])  # fmt: skip
 def test_few_bits_and_white_zeros_are_numbers_as_stored(data, values):
     values = np.array(values)
-    assert np.array_equal(np.asarray(Mask(data, TABLE).load("picture", values.shape)), values)
+    assert np.array_equal(Mask(data, TABLE).labels("picture"), values)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -235,14 +234,25 @@ def test_palettes_of_few_colours(bits):
     palette = Image.fromarray(values).convert("P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9, 8, 8, 8])
     data = encode(palette, "PNG", bits=bits)
-    assert np.array_equal(np.asarray(Mask(data, TABLE).load("picture", (24, 32))), values)
+    assert np.array_equal(Mask(data, TABLE).labels("picture"), values)
 
 
 def test_a_mask_file_is_named_and_not_too_large(tmp_path):
     path = tmp_path / "mask.png"
     path.write_bytes(encode(Image.fromarray(blocks(24, 32, (0, 1))), "PNG"))
     with pytest.raises(BadImage, match=r"mask\.png.*max_pixels"):
-        Mask(path, TABLE).load("picture", (24, 32), max_pixels=700)
+        Mask(path, TABLE).labels("picture", max_pixels=700)
+
+
+@pytest.mark.parametrize("size", [(24, 31), (25, 32), (32, 24)])
+def test_a_mask_of_another_size_makes_a_bad_image(size):
+    made = item(24, 32)._replace(label=Mask(np.zeros(size, np.uint8), TABLE))
+    for prepare in (
+        SegmentationTest((16, 16), MEAN, STD).prepare,
+        lambda made: SegmentationViews(MEAN, STD).augment(made, [(16, 16)], random.Random(0)),
+    ):
+        with pytest.raises(BadImage, match=f"its marks are for {size[1]}x{size[0]} pixels, and the image has 32x24"):
+            prepare(made)
 
 
 # Training views -----------------------------------------------------------------------------------------------------
@@ -447,14 +457,14 @@ def test_black_and_white_masks_need_their_values(tmp_path, caplog):
     source = open_segmentation(tmp_path, "all", mask_values=[0, 255])
     check_masks(source)
     assert not caplog.text
-    assert np.array_equal(load(source, 3, (16, 16)), blocks(16, 16, (0, 255), 3) // 255)
+    assert np.array_equal(load(source, 3), blocks(16, 16, (0, 255), 3) // 255)
     swapped = open_segmentation(tmp_path, "all", mask_values=[255, 0])
-    assert np.array_equal(load(swapped, 3, (16, 16)), 1 - blocks(16, 16, (0, 255), 3) // 255)
+    assert np.array_equal(load(swapped, 3), 1 - blocks(16, 16, (0, 255), 3) // 255)
     third = open_segmentation(tmp_path, "all", mask_values=[0, 255, 7])
     check_masks(third)
     assert "no pixel is labelled '2' in the 40 of 40 masks" in caplog.text
     third.use_labels(["2", "1", "0"])
-    assert np.array_equal(load(third, 3, (16, 16)), 2 - blocks(16, 16, (0, 255), 3) // 255)
+    assert np.array_equal(load(third, 3), 2 - blocks(16, 16, (0, 255), 3) // 255)
     for values in ([0, 0], [0, 256], [-1, 0], [0, 1, 2]):
         with pytest.raises(UserError, match="must be 2 different numbers from 0 to 255"):
             open_segmentation(tmp_path, "all", num_classes=2, mask_values=values)

@@ -62,6 +62,8 @@ def test_tenth_held_out_by_key(shards):
     assert len(names[0] | names[1]) == 40
     assert 1 <= len(names[1]) <= 10
     assert (train.size, val.size) == (len(names[0]), len(names[1]))
+    whole = open_source(f"wds:{shards}/part-*.tar", "val", whole=True)
+    assert {item.name for item in whole.items(None)} == names[0] | names[1]
 
 
 def test_split_in_the_pattern(tmp_path):

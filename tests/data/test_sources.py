@@ -70,6 +70,7 @@ def test_folder_without_val_holds_out_the_same_tenth(tmp_path):
     assert len(names[0] | names[1]) == 41
     assert sorted(name.split("/")[0] for name in names[1]) == ["cat"] * 2 + ["dog"] * 2
     assert {open_source(tmp_path, "val").item(i).name for i in range(4)} == names[1]
+    assert len(open_source(tmp_path, "val", whole=True)) == 41
 
 
 @pytest.mark.parametrize(
@@ -127,6 +128,12 @@ def test_a_part_alone_never_turns_into_a_class(tmp_path):
     assert open_source(tmp_path, "val").label_names == ["cat", "dog"]
     with pytest.raises(FileNotFoundError, match="no folder for the train split"):
         open_source(tmp_path, "train")
+
+
+def test_the_split_that_is_there_is_not_more_for_being_whole(tmp_path):
+    write_folder(tmp_path / "train", ("cat", "dog"), each=3)
+    write_folder(tmp_path / "val", ("cat", "dog"), each=2)
+    assert [len(open_source(tmp_path, split, whole=True)) for split in ("train", "val")] == [6, 4]
 
 
 def test_val_comes_before_test(tmp_path):

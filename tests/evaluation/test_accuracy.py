@@ -137,6 +137,27 @@ def test_preparation_is_the_models_own_then_the_sources():
     assert (three.mean, three.std) == ((0.0,), (1.0,))
 
 
+@pytest.mark.parametrize(("cfg", "whose"), [
+    ({"mean": (0.5,), "std": (0.25,)}, None), ({}, "grey"), ({"mean": (0.5,)}, "grey"),
+    ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "grey"),
+])  # fmt: skip
+def test_statistics_that_are_not_the_models_are_told(cfg, whose, caplog):
+    """In the log where data are opened or predicted, and in the sentence of reports."""
+    source, model = GreySource([0], classes=2), TableModel(torch.eye(2), **cfg)
+    text = f"of {whose}, as the model states none that fit"
+    assert (text in DataConfig.of(model, source).normalisation) == (whose is not None)
+    DataConfig.of(model, source).tell_borrowed()
+    assert (text in caplog.text) == (whose is not None)
+    caplog.clear()
+    DataConfig.of(model).tell_borrowed()
+    assert ("mean 0.449, std 0.226 of ImageNet" in caplog.text) == (whose is not None)
+
+
+def test_channels_that_images_have_not_are_refused():
+    with pytest.raises(UserError, match="takes 4 channels, but images have 1 or 3"):
+        DataConfig.of(TableModel(torch.eye(2), input_size=(4, 32, 32)))
+
+
 def test_first_images_have_their_own_colours():
     source = GreySource([0, 0, 0], classes=2)
     images = sample_images(TableModel(torch.eye(2), mean=(0.4,), std=(0.2,)), source, (12, 20), 2)

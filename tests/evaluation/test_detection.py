@@ -7,6 +7,7 @@ import io
 import json
 import multiprocessing
 import socket
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from anyres.data.detection import open_detection
 from anyres.data.objects import DetectionSource, Objects
 from anyres.errors import UserError
 from anyres.evaluation import evaluate
-from anyres.tasks.detection.score import average_precision
+from anyres.tasks.detection import score
+from anyres.tasks.detection.score import COCO_KEYPOINTS, average_precision
 
 pytest.importorskip("faster_coco_eval")
 
@@ -134,7 +136,7 @@ def test_scores_are_pycocotools(kind: str, seed: int, capsys: pytest.CaptureFixt
     rng = np.random.default_rng(seed)
     images, truth = random_truth(rng, 17)
     found = random_found(rng, images, truth)
-    scores = average_precision(images, CATEGORIES, truth, found, kind)
+    scores = average_precision(images, CATEGORIES, truth, found, kind, COCO_KEYPOINTS)
     assert scores == pytest.approx(reference(images, truth, found, kind), abs=1e-9)
     assert 5 < scores["ap"] < 95
     assert len(set(scores.values())) == len(scores)
@@ -158,6 +160,34 @@ def test_a_keypoint_error_counts_by_the_spread() -> None:
     for distance, hits in ((6.0, 0), (5.0, 2)):  # overlaps 0.49 and 0.61
         found = [{**entry, "score": 1.0, "keypoints": [20 + distance, 20.0, 1.0, 50.0, 50 + distance, 1.0]}]
         assert average_precision(images, [3], truth, found, "keypoints")["ap"] == pytest.approx(10 * 1.5 * hits)
+
+
+def test_spreads_of_persons_are_for_persons_alone() -> None:
+    """17 keypoints of an animal are not COCO's, nor are a person's in another order."""
+    rng = np.random.default_rng(0)
+    images, truth = random_truth(rng, 17)
+    found = random_found(rng, images, truth)
+
+    def score(names: Sequence[str]) -> float:
+        return average_precision(images, CATEGORIES, truth, found, "keypoints", names)["ap"]
+
+    person = score(COCO_KEYPOINTS)
+    assert score([name.replace("_", " ").title() for name in COCO_KEYPOINTS]) == person
+    animal = score([f"joint{number}" for number in range(17)])
+    assert animal == score(COCO_KEYPOINTS[::-1]) == score(())
+    assert abs(animal - person) > 1
+
+
+@pytest.mark.parametrize("names", [("left", "right"), COCO_KEYPOINTS])
+def test_the_result_tells_what_spread_its_keypoints_have(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    monkeypatch.setattr(score, "average_precision", lambda *these: given.append(these[5]) or {"ap": 1.0})
+    source = Boxes()
+    source.keypoint_names = names
+    assert ("takes 0.05 for the spread" in evaluate(Knows(source), source, (64, 64)).note) == (len(names) < 17)
+    assert set(given) == {names}
 
 
 class Boxes(DetectionSource):
@@ -272,7 +302,7 @@ def test_objects_without_a_mask_neither_count_nor_hurt() -> None:
 
 
 def test_unreadable_images_are_left_out_with_their_objects() -> None:
-    source = Boxes(broken=(1, 3))
+    source = Boxes(broken=(1, 3), whole=False)
     measured = evaluate(Knows(source), source, (64, 64), 2)
     assert not measured.note
     assert measured.count == 3
@@ -295,7 +325,7 @@ def test_classes_are_matched_by_name() -> None:
 def test_classes_without_an_object_are_told() -> None:
     class Third(Boxes):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__(whole=False)
             self.label_names, self.category_ids = ["cat", "dog", "cow"], [3, 9, 4]
 
     model = Knows(Third())

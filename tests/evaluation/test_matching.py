@@ -20,7 +20,7 @@ from tests.evaluation.helpers import TableModel
 
 def classifier(count: int, **cfg: Any) -> TableModel:
     """A model of `count` outputs that takes an image of brightness 10·i for class i."""
-    model = TableModel(torch.eye(count), mean=(0.0,), std=(1.0,), **{"label_names": None, **cfg})
+    model = TableModel(torch.eye(count), **{"mean": (0.0,), "std": (1.0,), "label_names": None, **cfg})
     model.num_classes = count
     return model
 
@@ -55,6 +55,9 @@ def test_every_model_of_a_sweep_is_matched_before_it_starts(tmp_path: Path, capl
     assert DataConfig.of(other).places(source).tolist() == [0, 1]
     assert "2 of the 3 classes" in caplog.text
     assert "without 'cow'" in caplog.text
+    assert "normalised" not in caplog.text
+    open_test_source(one, folder, "all", others=[classifier(2, label_names=["cat", "dog"], mean=None)])
+    assert f"std 0.229, 0.224, 0.225 of {folder}, as the model states none that fit" in caplog.text
     for unknown in (classifier(2), classifier(2, label_names=["a", "b"])):  # just created; trained on something else
         with pytest.raises(UserError, match="'cat', 'dog'"):
             open_test_source(one, folder, "all", others=[unknown])
@@ -70,23 +73,30 @@ class Segmenter(nn.Module):
 
     task = "segmentation"
     num_classes = 4
-    pretrained_cfg: dict[str, Any] = {"label_names": ["sky", "sea", "land", "road"], "input_size": (1, 32, 32)}  # noqa: RUF012
 
     def __init__(self) -> None:
         super().__init__()
+        names = ["sky", "sea", "land", "road"]
+        self.pretrained_cfg = {"label_names": names, "input_size": (1, 32, 32), "mean": (0.0,), "std": (1.0,)}
         self.register_buffer("weight", torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        classes = (x[:, 0] * 255 / 10).round().long().clamp(0, self.num_classes - 1)
+        return nn.functional.one_hot(classes, self.num_classes).permute(0, 3, 1, 2).float()
 
 
 def test_masks_may_have_a_part_of_the_models_classes(tmp_path: Path) -> None:
-    for part in ("images", "masks"):
+    """What the masks number 0 and 1 are the model's 2 and 0, and are right where it says so."""
+    mask = np.tile(np.array([[0, 1]], dtype=np.uint8), (8, 4))
+    for part, values in (("images", np.array([20, 0], dtype=np.uint8)[mask]), ("masks", mask)):
         (tmp_path / part).mkdir()
-        Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / part / "a.png")
+        Image.fromarray(values).save(tmp_path / part / "a.png")
     (tmp_path / "classes.txt").write_text("Land\nsky\n")
     source = open_test_source(Segmenter(), str(tmp_path), "train")
     assert DataConfig.of(Segmenter()).places(source).tolist() == [2, 0]
+    measured = evaluate(Segmenter(), source, (8, 8))
+    assert measured.scores["pixel_accuracy"] == 100
+    assert measured.by_class == {"sky": 100, "sea": None, "land": 100, "road": None}
     (tmp_path / "classes.txt").unlink()  # numbers, of which nobody says what they mean
     with pytest.raises(UserError, match="are not among the 4"):
         open_test_source(Segmenter(), str(tmp_path), "train")

@@ -62,18 +62,18 @@ def test_a_matrix_counted_by_hand():
     matrix = ConfusionMatrix(5)
     # Class 3 is in neither map and leaves the mean; class 4 is only predicted and counts as 0.
     matrix.add(torch.tensor([[0, 0, 1, 1], [2, 4, 2, 0]]), torch.tensor([[0, 0, 1, 0], [2, 2, 255, 255]]))
-    matrix.add(torch.tensor([1, 9]), torch.tensor([1, 2]))  # a prediction of no class is wrong
+    matrix.add(torch.tensor([1, 0]), torch.tensor([1, 2]))
     assert matrix.counts.tolist() == [
-        [2, 1, 0, 0, 0, 0],
-        [0, 2, 0, 0, 0, 0],
-        [0, 0, 1, 0, 1, 1],
-        [0, 0, 0, 0, 0, 0],
-        [0, 0, 0, 0, 0, 0],
+        [2, 1, 0, 0, 0],
+        [0, 2, 0, 0, 0],
+        [1, 0, 1, 0, 1],
+        [0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0],
     ]
-    assert matrix.iou[:3].tolist() == pytest.approx([2 / 3, 2 / 3, 1 / 3])
+    assert matrix.iou[:3].tolist() == pytest.approx([2 / 4, 2 / 3, 1 / 3])
     assert math.isnan(matrix.iou[3])
     assert matrix.iou[4] == 0
-    assert matrix.miou == pytest.approx((2 / 3 + 2 / 3 + 1 / 3 + 0) / 4)
+    assert matrix.miou == pytest.approx((2 / 4 + 2 / 3 + 1 / 3 + 0) / 4)
     assert matrix.pixel_accuracy == pytest.approx(5 / 8)
     assert matrix.mean_accuracy == pytest.approx((2 / 3 + 1 + 1 / 3) / 3)
     with pytest.raises(UserError, match="beyond the 5 classes"):

@@ -100,6 +100,30 @@ def test_other_weights_or_settings_are_measured_anew(tmp_path):
     assert [row.score for row in sweep({"m": other}, source(), SQUARES, tmp_path, cost=False).rows] == [0, 0, 0]
 
 
+@pytest.mark.parametrize("way", ["renamed", "outputs", "values", "depth"])
+def test_other_classes_or_another_mapping_are_measured_anew(tmp_path, way):
+    """Rows of an interrupted sweep are of the classes that it was started with, whatever has the same numbers."""
+
+    def stop(row, number, total):
+        raise KeyboardInterrupt
+
+    names = [f"class{number}" for number in range(6)]
+    with pytest.raises(KeyboardInterrupt):
+        sweep({"m": TableModel(torch.eye(6))}, source(), SQUARES[:1], tmp_path, cost=False, progress=stop)
+    other, model = source(), TableModel(torch.eye(6))
+    if way == "renamed":  # in the model and in the data
+        model.pretrained_cfg["label_names"] = other.label_names = ["new", *names[1:]]
+    elif way == "outputs":
+        model.pretrained_cfg["label_names"] = names[::-1]
+    elif way == "values":
+        other.table = torch.arange(256).numpy()
+    else:
+        other.bit_depth = 12
+    result = sweep({"m": model}, other, SQUARES[:1], tmp_path, cost=False)
+    assert len(model.calls) == 2  # a trial of the size, and the images
+    assert [row.score for row in result.rows] == [0 if way == "outputs" else 100]
+
+
 def test_out_of_memory_is_recorded(tmp_path):
     class Greedy(TableModel):
         def forward(self, images):

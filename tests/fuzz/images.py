@@ -134,7 +134,7 @@ def case(rng: random.Random, samples: list[bytes]) -> str:
         else:
             table = np.full(256, -1, dtype=np.int16)
             table[:5] = range(5)
-            Mask(data, table).load("x", (40, 56))
+            Mask(data, table).labels("x")
     except BadImage as bad:
         if not bad.reason or "\n" in bad.reason or len(bad.reason) > 1000:
             raise Failure(f"the reason {bad.reason[:1000]!r}") from bad

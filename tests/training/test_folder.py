@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from anyres.data.sources import Digits
 from anyres.errors import UserError
 from anyres.io.files import RECORD
 from anyres.training import loop, state, train
@@ -260,6 +261,25 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     assert damage == "gone" or f"{newest} cannot be used" in caplog.text
     assert weights(run / "best") == weights(finished / "best")
     assert metrics(run) == metrics(finished)
+
+
+@pytest.mark.parametrize("names", ["0123456798", "0123456x89"])
+def test_a_run_goes_on_with_its_own_classes(run: Path, monkeypatch: pytest.MonkeyPatch, names: str) -> None:
+    """As many are not enough: the same in another order are others. What was saved without their names goes on."""
+    original = Digits.__init__
+
+    def renamed(self: Digits, *given: Any) -> None:
+        original(self, *given)
+        self.label_names = list(names)
+
+    monkeypatch.setattr(Digits, "__init__", renamed)
+    place = next(place for place, name in enumerate(names) if name != str(place))
+    with pytest.raises(UserError, match=f"was started with class {place} {place} and now it is {names[place]};"):
+        train(small_config(run, **QUICK))
+    without = change(identity=lambda saved: {key: saved[key] for key in saved if not key.startswith("class ")})
+    for path in state.saved_states(run):
+        without(path / state.STATE_FILE)
+    assert train(small_config(run, **QUICK)).status == "finished"
 
 
 def test_only_damaged_states_is_an_error(run: Path) -> None:

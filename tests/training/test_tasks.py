@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -26,8 +27,10 @@ from anyres.inference.predictor import Predictor
 from anyres.tasks import TASKS, task_of
 from anyres.tasks.detection.network import Detector
 from anyres.training import load_config, loop, train
+from anyres.training.setup import open_validation
+from anyres.training.task import open_task
 from tests.contract.small import small_args
-from tests.training.helpers import SMALL, metrics, weights
+from tests.training.helpers import SMALL, metrics, small_config, weights
 
 PYRAMID = {"embed_dims": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "mlp_ratios": [2, 2, 2, 2]}
 DENSE = {
@@ -267,6 +270,80 @@ def test_the_scores_of_training_are_found_again_from_the_weights(
         Predictor(model, 48), [Item("x", np.zeros((50, 70, 3), np.uint8), None)], tmp_path / "seen"
     )
     assert found.rows()
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_a_folder_for_validation_alone_is_used_whole(task: str, tmp_path: Path) -> None:
+    """But not the folder of the training data, given once more."""
+    mask = np.arange(64, dtype=np.uint8).reshape(8, 8) % 2
+    kinds = ("images", "masks") if task == "segmentation" else ("a", "b")
+    for folder, count in (("data", 20), ("others", 10)):
+        for kind in kinds:
+            (tmp_path / folder / kind).mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(mask).save(tmp_path / folder / kind / f"{number}.png")
+    more: dict[str, Any] = {"num_classes": 2} if task == "segmentation" else {}
+    expected = {"others": 10, "data": 2, None: 2} if task == "segmentation" else {"others": 20, "data": 4, None: 4}
+    for name, count in expected.items():
+        val_data = None if name is None else str(tmp_path / "data" / ".." / name)
+        options = {**RUNS.get(task, SMALL), **more, "data": str(tmp_path / "data"), "val_data": val_data}
+        opened = open_task(load_config(options, task, output=str(tmp_path / "run")))
+        assert len(opened.open_source("val", like=opened.open_source("train"))) == count
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link, None])
+def test_files_of_both_splits_are_noticed(link: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Refused within a data set; told where somebody gave both sets. Equal content is nothing to complain of."""
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for number in range(4):
+                Image.new("L", (8, 8), number).save(tmp_path / split / label / f"{split}{number}.png")
+    first = tmp_path / "val" / "b" / "other.png"
+    if link is not None:
+        link(tmp_path / "train" / "b" / "train2.png", first)
+    else:
+        Image.new("L", (8, 8), 2).save(first)
+
+    def opened(**data: Any) -> int:
+        task = open_task(small_config(tmp_path / "run", **{name: str(tmp_path / at) for name, at in data.items()}))
+        return len(open_validation(task, task.open_source("train")))
+
+    if link is None:
+        assert opened(data="") == 9
+        return
+    with pytest.raises(UserError, match=f"1 of the 9 files of .* are files of the training data, too, .*{first}: rem"):
+        opened(data="")
+    assert opened(data="train", val_data="val") == 9
+    assert f"the first is {first}: scores are too high" in caplog.text
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_pictures_of_both_splits_are_noticed_whatever_is_marked_in_them(task: str, tmp_path: Path) -> None:
+    mask = np.arange(64, dtype=np.uint8).reshape(8, 8) % 2
+    for split in ("train", "val"):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / kind / split).mkdir(parents=True)
+            Image.fromarray(mask).save(tmp_path / "data" / kind / split / f"{split}.png")
+    marks = {
+        "categories": [{"id": 1, "name": "one"}, {"id": 2, "name": "two"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4],
+                         "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}],
+    }  # fmt: skip
+    (tmp_path / "data" / "annotations").mkdir()
+    for split in ("train", "val"):
+        images = [{"id": 1, "file_name": f"{split}/{split}.png", "height": 8, "width": 8}]
+        (tmp_path / "data" / "annotations" / f"{split}.json").write_text(json.dumps({"images": images, **marks}))
+    more: dict[str, Any] = {"num_classes": 2} if task == "segmentation" else {}
+    made = open_task(config(task, tmp_path / "run", data=str(tmp_path / "data"), **more))
+    if task == "segmentation":  # of which annotations are another name
+        shutil.rmtree(tmp_path / "data" / "annotations")
+    train = made.open_source("train")
+    assert len(open_validation(made, train)) == 1
+    (tmp_path / "data" / "images" / "val" / "val.png").unlink()
+    (tmp_path / "data" / "images" / "val" / "val.png").symlink_to("../train/train.png")
+    with pytest.raises(UserError, match=r"1 of the 1 files .*val\.png: remove"):
+        open_validation(made, train)
 
 
 def test_black_and_white_masks_are_no_single_class(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from anyres.data.classes import match_classes, tell_subset
 from anyres.data.decode import Data, load_image, with_depth
 from anyres.errors import UserError
+from anyres.shapes import Size
 
 STATISTICS = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 """ImageNet's mean and standard deviation, of its luminance for one channel."""
@@ -72,6 +73,10 @@ class MapSource(Source):
     @abstractmethod
     def _item(self, index: int) -> Item: ...
 
+    def paths(self) -> Iterator[str]:
+        """The files of the items, for sources whose items are files."""
+        return iter(())
+
     def item(self, index: int) -> Item:
         """Return image `index` undecoded."""
         return self._deep(self._labelled(self._item(index)))
@@ -80,8 +85,12 @@ class MapSource(Source):
         """Return image `index` decoded, and its label; raises BadImage."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        name, data, label = self.item(index)
-        return load_image(data, name, self.in_chans), label
+        item = self.item(index)
+        return load_image(item.data, item.name, self.in_chans, marked=self._marked(item)), item.label
+
+    def _marked(self, item: Item) -> Size | None:
+        """The size of what is marked in a picture, where labels are more than a class (see `load_image`)."""
+        return None
 
 
 class StreamSource(Source):

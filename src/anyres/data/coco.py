@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from anyres.data.base import Item
 from anyres.data.objects import REPORT, DetectionSource, Objects, Segment, pixel_wide
 from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, find_split
 from anyres.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Entry = dict[str, Any]
 
@@ -35,8 +38,9 @@ class Coco(DetectionSource):
     Roboflow writes it. Other names of the splits are those of `data.splits`. Classes are numbered in the order of their
     ids, which may have gaps.
 
-    Broken marks are left out and counted in `report`. Raises FileNotFoundError for missing files, and UserError for a
-    damaged file and for annotations of images or categories that it does not list.
+    Broken marks are left out and counted in `report`; so are listed images that are not there, but these stay among the
+    items, to be counted where they are read. Raises FileNotFoundError for missing annotations and where no image is
+    there, and UserError for a damaged file and for annotations of images or categories that it does not list.
     """
 
     def __init__(
@@ -104,7 +108,25 @@ class Coco(DetectionSource):
             "bad_boxes": int((~good).sum()),
             "thin_boxes": int((~wide & ~self.crowd).sum()),
             "maskless": 0 if self.segments is None else int((~self.segments.usable).sum()),
+            "absent_images": self._count_absent(path),
         }
+
+    def _count_absent(self, annotations: Path) -> int:
+        """How many images of the split are not there; by listing folders, which is quick also where files are far."""
+        names = [os.path.split(os.fsdecode(file)) for file in self.files[self.order]]
+        folders = {inside: self.folder / inside for inside, _ in names}
+        there = {inside: set(os.listdir(folder)) if folder.is_dir() else () for inside, folder in folders.items()}
+        absent = [os.path.join(inside, name) for inside, name in names if name not in there[inside]]
+        if not absent:
+            return 0
+        found = (
+            f"{len(absent)} of the {len(names)} images that {annotations} lists are not in {self.folder}, the first is"
+            f" {absent[0]}"
+        )
+        if len(absent) == len(names):
+            raise FileNotFoundError(f"{found}: put them there")
+        logger.warning("%s: they count as unreadable", found)
+        return len(absent)
 
     def _keypoints(self, annotations: Sequence[Entry]) -> np.ndarray:
         """(m, K, 3) of all objects; zeros, which means not marked, where they have none."""
@@ -119,6 +141,9 @@ class Coco(DetectionSource):
 
     def __len__(self) -> int:
         return len(self.order)
+
+    def paths(self) -> Iterator[str]:
+        return (os.path.join(self.folder, os.fsdecode(file)) for file in self.files[self.order])
 
     def _item(self, index: int) -> Item:
         image = self.order[index]

@@ -6,6 +6,7 @@ timm keeps it in `pretrained_cfg`, and so do we: `config.json` on disk has timm'
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass
 from typing import Any, Self
@@ -18,6 +19,8 @@ from anyres.data.classes import NAMES_FILE, imagenet_words, match_classes, match
 from anyres.data.clips import Sampling
 from anyres.errors import UserError
 from anyres.shapes import Size
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class DataConfig:
     """How masks store classes: arguments "reduce_zero_label" and "mask_values" of `open_segmentation`."""
     sampling: Sampling
     """The frames of a clip."""
+    statistics: str = ""
+    """Whose mean and std these are, where they are not the model's own."""
 
     @classmethod
     def of(cls, model: Any, source: Any = None) -> Self:
@@ -55,10 +60,14 @@ class DataConfig:
         size = cfg.get("input_size")
         stated = size[0] if size else getattr(source, "in_chans", 3)
         in_chans = int(getattr(model, "in_chans", None) or stated)
-        values = STATISTICS.get(in_chans, ((0.5,) * in_chans,) * 2)
-        mean, std = (source.mean, source.std) if source is not None and source.in_chans == in_chans else values
         if all(len(cfg.get(name, ())) == in_chans for name in ("mean", "std")):
-            mean, std = cfg["mean"], cfg["std"]
+            mean, std, whose = cfg["mean"], cfg["std"], ""
+        elif source is not None and source.in_chans == in_chans:
+            mean, std, whose = source.mean, source.std, source.name
+        elif in_chans in STATISTICS:
+            (mean, std), whose = STATISTICS[in_chans], "ImageNet"
+        else:
+            raise UserError(f"the model takes {in_chans} channels, but images have 1 or 3: use a model for these")
         sizes = cfg.get("train_sizes") or ([size[1:]] if size else [])
         backbone = getattr(model, "backbone", model)
         architecture = str(getattr(backbone, "architecture", None) or type(backbone).__name__).removeprefix("anyres_")
@@ -86,7 +95,21 @@ class DataConfig:
                 int(cfg.get("num_frames") or getattr(model, "num_frames", None) or frames),
                 float(cfg.get("frame_stride", stride)),
             ),
+            statistics=whose,
         )
+
+    @property
+    def normalisation(self) -> str:
+        """The mean and std in words, and whose they are where the model does not state them."""
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
+        whose = f" of {self.statistics}, as the model states none that fit" if self.statistics else ""
+        return f"mean {mean}, std {std}{whose}"
+
+    def tell_borrowed(self) -> None:
+        """Say in the log whose mean and standard deviation images are normalised with, if they are not the model's own:
+        with others than it was trained with its scores are too low."""
+        if self.statistics:
+            logger.warning("images for the model %s are normalised with %s", self.model, self.normalisation)
 
     @property
     def size(self) -> Size:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from anyres.data.schedule import Size
 from anyres.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
@@ -77,21 +78,27 @@ def load_image(
     in_chans: int = 3,
     needed: Callable[[int, int], float] | None = None,
     max_pixels: int = MAX_PIXELS,
+    marked: Size | None = None,
 ) -> Image.Image:
-    """Decode `data` once into an upright image of mode "L" (`in_chans` 1) or "RGB" (`in_chans` 3).
+    """Decode `data` once into an image of mode "L" (`in_chans` 1) or "RGB" (`in_chans` 3), upright by EXIF's
+    orientation.
 
-    `needed(width, height)` is told the upright size before a JPEG is decoded, and answers with the smallest scale that
-    will do (1.0: all pixels). JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time, so the result may be
-    smaller than the size told, but never smaller than scale x size. Transparency is laid over white. Of several frames
-    or pages the first is taken.
+    `marked` is the size (height, width) of what is marked in the picture, which then is decoded as it was when it was
+    marked: not turned if it is stored at that size, else upright if it has that size so. Where both have it, as in
+    squares, it is not turned either: tools that write masks and COCO's annotations refer to the pixels as stored.
+
+    `needed(width, height)` is told the size of the result before a JPEG is decoded, and answers with the smallest scale
+    that will do (1.0: all pixels). JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time, so the result may
+    be smaller than the size told, but never smaller than scale x size. Transparency is laid over white. Of several
+    frames or pages the first is taken.
 
     What has more than 8 bits is scaled to 8 by the range of its numbers: 2**bit_depth - 1 (see `with_depth`), else what
     a TIFF says of itself (a BitsPerSample of 12, say, or the MaxSampleValue of a number of bits), else 65535, and 1 for
     floats. PNG's sBIT changes nothing: such files are scaled to 16 bits all the same. Content never decides.
 
     Raises BadImage for whatever is wrong with the file, also for more than `max_pixels` pixels (checked before
-    decoding). Raises UserError where the range has to be told: for numbers beyond it, and for a picture of 16 bits that
-    uses 14 or fewer of them.
+    decoding), and for a size that is not the one that was marked. Raises UserError where the range has to be told: for
+    numbers beyond it, and for a picture of 16 bits that uses 14 or fewer of them.
     """
     bit_depth = None
     if isinstance(data, Deep):
@@ -99,9 +106,10 @@ def load_image(
     if isinstance(data, BadImage):
         raise data
     if isinstance(data, bytes | Path):
-        return _load_file(data, name, in_chans, needed, max_pixels, bit_depth)
+        return _load_file(data, name, in_chans, needed, max_pixels, bit_depth, marked)
     image = Image.fromarray(data) if isinstance(data, np.ndarray) else data
     _check_pixels(image, name, max_pixels)
+    _shown_upright(image.size, 1, marked, name)
     if needed is not None:
         needed(*image.size)
     with _reading(name):
@@ -110,7 +118,8 @@ def load_image(
 
 def load_indices(data: Data, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode the numbers that an image stores, (H, W) integers: the indices of a palette, the values of a grey image of
-    1 to 16 bits. Raises BadImage for whatever is wrong with the file, and UserError for one with colours."""
+    1 to 16 bits; not turned, whatever the image says of its orientation. Raises BadImage for whatever is wrong with the
+    file, and UserError for one with colours."""
     if isinstance(data, Deep):
         data = data.data  # numbers of classes are not scaled
     if isinstance(data, BadImage):
@@ -125,7 +134,7 @@ def load_indices(data: Data, name: str, max_pixels: int = MAX_PIXELS) -> np.ndar
             )
         layout = _layout(image)  # forgotten when the pixels are there
         with _reading(name):
-            indices = np.asarray(image)
+            indices = np.asarray(_stored(image)[0])
     if indices.dtype == bool:
         indices = indices.astype(np.uint8)
     if image.mode in ("1", "L"):  # Pillow turns values that count from white over, and stretches those of 2 and 4 bits
@@ -164,20 +173,21 @@ def _load_file(
     needed: Callable[[int, int], float] | None,
     max_pixels: int,
     bit_depth: int | None,
+    marked: Size | None,
 ) -> Image.Image:
     with _opened(data, name, max_pixels) as image:
         with _reading(name):
             wide_colours = image.mode.startswith("RGB") and "16" in _layout(image)
+            _check_black(image)
             bit_depth = bit_depth or _stated_depth(image)
             draftable = image.format in ("JPEG", "MPO")
-            if not draftable:
-                image.load()  # the orientation of these is only sure after loading
-            orientation = image.getexif().get(ORIENTATION, 1)
+            image, orientation = (image, _orientation(image)) if draftable else _stored(image)
             width, height = image.size
+            upright = _shown_upright(image.size, orientation, marked, name)
         # Outside `_reading`: an error in there would be the caller's, not the file's.
         scale = 1.0
         if needed is not None:
-            scale = needed(height, width) if orientation in SIDEWAYS else needed(width, height)
+            scale = needed(height, width) if upright and orientation in SIDEWAYS else needed(width, height)
         with _reading(name):
             if draftable:
                 # "L" takes the luminance as it is stored, so the colour planes are never computed.
@@ -186,9 +196,39 @@ def _load_file(
             image.load()
             if wide_colours:
                 _check_colours(image, name, bit_depth)
-            if orientation in UPRIGHT:
+            if upright and orientation in UPRIGHT:
                 image = image.transpose(UPRIGHT[orientation])
             return _to_mode(image, in_chans, name, bit_depth)
+
+
+def _orientation(image: Image.Image) -> int:
+    orientation = image.getexif().get(ORIENTATION, 1)
+    return orientation if orientation in UPRIGHT else 1
+
+
+def _stored(image: Image.Image) -> tuple[Image.Image, int]:
+    """An opened image decoded, its pixels as they are stored, and its orientation: of some formats it is only sure
+    after decoding, and Pillow turns TIFFs by itself."""
+    before = _orientation(image)
+    image.load()
+    after = _orientation(image)
+    if before == 1 or before == after:
+        return image, after
+    return image.transpose(UPRIGHT[{6: 8, 8: 6}.get(before, before)]), before
+
+
+def _shown_upright(size: tuple[int, int], orientation: int, marked: Size | None, name: str) -> bool:
+    """Whether a picture that is stored at `size` (width, height) was upright when it was marked; so is an unmarked one.
+    Raises BadImage where neither has the size that was marked."""
+    if marked is None:
+        return True
+    if marked == size[::-1]:
+        return False
+    if marked == size and orientation in SIDEWAYS:
+        return True
+    raise BadImage(
+        name, f"its marks are for {marked[1]}x{marked[0]} pixels, and the image has {size[0]}x{size[1]}: correct either"
+    )
 
 
 def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
@@ -271,13 +311,20 @@ def _check_colours(image: Image.Image, name: str, bit_depth: int | None) -> None
         )
 
 
+def _check_black(image: Image.Image) -> None:
+    """Refuse a TIFF of more than 8 bits whose 0 is white: Pillow turns only those of up to 8 bits over."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and image.mode.startswith(("I", "F")) and tags.get(PHOTOMETRIC) == 0:
+        raise ValueError(
+            "TIFFs of more than 8 bits that count from white are not supported: save it counting from black"
+        )
+
+
 def _stated_depth(image: Image.Image) -> int | None:
     """The bits of a grey value that has more than 8, where a TIFF states them."""
     tags = getattr(image, "tag_v2", None)
     if tags is None or not image.mode.startswith("I"):
         return None
-    if image.mode.startswith("I;16") and tags.get(PHOTOMETRIC) == 0:
-        raise ValueError("TIFFs of 16 bits that count from white are not supported: save it counting from black")
     bits, highest = (np.ravel(tags.get(tag, 0)).max() for tag in (BITS_PER_SAMPLE, MAX_SAMPLE_VALUE))
     if 8 < bits < 16:
         return int(bits)

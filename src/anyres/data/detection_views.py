@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anyres.data import rle
 from anyres.data.base import Item
-from anyres.data.decode import BadImage, load_image
+from anyres.data.decode import load_image
 from anyres.data.fitting import fit, limits
 from anyres.data.objects import Objects, Segment
 from anyres.data.samples import EvalBatch, EvalSample
@@ -163,24 +163,12 @@ def _jitter(rng: random.Random, height: int, width: int, size: Size, share: floa
 
 def _show(item: Item, crops: Sequence[Crop], in_chans: int) -> list[np.ndarray]:
     """Decode the picture once and make its views: uint8 (h, w) or (h, w, 3). Raises BadImage."""
-    height, width = item.label.size
 
-    def needed(real_width: int, real_height: int) -> float:
-        _check_full(item, (real_height, real_width))
+    def needed(width: int, height: int) -> float:
         return DRAFT_MARGIN * max(max(crop.scale) for crop in crops)
 
-    image = load_image(item.data, item.name, in_chans, needed)
-    return [np.asarray(_frame(image, crop, (height, width))) for crop in crops]
-
-
-def _check_full(item: Item, full: Size) -> Size:
-    """The size of the picture, which has to be that of its annotations. Raises BadImage."""
-    if item.label is not None and tuple(item.label.size) != full:
-        (height, width), (real_height, real_width) = item.label.size, full
-        raise BadImage(
-            item.name, f"it is {real_height}x{real_width}, but its annotations are for {height}x{width} pixels"
-        )
-    return full
+    image = load_image(item.data, item.name, in_chans, needed, marked=item.label.size)
+    return [np.asarray(_frame(image, crop, item.label.size)) for crop in crops]
 
 
 def _frame(image: Image.Image, crop: Crop, full: Size) -> Image.Image:
@@ -260,11 +248,11 @@ class DetectionTest:
 
         def needed(width: int, height: int) -> float:
             nonlocal full, shape
-            full = _check_full(item, (height, width))
+            full = (height, width)
             shape = fit(height, width, self.size, self.longest)
             return DRAFT_MARGIN * max(shape[0] / height, shape[1] / width)
 
-        image = load_image(item.data, item.name, len(self.mean), needed)
+        image = load_image(item.data, item.name, len(self.mean), needed, marked=item.label and item.label.size)
         view = _resize(image, shape, (0, 0, full[1], full[0]), full, "bilinear")
         return EvalSample(np.asarray(view), full, item.label)
 

@@ -22,24 +22,29 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "target", "class", "cls")
 
 
 def open_huggingface(
-    name: str, split: str, in_chans: int, streaming: bool, label_names: Sequence[str] | None = None
+    name: str,
+    split: str,
+    in_chans: int,
+    streaming: bool,
+    label_names: Sequence[str] | None = None,
+    whole: bool = False,
 ) -> MapSource | StreamSource:
     """Open NAME or NAME@CONFIG.
 
     NAME is a hub id, a folder written by `save_to_disk`, or a folder of images or parquet files. A data set without a
-    validation split (see `data.splits`) has every tenth image held out; a stream needs one. Labels are the names of
-    its ClassLabel column; whole numbers count as their own names, in a stream as many as there are `label_names`.
-    Raises UserError.
+    validation split (see `data.splits`) has every tenth image held out, unless `whole`; a stream needs one. Labels are
+    the names of its ClassLabel column; whole numbers count as their own names, in a stream as many as there are
+    `label_names`. Raises UserError.
     """
-    datasets, table, share = open_table(name, split, streaming)
+    datasets, table, share = open_table(name, split, streaming, whole)
     if streaming:
         return _Stream(datasets, f"hf-stream:{name}/{split}", table, share, in_chans, len(label_names or ()))
     return _Table(datasets, f"hf:{name}/{split}", table, share, in_chans)
 
 
-def open_table(name: str, split: str, streaming: bool = False) -> tuple[Any, Any, str]:
+def open_table(name: str, split: str, streaming: bool = False, whole: bool = False) -> tuple[Any, Any, str]:
     """The package `datasets`, the table of a split of NAME or NAME@CONFIG, and which share of it to use: "all", or
-    "train" or "val" where every tenth row is held out (see `rows`). Raises UserError."""
+    "train" or "val" where every tenth row is held out (see `rows`), unless `whole`. Raises UserError."""
     check_split(split)
     datasets = require("datasets")
     path, config = (name, None) if Path(name).exists() else _split_config(name)
@@ -49,7 +54,7 @@ def open_table(name: str, split: str, streaming: bool = False) -> tuple[Any, Any
     except Exception as error:  # the library raises its own kinds, OSError, ValueError, …: all mean "cannot be opened"
         raise UserError(f"cannot open the Hugging Face data set {name!r}: {_first_line(error)}") from error
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-    return datasets, *_pick_split(datasets, splits, name, split)
+    return datasets, *_pick_split(datasets, splits, name, split, whole)
 
 
 def _split_config(name: str) -> tuple[str, str | None]:
@@ -61,7 +66,7 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _pick_split(datasets: Any, splits: dict[str, Any], name: str, split: str) -> tuple[Any, str]:
+def _pick_split(datasets: Any, splits: dict[str, Any], name: str, split: str, whole: bool) -> tuple[Any, str]:
     """Return the table and which share of it to use: "all", or "train" or "val" where every tenth image is held out."""
     names = {part: find_split(splits, part) for part in ("train", "val")}
     train, validation = (None if name is None else splits[name] for name in names.values())
@@ -77,7 +82,7 @@ def _pick_split(datasets: Any, splits: dict[str, Any], name: str, split: str) ->
         return (train if validation is None else datasets.concatenate_datasets([train, validation])), "all"
     if validation is not None:
         return train, "all"
-    return train, split
+    return train, "all" if whole else split
 
 
 def rows(count: int, share: str) -> np.ndarray:

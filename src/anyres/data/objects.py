@@ -69,6 +69,10 @@ class DetectionSource(MapSource):
         super().use_labels(label_names)
         self.category_ids = [known[name] if name in known else next(spare) for name in label_names]
 
+    def _marked(self, item: Item) -> Size:
+        size: Size = item.label.size
+        return size
+
     def _labelled(self, item: Item) -> Item:
         if self._relabel is None:
             return item
@@ -86,6 +90,7 @@ REPORT = {
     "bad_polygons": "polygons of fewer than three points, or with coordinates not finite or far outside: left out",
     "bad_runs": "run-length masks that do not fit their image: left out",
     "bad_keypoints": "objects whose keypoints are not three finite numbers each: taken as not marked",
+    "absent_images": "images that are listed and not there: unreadable",
     "maskless": "objects without a usable mask: not trained, ignored in mask evaluation",
 }
 """What the counts of a source's `report` mean."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from anyres.data.base import Item, MapSource
 from anyres.data.classes import check_classes
@@ -43,17 +42,6 @@ class Mask(NamedTuple):
 
     data: Data
     table: np.ndarray
-
-    def load(self, name: str, size: Size, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """Decode it into an image of mode "L" that holds class numbers and IGNORED.
-
-        Raises BadImage (under the picture's name) for a size (height, width) that is not `size`, and as `labels` does.
-        """
-        labels = self.labels(name, max_pixels)
-        if labels.shape != size:
-            given = "x".join(map(str, labels.shape[::-1]))
-            raise BadImage(name, f"its mask has {given} pixels, and the image {size[1]}x{size[0]}")
-        return Image.fromarray(labels)
 
     def labels(self, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """Decode it into class numbers and IGNORED, (H, W) uint8.
@@ -127,6 +115,10 @@ class SegmentationSource(MapSource):
     def _labelled(self, item: Item) -> Item:
         return item._replace(label=Mask(item.label, self.table))
 
+    def _marked(self, item: Item) -> Size:
+        labels: np.ndarray = item.label.labels(item.name)
+        return labels.shape[0], labels.shape[1]
+
 
 def open_segmentation(
     spec: str | os.PathLike[str],
@@ -137,6 +129,7 @@ def open_segmentation(
     mask_values: Sequence[int] = (),
     in_chans: int = 3,
     label_names: Sequence[str] | None = None,
+    whole: bool = False,
 ) -> SegmentationSource:
     """Open pictures with a class for every pixel, for `split` "train", "val" or "all".
 
@@ -157,7 +150,8 @@ def open_segmentation(
     for nothing else. `mask_values` are the numbers that stand for the classes, in their order: 0, 255 for masks in
     black and white; 255 is ignored unless it is among them. `num_classes` is needed unless there are those, or the
     folder names the classes, one on a line of classes.txt or names.txt, or in ADE20K's objectInfo150.txt, or has
-    ADE20K's layout. `label_names` numbers the classes by a given list, such as a checkpoint's.
+    ADE20K's layout. `label_names` numbers the classes by a given list, such as a checkpoint's. `whole` reads all
+    of data that have no splits of their own, where "train" and "val" would be shares of them.
 
     Raises UserError or FileNotFoundError with a sentence on what is missing. Masks are looked at as they are read (see
     `Mask` for the errors), and by `check_masks`.
@@ -169,9 +163,10 @@ def open_segmentation(
             raise UserError("digits has 11 classes, the first is the background: leave out num_classes and the rest")
         source = ComposedDigits(split, in_chans)
     elif text.startswith("hf:"):
-        source = _Table(text.removeprefix("hf:"), split, in_chans, num_classes, bool(reduce_zero_label), mask_values)
+        name, zero = text.removeprefix("hf:"), bool(reduce_zero_label)
+        source = _Table(name, split, in_chans, num_classes, zero, mask_values, whole=whole)
     else:
-        source = MaskFolder(text, split, in_chans, num_classes, reduce_zero_label, mask_values)
+        source = MaskFolder(text, split, in_chans, num_classes, reduce_zero_label, mask_values, whole=whole)
     if label_names is not None and list(label_names) != source.label_names:
         source.use_labels(label_names)
     return source
@@ -240,6 +235,8 @@ class MaskFolder(SegmentationSource):
         num_classes: int | None = None,
         reduce_zero_label: bool | None = None,
         mask_values: Sequence[int] = (),
+        *,
+        whole: bool = False,
     ) -> None:
         check_split(split)
         root = Path(folder)
@@ -247,7 +244,7 @@ class MaskFolder(SegmentationSource):
             raise FileNotFoundError(
                 f"there is no folder {folder!r}: give digits, a folder of images and masks, or hf:NAME"
             )
-        parts = _parts(root, split)
+        parts = _parts(root, split, whole)
         ade20k = (root / "annotations" / "training").is_dir()
         names = class_names(root)
         if num_classes is None:
@@ -270,12 +267,15 @@ class MaskFolder(SegmentationSource):
     def __len__(self) -> int:
         return len(self.files)
 
+    def paths(self) -> Iterator[str]:
+        return (os.path.join(self.root, os.fsdecode(image)) for image, _ in self.files)
+
     def _item(self, index: int) -> Item:
         image, mask = (os.fsdecode(file) for file in self.files[index])
         return Item(image, self.root / image, self.root / mask)
 
 
-def _parts(root: Path, split: str) -> list[tuple[str, str, str]]:
+def _parts(root: Path, split: str, whole: bool) -> list[tuple[str, str, str]]:
     """The folder of images, that of their masks (both from the root), and the share of them that a split reads."""
     found = {part: _part(root, part) for part in ("train", "val")}
     marks = _marks(root)
@@ -285,7 +285,7 @@ def _parts(root: Path, split: str) -> list[tuple[str, str, str]]:
                 f"{root} must have a folder images and one of {', '.join(MASK_FOLDERS)}, as in {root}/images/train and "
                 f"{root}/masks/train (or {root}/train/images and {root}/train/masks)"
             )
-        return [("images", marks, split)]
+        return [("images", marks, "all" if whole else split)]
     check_beside_splits(root / "images" if marks else root, "put all images into the splits")
     parts = []
     for part in found if split == "all" else [split]:
@@ -366,8 +366,10 @@ class _Table(SegmentationSource):
         num_classes: int | None,
         reduce_zero_label: bool,
         mask_values: Sequence[int],
+        *,
+        whole: bool = False,
     ) -> None:
-        datasets, table, share = open_table(name, split)
+        datasets, table, share = open_table(name, split, whole=whole)
         pictures = [key for key, feature in table.features.items() if isinstance(feature, datasets.Image)]
         self.mask = next((key for key in MASK_COLUMNS if key in pictures), "")
         self.image = next((key for key in pictures if key != self.mask), "")

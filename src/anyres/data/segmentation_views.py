@@ -67,20 +67,18 @@ class SegmentationViews:
         """Decode `item` once and make its crops at `sizes` (large to small), not padded yet; only the largest if the
         views share it. Raises BadImage."""
         drawn = list(sizes) if self.separate else list(sizes[:1])
-        full: Size = (0, 0)
+        labels = Image.fromarray(item.label.labels(item.name, self.max_pixels))
+        full: Size = (labels.height, labels.width)
         crops: list[tuple[Box, Image.Image]] = []
 
         def needed(width: int, height: int) -> float:
-            nonlocal full
-            full = (height, width)
-            labels = item.label.load(item.name, full, self.max_pixels)
             crops.extend(self._crop(rng, labels, size) for size in drawn)
             return DRAFT_MARGIN * max(
                 max(labels.width / (right - left), labels.height / (bottom - top))
                 for (left, top, right, bottom), labels in crops
             )
 
-        image = load_image(item.data, item.name, len(self.mean), needed, self.max_pixels)
+        image = load_image(item.data, item.name, len(self.mean), needed, self.max_pixels, full)
         samples = []
         for box, labels in crops:
             view = _resize(image, (labels.height, labels.width), box, full, "bilinear")
@@ -194,10 +192,11 @@ class SegmentationTest:
             nonlocal full, shape
             full = (height, width)
             shape = fit(height, width, self.size, self.longest, self.divisor)
-            return DRAFT_MARGIN * max(shape[0] / full[0], shape[1] / full[1])
+            return DRAFT_MARGIN * max(shape[0] / height, shape[1] / width)
 
-        image = load_image(item.data, item.name, len(self.mean), needed, self.max_pixels)
-        labels = None if item.label is None else np.asarray(item.label.load(item.name, full, self.max_pixels))
+        labels: np.ndarray | None = None if item.label is None else item.label.labels(item.name, self.max_pixels)
+        marked = None if labels is None else (labels.shape[0], labels.shape[1])
+        image = load_image(item.data, item.name, len(self.mean), needed, self.max_pixels, marked)
         view = _resize(image, shape, (0, 0, full[1], full[0]), full, "bilinear")
         return EvalSample(np.asarray(view), full, labels)
 

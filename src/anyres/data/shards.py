@@ -35,16 +35,18 @@ class Shards(StreamSource):
 
     The class is a number or a name: the text of .cls, or the field label, cls, class or class_id of .json.
     `{split}` in the pattern stands for the names of `data.splits`, also with capitals. Without it, the tenth of the
-    samples whose keys hash lowest is for validation. Class names are the lines of `classes.txt` beside the shards;
-    without it, all shards are read once for their classes and their number of samples (about a minute for a million).
-    With it, the number comes from a shard index of webdataset beside the shards (a .json file with `shardlist`), if
-    there is one, and reading a class that it does not name, or a number beyond it, raises UserError.
+    samples whose keys hash lowest is for validation; `whole` takes all. Class names are the lines of `classes.txt`
+    beside the shards; without it, all shards are read once for their classes and their number of samples (about a
+    minute for a million). With it, the number comes from a shard index of webdataset beside the shards (a .json file
+    with `shardlist`), if there is one, and reading a class that it does not name, or a number beyond it, raises
+    UserError.
     """
 
-    def __init__(self, pattern: str, split: str, in_chans: int = 3) -> None:
+    def __init__(self, pattern: str, split: str, in_chans: int = 3, *, whole: bool = False) -> None:
         check_split(split)
         super().__init__(f"wds:{pattern}", [], in_chans)
-        self.shards, self.share = _find(pattern, split)
+        self.shards, share = _find(pattern, split)
+        self.share = "all" if whole else share
         classes = self.shards[0].parent / "classes.txt"
         scanned: list[tuple[str, Any]] | None = None
         if classes.is_file():

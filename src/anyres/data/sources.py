@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ def open_source(
     *,
     in_chans: int | None = None,
     label_names: Sequence[str] | None = None,
+    whole: bool = False,
 ) -> MapSource | StreamSource:
     """Open a data set for `split` "train", "val" or "all".
 
@@ -40,7 +42,8 @@ def open_source(
     - "wds:PATTERN": WebDataset shards, where PATTERN may hold `*`, `{000..146}`, `{a,b}` and `{split}`.
 
     `in_chans` 1 asks for grey and 3 for RGB images (by default what the source holds, RGB for files). `label_names`
-    numbers the classes by a given list, such as a checkpoint's, instead of the source's own order.
+    numbers the classes by a given list, such as a checkpoint's, instead of the source's own order. `whole` reads all of
+    data that have no splits of their own, where "train" and "val" would be shares of them.
 
     Raises UserError or FileNotFoundError with a sentence on what is missing.
     """
@@ -50,11 +53,12 @@ def open_source(
         source = Digits(split, in_chans or 1)
     elif text.startswith(("hf:", "hf-stream:")):
         kind, _, name = text.partition(":")
-        source = open_huggingface(name, split, in_chans or 3, streaming=kind == "hf-stream", label_names=label_names)
+        streaming = kind == "hf-stream"
+        source = open_huggingface(name, split, in_chans or 3, streaming, label_names=label_names, whole=whole)
     elif text.startswith("wds:"):
-        source = Shards(text.removeprefix("wds:"), split, in_chans or 3)
+        source = Shards(text.removeprefix("wds:"), split, in_chans or 3, whole=whole)
     else:
-        source = ImageFolder(text, split, in_chans or 3)
+        source = ImageFolder(text, split, in_chans or 3, whole=whole)
     check_classes(source.label_names, source.name)
     if label_names is not None and list(label_names) != source.label_names:
         source.use_labels(label_names)
@@ -113,14 +117,14 @@ class ImageFolder(MapSource):
 
     With FOLDER/train (or training, in any case), the classes are those of train, and val is FOLDER/val, or the first of
     `VALIDATION_NAMES` that is there. Without such folders the classes are the folders of FOLDER, and the tenth of each
-    class whose names hash lowest is for validation (none of a class with one image). Folders that look like splits
-    never become classes.
+    class whose names hash lowest is for validation (none of a class with one image); `whole` takes all. Folders that
+    look like splits never become classes.
     """
 
     extensions = EXTENSIONS
     kind = "image"
 
-    def __init__(self, folder: str, split: str, in_chans: int = 3) -> None:
+    def __init__(self, folder: str, split: str, in_chans: int = 3, *, whole: bool = False) -> None:
         check_split(split)
         super().__init__(folder, [], in_chans)
         root = Path(folder)
@@ -132,7 +136,7 @@ class ImageFolder(MapSource):
             raise UserError(
                 f"data set {folder!r} is a file: give the folder that holds one folder of {self.kind}s per class"
             )
-        parts = self._parts(root, split)
+        parts = self._parts(root, split, whole)
         home = self._train_folder(root) or parts[0][0]
         self.label_names = _class_names(home, self.kind)
         files: list[str] = []
@@ -160,7 +164,7 @@ class ImageFolder(MapSource):
         name = find_split(folders(root), "train")
         return None if name is None else root / name
 
-    def _parts(self, root: Path, split: str) -> list[tuple[Path, str]]:
+    def _parts(self, root: Path, split: str, whole: bool) -> list[tuple[Path, str]]:
         """The folders of classes that a split reads, and which share of each."""
         inside = folders(root)
         names = {part: find_split(inside, part) for part in ("train", "val")}
@@ -171,7 +175,7 @@ class ImageFolder(MapSource):
                     f"the folders {', '.join(inside[:4])} of {root} look like parts of a data set: rename them to train"
                     " and val"
                 )
-            return [(root, split)]
+            return [(root, "all" if whole else split)]
         check_beside_splits(
             root, f"give folders train and val with one folder of {self.kind}s per class", self.extensions
         )
@@ -197,9 +201,30 @@ class ImageFolder(MapSource):
     def __len__(self) -> int:
         return len(self.files)
 
+    def paths(self) -> Iterator[str]:
+        return (os.path.join(self.root, os.fsdecode(file)) for file in self.files)
+
     def _item(self, index: int) -> Item:
         file = os.fsdecode(self.files[index])
         return Item(file, self.root / file, int(self.labels[index]))
+
+
+def shared_files(one: Any, other: Any) -> list[str]:
+    """The files of `one` that `other` has, too, be it by links; those of sources that are made of files."""
+    numbers = {(status.st_dev, status.st_ino) for path in other.paths() if (status := _status(path))}
+    alike = [path for path in one.paths() if (status := _status(path)) and (status.st_dev, status.st_ino) in numbers]
+    if not alike:
+        return []
+    # Some file systems give several files one number.
+    real = {os.path.realpath(path) for path in other.paths()}
+    return [path for path in alike if os.path.realpath(path) in real or os.stat(path).st_nlink > 1]
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)
+    except OSError:  # not there: told where it is read
+        return None
 
 
 def folders(folder: Path) -> list[str]:

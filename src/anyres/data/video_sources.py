@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,11 @@ ANNOTATION_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
 def open_video_source(
-    spec: str | os.PathLike[str], split: str = "train", *, label_names: Sequence[str] | None = None
+    spec: str | os.PathLike[str],
+    split: str = "train",
+    *,
+    label_names: Sequence[str] | None = None,
+    whole: bool = False,
 ) -> MapSource:
     """Open a set of labelled clips for `split` "train", "val" or "all".
 
@@ -41,8 +45,9 @@ def open_video_source(
       each class is the validation split;
     - a folder with FOLDER/train.csv and FOLDER/val.csv, or one such list FILE.csv for every split, see `VideoList`.
 
-    `label_names` numbers the classes by a given list, such as a checkpoint's. Raises UserError or FileNotFoundError
-    with a sentence on what is missing.
+    `label_names` numbers the classes by a given list, such as a checkpoint's. `whole` reads all of a folder without
+    splits, where "train" and "val" would be shares of it. Raises UserError or FileNotFoundError with a sentence on what
+    is missing.
     """
     text = os.fspath(spec)
     source: MapSource
@@ -55,7 +60,7 @@ def open_video_source(
     elif text.endswith(".csv") or find_split([path.stem for path in Path(text).glob("*.csv")], "train"):
         source = VideoList(text, split)
     else:
-        source = VideoFolder(text, split)
+        source = VideoFolder(text, split, whole=whole)
     check_classes(source.label_names, source.name)
     if label_names is not None and list(label_names) != source.label_names:
         source.use_labels(label_names)
@@ -68,8 +73,8 @@ class VideoFolder(ImageFolder):
     extensions = EXTENSIONS
     kind = "video"
 
-    def __init__(self, folder: str, split: str) -> None:
-        super().__init__(folder, split)
+    def __init__(self, folder: str, split: str, *, whole: bool = False) -> None:
+        super().__init__(folder, split, whole=whole)
         self.mean, self.std = MEAN, STD
 
 
@@ -112,6 +117,9 @@ class VideoList(MapSource):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def paths(self) -> Iterator[str]:
+        return (os.path.join(self.root, os.fsdecode(file)) for file in self.files)
 
     def _item(self, index: int) -> Item:
         file = os.fsdecode(self.files[index])

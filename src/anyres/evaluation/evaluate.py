@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
@@ -31,8 +34,9 @@ def open_test_source(
     source = task_of(model).open_test_source(data, split, [model, *others])
     source.bit_depth = bit_depth
     for each in (model, *others):
-        config = DataConfig.of(each)
+        config = DataConfig.of(each, source)
         tell_subset(config.label_names, config.places(source).tolist(), knower=config.model, namer=source.name)
+        config.tell_borrowed()
     return source
 
 
@@ -106,19 +110,28 @@ def gather(share: Any) -> list[Any]:
     return shares
 
 
+def matching(model: nn.Module, source: Any) -> str:
+    """Changes when what the source marks means something else to the model: the classes, their places among its
+    outputs, the values of masks, or how pictures are read and fitted."""
+    config = DataConfig.of(model, source)
+    values = np.ravel(getattr(source, "table", ())).tolist()
+    places = config.places(source).tolist()
+    said = [config.label_names, source.label_names, places, values, source.bit_depth, config.fitting]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
 def preparation_text(model: nn.Module, source: Any) -> str:
     """How the evaluation prepares images, in a sentence."""
     config = DataConfig.of(model, source)
-    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (config.mean, config.std))
     if task_of(model).keeps_ratio:
         divisor = config.fitting.get("divisor", 1)
         rounded = f", both sides up to multiples of {divisor}" if divisor > 1 else ""
-        return f"resized with their ratio kept, the short side to the size{rounded}; mean {mean}, std {std}."
+        return f"resized with their ratio kept, the short side to the size{rounded}; {config.normalisation}."
     share = f"{config.crop_pct:.4g}"
     return (
         f"{config.interpolation} resize of the short side to int(size/{share}), centre crop to size; non-square sizes:"
         " resized to cover (height, width) divided by the same number, then the centre crop;"
-        f" mean {mean}, std {std}."
+        f" {config.normalisation}."
     )
 
 

@@ -28,7 +28,7 @@ from anyres.data.config import DataConfig
 from anyres.errors import UserError
 from anyres.evaluation import plots
 from anyres.evaluation.cost import measure_cost, random_input
-from anyres.evaluation.evaluate import evaluate, preparation_text, process, sample_images
+from anyres.evaluation.evaluate import evaluate, matching, preparation_text, process, sample_images
 from anyres.evaluation.report import Page, Samples, render
 from anyres.evaluation.results import Finding, Row, areas, find, write_csv
 from anyres.io.files import atomic_write, check_files, locked
@@ -88,8 +88,8 @@ def sweep(
     Raises UserError, before any work, if `out` is in use or holds files of these names that anyres did not write.
 
     A model that refuses a size gets a row without accuracy whose note says why. Every row is kept in a journal in
-    `out` while the sweep runs: started again with the same models, images and settings after an interruption, it
-    continues there. Under torch.distributed every process evaluates its share, and the first one measures cost and
+    `out` while the sweep runs: started again with the same models, images, classes and settings after an interruption,
+    it continues there. Under torch.distributed every process evaluates its share, and the first one measures cost and
     writes.
     """
     if not models or not sizes:
@@ -108,7 +108,7 @@ def sweep(
         bad: dict[str, None] = {}
         for name, model in models.items():
             check_weights(model, name)
-            identity = [name, _fingerprint(model), preparation_text(model, source), *settings]
+            identity = [name, _fingerprint(model), preparation_text(model, source), matching(model, source), *settings]
             for size in sizes:
                 key = json.dumps([identity, size])
                 row = journal.rows.get(key)

@@ -102,6 +102,7 @@ class Predictor:
         """What the network finds in item after item, in their order; labels are not looked at. A batch is in memory at
         a time."""
         items = iter(items)
+        self.config.tell_borrowed()
         with self.running():
             while chunk := [item._replace(label=None) for item in islice(items, self.batch_size)]:
                 yield from self._results(chunk)

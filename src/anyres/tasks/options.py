@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -16,7 +17,9 @@ class TaskOptions(Options):
     model: str = option("resformer_tiny", "Architecture, a name from `anyres models`.")
     model_args: dict[str, Any] = option({}, "Further arguments of create_model, such as {embed_dim: 96, depth: 4}.")
     data: str = option("digits", "Training data: digits, a folder, hf:NAME, hf-stream:NAME or wds:PATTERN.")
-    val_data: str | None = option(None, "Validation data, if it is not the other split of `data`.")
+    val_data: str | None = option(
+        None, "Validation data, if not the other split of `data`: its validation split, or all."
+    )
     init_from: str | None = option(
         None, "Start from the weights of this run or checkpoint file; not the same as resume."
     )
@@ -46,6 +49,13 @@ class TaskOptions(Options):
 
         shapes = dict.fromkeys(parse_sizes(",".join(map(str, self.sizes))))
         return sorted(shapes, key=lambda shape: -shape[0] * shape[1])
+
+    @property
+    def validation_data(self) -> tuple[str, bool]:
+        """Where the validation data are, and whether they are for nothing else: then all of them are read where they
+        have no splits. Those of the training data are not, whichever option names them."""
+        given = self.val_data
+        return given or self.data, given is not None and os.path.realpath(given) != os.path.realpath(self.data)
 
     @property
     def unused_parameters(self) -> bool:

@@ -476,16 +476,24 @@ CHANGEABLE = frozenset(
         *("time_limit", "early_stop", "eval_every", "eval_batch_size", "max_bad_fraction"),
     ]
 )
-"""Options that a resumed run may change. The data may have moved, but must have as many batches."""
+"""Options that a resumed run may change. The data may have moved, but must have as many batches of
+the same classes."""
 
 
 def identity(run: Run) -> dict[str, Any]:
     """What must stay the same for a resumed run to be the same run."""
     options = {name: value for name, value in run.config.to_dict().items() if name not in CHANGEABLE}
-    return {**options, "batches per epoch": run.batches_per_epoch, "classes": len(run.loader.source.label_names)}
+    names = run.loader.source.label_names
+    return {
+        **options,
+        "batches per epoch": run.batches_per_epoch,
+        "classes": len(names),
+        **{f"class {place}": name for place, name in enumerate(names)},
+    }
 
 
 def check_identity(run: Run, saved: dict[str, Any]) -> None:
+    """Raises UserError for a state of another run; what it does not say, since an earlier version wrote it, passes."""
     for name, value in identity(run).items():
         if saved.get(name, value) != value:
             raise UserError(

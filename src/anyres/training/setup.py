@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from anyres.data import MapSource, SizeSchedule, TrainLoader
 from anyres.data.loading import Views
+from anyres.data.sources import shared_files
 from anyres.errors import UserError
 from anyres.models._registry import check_model_args
 from anyres.options import did_you_mean
@@ -147,8 +148,26 @@ def build_loader(config: RunConfig, accelerator: Accelerator, source: Any, views
 def open_validation(config: RunConfig, task: Task, train: Any) -> Any:
     source = task.open_source(config, "val", like=train)
     source.bit_depth = config.bit_depth
+    check_disjoint(config, train, source)
     fraction = config.fraction
     return Thinned(source, fraction) if fraction < 1 and isinstance(source, MapSource) else source
+
+
+def check_disjoint(config: RunConfig, train: Any, val: Any) -> None:
+    """Files that the network trains on say nothing about it in the validation. Raises UserError for them; where both
+    data sets were given, one by one, it is said in the log."""
+    if not (isinstance(train, MapSource) and isinstance(val, MapSource)):
+        return
+    shared = shared_files(val, train)
+    if not shared:
+        return
+    found = (
+        f"{len(shared)} of the {len(val)} files of the validation data {val.name} are files of the training data, too,"
+        f" the first is {shared[0]}"
+    )
+    if config.val_data is None:
+        raise UserError(f"{found}: remove them from one, or give other validation data as val_data")
+    logger.warning("%s: scores are too high by what is learnt by heart", found)
 
 
 class Thinned(MapSource):

@@ -54,8 +54,8 @@ class Classification(Task):
 
         if like is None:
             return open_source(options.data, split)
-        data = options.val_data or options.data
-        return open_source(data, split, in_chans=like.in_chans, label_names=like.label_names)
+        data, whole = options.validation_data
+        return open_source(data, split, in_chans=like.in_chans, label_names=like.label_names, whole=whole)
 
     def open_test_source(self, data: str, split: str, models: Sequence[Any]) -> Source:
         from anyres.data import open_source

@@ -58,7 +58,7 @@ class Detection(DenseTask):
 
         rle.coco_masks()  # validation needs it: it complains now, not after the first epoch
         return open_detection(
-            options.data if like is None else options.val_data or options.data,
+            options.data if like is None else options.validation_data[0],
             split,
             masks="mask" in options.head,
             keypoints="keypoint" in options.head,

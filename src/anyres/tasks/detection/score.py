@@ -37,8 +37,14 @@ SCORES = {
     "ap_medium": "AP_medium",
     "ap_large": "AP_large",
 }
+COCO_KEYPOINTS = (
+    "nose",
+    *(f"{side}_{part}" for part in ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+      for side in ("left", "right")),
+)  # fmt: skip
+"""Those of COCO's persons, in the order of its spreads, which are its own code's default."""
 SIGMA = 0.05
-"""The spread of a keypoint, relative to the object's size, where COCO's own 17 do not apply."""
+"""The spread of every other keypoint, relative to the object's size."""
 
 
 class AveragePrecision(Metric):
@@ -46,7 +52,8 @@ class AveragePrecision(Metric):
     "mask_" and "keypoint_" before them if the model gives masks or keypoints and the source was asked for them.
 
     A score without any object to judge it by (small ones, for instance) is left out. Everything is judged in the pixels
-    of the original picture. `results` is a file to write all detections to, in COCO's layout.
+    of the original picture. Keypoints that are not `COCO_KEYPOINTS`, by name and order, all have the spread `SIGMA`,
+    and the note says so. `results` is a file to write all detections to, in COCO's layout.
     """
 
     def __init__(self, config: DataConfig, source: DetectionSource, results: str | Path | None = None) -> None:
@@ -87,22 +94,38 @@ class AveragePrecision(Metric):
         scores: dict[str, float] = {}
         for kind, prefix in KINDS.items():
             if kind in kinds:
-                part = average_precision(images, self.source.category_ids, truth, found, kind)
+                names = self.source.keypoint_names
+                part = average_precision(images, self.source.category_ids, truth, found, kind, names)
                 scores |= {prefix + name: score for name, score in part.items()}
         if "ap" not in scores:
             raise UserError(f"no object of {self.source.name} has an area that COCO judges: check the areas and boxes")
         marked_classes = len({entry["category_id"] for entry in truth if not entry["iscrowd"]})
-        note = covered("AP", marked_classes, len(self.source.category_ids), "no object of the others is marked")
-        return Measured(scores, count, note=note)
+        notes = [covered("AP", marked_classes, len(self.source.category_ids), "no object of the others is marked")]
+        if "keypoints" in kinds and not are_cocos(self.source.keypoint_names):
+            notes.append(
+                f"keypoint AP takes {SIGMA} for the spread of every keypoint: their names are not those of COCO"
+            )
+        return Measured(scores, count, note="; ".join(filter(None, notes)))
+
+
+def are_cocos(keypoint_names: Sequence[str]) -> bool:
+    """Whether keypoints are those of COCO's persons, in their order; case, "-" and blanks are no difference."""
+    return tuple(name.lower().replace("-", "_").replace(" ", "_") for name in keypoint_names) == COCO_KEYPOINTS
 
 
 def average_precision(
-    images: Sequence[Entry], category_ids: Sequence[int], truth: Sequence[Entry], found: Sequence[Entry], kind: str
+    images: Sequence[Entry],
+    category_ids: Sequence[int],
+    truth: Sequence[Entry],
+    found: Sequence[Entry],
+    kind: str,
+    keypoint_names: Sequence[str] = (),
 ) -> dict[str, float]:
     """The scores of `SCORES` in percent, without those that have no object to judge them by.
 
     `images` have id, height and width. `truth` are COCO's annotations and `found` its results, without ids; results
-    have a "segmentation" for the `kind` "segm" and "keypoints" for that one. The numbers are those of COCO's own code.
+    have a "segmentation" for the `kind` "segm" and "keypoints" for that one; `keypoint_names` decide
+    what spread they have. The numbers are those of COCO's own code.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -116,8 +139,8 @@ def average_precision(
     if kind == "segm":  # a region without a usable mask neither counts nor hurts
         truth = [{**entry, "iscrowd": 1} if entry.get("maskless") else entry for entry in truth]
     found = [{**entry, "iscrowd": 0, "area": _area(entry, kind)} for entry in found]
-    points = {len(entry.get("keypoints", ())) // 3 for entry in truth}
-    sigmas = None if kind != "keypoints" or points == {17} else [SIGMA] * max(points)
+    count = max((len(entry.get("keypoints", ())) // 3 for entry in truth), default=0)
+    sigmas = None if kind != "keypoints" or are_cocos(keypoint_names) else [SIGMA] * count
     judge = COCOeval_faster(dataset(truth), dataset(found), kind, print_function=silent, kpt_oks_sigmas=sigmas)
     judge.run()
     values = judge.stats_as_dict

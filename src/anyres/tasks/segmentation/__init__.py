@@ -60,14 +60,16 @@ class Segmentation(DenseTask):
     ) -> SegmentationSource:
         from anyres.data.segmentation import check_masks, open_segmentation
 
+        data, whole = (options.data, False) if like is None else options.validation_data
         source = open_segmentation(
-            options.data if like is None else options.val_data or options.data,
+            data,
             split,
             num_classes=options.num_classes,
             reduce_zero_label=options.reduce_zero_label,
             mask_values=options.mask_values,
             in_chans=3 if like is None else like.in_chans,
             label_names=None if like is None else like.label_names,
+            whole=whole,
         )
         if like is None:
             check_masks(source)

@@ -19,20 +19,19 @@ from anyres.tasks.scores import Measured, Metric, covered
 class ConfusionMatrix:
     """How often pixels of each class were taken for each: one matrix over a whole set of images.
 
-    `counts` (K, K + 1) int64: rows are labels, columns predictions, the last those of no class. Pixels whose label is
-    `ignore` are left out.
+    `counts` (K, K) int64: rows are labels, columns predictions. Pixels whose label is `ignore` are left out.
     """
 
     def __init__(self, num_classes: int, ignore: int = IGNORED) -> None:
         self.num_classes, self.ignore = num_classes, ignore
-        self.counts = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def add(self, prediction: Tensor, label: Tensor) -> None:
-        """Count the pixels of two maps of one shape. A prediction of `num_classes` or more belongs to no class; raises
-        UserError for such a label."""
+        """Count the pixels of two maps of one shape; predictions are below `num_classes`. Raises UserError for a label
+        that is not."""
         seen = label != self.ignore
-        rows, columns = label[seen].long(), prediction[seen].long().clamp(max=self.num_classes)
-        counts = torch.bincount(rows * (self.num_classes + 1) + columns, minlength=self.counts.numel()).cpu()
+        rows, columns = label[seen].long(), prediction[seen].long()
+        counts = torch.bincount(rows * self.num_classes + columns, minlength=self.counts.numel()).cpu()
         if counts.numel() > self.counts.numel():
             raise UserError(f"a label is beyond the {self.num_classes} classes: number them from 0, or ignore it")
         self.counts += counts.view_as(self.counts)
@@ -64,7 +63,7 @@ class ConfusionMatrix:
     def _shares(self) -> tuple[Tensor, Tensor, Tensor]:
         """For each class the pixels that are rightly found, labelled, and predicted."""
         counts = self.counts.double()
-        return counts.diagonal(), counts.sum(1), counts.sum(0)[:-1]
+        return counts.diagonal(), counts.sum(1), counts.sum(0)
 
 
 def check_probabilities(model: str, probabilities: Tensor, names: Sequence[str]) -> None:

@@ -56,7 +56,8 @@ class Video(Task):
 
         if like is None:
             return open_video_source(options.data, split)
-        return open_video_source(options.val_data or options.data, split, label_names=like.label_names)
+        data, whole = options.validation_data
+        return open_video_source(data, split, label_names=like.label_names, whole=whole)
 
     def open_test_source(self, data: str, split: str, models: Sequence[Any]) -> MapSource:
         from anyres.data.video_sources import open_video_source
