@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    from anyres.training.setup import Run
+from anyres.training.records import images_per_second
+from anyres.training.run import Run
 
 REFRESH_SECONDS = 0.5
 
@@ -71,29 +71,3 @@ class Display:
             parts += [f"{name} {value:.2f}" for name, value in row.items() if name.startswith((score, f"ema_{score}"))]
             parts.append(f"{row['images_per_second']:.0f} images/s")
             self._bar.console.print("  ".join(parts), markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
-def images_per_second(run: Run) -> float:
-    """Images over all processes (each counted once, not once per size) per second of the epoch in progress."""
-    images = run.position.batch * (run.config.batch_size // run.config.accumulation)
-    return images / max(run.position.epoch_seconds, 1e-9)
-
-
-def start_trackers(run: Run) -> None:
-    """TensorBoard, and Weights & Biases and trackio if asked for; a resumed run continues their curves."""
-    name = run.folder.resolve().name
-    options = run.config.to_dict()
-    run.accelerator.init_trackers(
-        "anyres",
-        init_kwargs={
-            "tensorboard": {"purge_step": run.position.updates},  # hides what was logged after the saved state
-            "wandb": {
-                "name": name,
-                "dir": str(run.folder),
-                "config": options,
-                "id": run.position.run_id,
-                "resume": "allow",
-            },
-            "trackio": {"name": f"{name}-{run.position.run_id}", "config": options, "resume": "allow"},
-        },
-    )

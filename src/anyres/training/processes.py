@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -23,9 +23,7 @@ from anyres.errors import UserError
 from anyres.extras import require
 from anyres.tasks.base import TaskModel, blocks_of
 from anyres.training.config import RunConfig
-
-if TYPE_CHECKING:
-    from anyres.training.setup import Run
+from anyres.training.run import Run
 
 
 def start_processes(config: RunConfig) -> Accelerator:
@@ -131,6 +129,29 @@ def peers_explained() -> Iterator[None]:
             "another process of this run has ended, and so does this one; the other's own message says why. "
             "The same command continues the run"
         ) from error
+
+
+@contextmanager
+def stop_signals(run: Run) -> Iterator[None]:
+    """Collect SIGINT and SIGTERM, so that the run can save and stop cleanly; a second one acts at once."""
+
+    def handle(number: int, _frame: Any) -> None:
+        if run.signals:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
+        run.signals.append(number)
+        if run.accelerator.is_main_process:  # not print: the signal may have come in the middle of one
+            os.write(2, b"anyres: saving and stopping after this step; a second signal stops at once.\n")
+
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def gather(run: Run, value: Any) -> list[Any]:
