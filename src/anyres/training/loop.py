@@ -20,6 +20,7 @@ from anyres.training.display import Display
 from anyres.training.losses import backward_replicas
 from anyres.training.processes import (
     Decision,
+    clip_gradients,
     no_sync,
     peers_explained,
     refresh_plain,
@@ -30,7 +31,11 @@ from anyres.training.processes import (
 from anyres.training.records import (
     describe_failure,
     epoch_row,
-    record,
+    log_epoch,
+    log_step,
+    next_batch,
+    record_batch,
+    record_gradients,
     shape_name,
     trackers,
     write_results,
@@ -82,7 +87,7 @@ def train_epoch(run: Run, display: Display) -> None:
         began, passed = time.monotonic(), time.monotonic() - began
         position.epoch_seconds += passed
         position.seconds += passed
-        display.step(run, rate)
+        display.step(run, log_step(run, rate))
         if decision.stop or decision.timeout:
             run.status = "signal" if decision.stop else "time limit"
             save(run)
@@ -103,7 +108,7 @@ def step(run: Run, batches: Iterator[Any]) -> Decision:
 
     for index in range(config.accumulation):
         last = index == config.accumulation - 1
-        batch = next(batches)
+        batch = next_batch(run, batches)
         views, targets = send_to_device((batch.views, batch.targets), accelerator.device, non_blocking=True)
         views, targets = run.task.mix(views, targets, position.epoch, position.batch)
         losses = backward_replicas(
@@ -121,13 +126,12 @@ def step(run: Run, batches: Iterator[Any]) -> Decision:
             before_last=start_voting if last else None,
         )
         seen.append((batch, losses))
-        record(run, batch, losses)
+        record_batch(run, batch, losses)
         position.batch += 1
     decision = vote[0]()
     if decision.not_finite:
         raise UserError(describe_failure(run, seen))
-    if config.clip_grad is not None:
-        accelerator.clip_grad_norm_(run.model.parameters(), config.clip_grad)
+    record_gradients(run, clip_gradients(run))
     run.optimizer.step()
     run.optimizer.zero_grad()
     if run.ema is not None:
@@ -153,10 +157,12 @@ def finish_epoch(run: Run, display: Display) -> None:
             row |= validate(run, run.ema.module, "ema_")
     position.rows.append(row)
     position.epoch += 1
-    position.batch, position.sums, position.epoch_seconds = 0, {}, 0.0
+    position.batch, position.sums = 0, {}
+    position.epoch_seconds = position.waited = 0.0
     write_weights(run, row)
     save(run)
     write_results(run, "running")
+    log_epoch(run, row)
     display.epoch(run, row)
 
 

@@ -18,6 +18,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 
 from anyres.errors import UserError
 from anyres.extras import require
@@ -221,6 +223,17 @@ def _whole_gradients(forward: Any) -> Iterator[None]:
         yield
     finally:
         forward.set_requires_gradient_sync(True)
+
+
+def clip_gradients(run: Run) -> Tensor:
+    """Clip to `clip_grad` if it is set. Returns the norm of all gradients before that, a scalar on the device."""
+    parameters = list(run.model.parameters())
+    if run.config.clip_grad is not None:
+        norm = run.accelerator.clip_grad_norm_(parameters, run.config.clip_grad)
+    else:
+        run.accelerator.unscale_gradients()
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def shard(forward: nn.Module) -> None:

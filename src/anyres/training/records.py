@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,43 +21,105 @@ from anyres.training.run import Run
 FLOAT64 = ("cpu", "cuda")
 """Kinds of devices that have it."""
 
+Sums = dict[str, tuple[float, int]]
+"""Name -> (sum, count)."""
 
-def record(run: Run, batch: Any, losses: list[Tensor]) -> None:
-    """Add a batch to the epoch's metrics, without waiting for the device."""
-    sums = run.position.sums
+
+def next_batch(run: Run, batches: Iterator[Any]) -> Any:
+    """The next batch; for how long the training waited for it is recorded. A GPU may have had work left meanwhile."""
+    began = time.monotonic()
+    batch = next(batches)
+    run.position.waited += time.monotonic() - began
+    return batch
+
+
+def record_batch(run: Run, batch: Any, losses: list[Tensor]) -> None:
+    """Add a batch to the epoch's metrics."""
     for size, loss in zip(batch.sizes, losses, strict=True):
-        name = f"loss_{shape_name(size)}"
-        if name not in sums:
-            wide = torch.float64 if loss.device.type in FLOAT64 else torch.float32
-            sums[name] = [torch.zeros((), dtype=wide, device=loss.device), 0]
-        sums[name][0] += loss
-        sums[name][1] += 1
+        add(run, f"loss_{shape_name(size)}", loss)
     run.position.bad |= {bad.name: bad.reason for bad in batch.bad}
 
 
+def record_gradients(run: Run, norm: Tensor) -> None:
+    """Add the norm of a step's gradients to the epoch's metrics, unless it is infinite: fp16 skips such a step."""
+    run.grad_norm = norm
+    add(run, "grad_norm", torch.where(norm.isfinite(), norm, 0))
+    add(run, "finite_steps", norm.isfinite())
+
+
+def add(run: Run, name: str, value: Tensor) -> None:
+    """Add a scalar to a sum of the epoch, without waiting for the device."""
+    sums = run.position.sums
+    if name not in sums:
+        wide = torch.float64 if value.device.type in FLOAT64 else torch.float32
+        sums[name] = [torch.zeros((), dtype=wide, device=value.device), 0]
+    sums[name][0] += value
+    sums[name][1] += 1
+
+
 def epoch_row(run: Run) -> dict[str, Any]:
-    """The epoch's row of metrics.csv, over all processes."""
+    """The epoch's row of metrics.csv, over all processes; time and memory are those of the one that took most."""
     position = run.position
-    own = {name: (float(total), count) for name, (total, count) in position.sums.items()}
-    shares = gather(run, (own, position.bad))
-    totals: dict[str, list[float]] = {}
-    for sums, bad in shares:
+    shares = gather(run, (read_sums(run), position.bad, {"data_wait": data_wait(run), **peak_memory(run)}))
+    totals: Sums = {}
+    most: dict[str, float] = {}
+    for sums, bad, costs in shares:
         position.bad |= bad
         for name, (total, count) in sums.items():
-            before = totals.get(name, [0.0, 0])
-            totals[name] = [before[0] + total, before[1] + count]
-    names = [f"loss_{shape_name(shape)}" for shape in run.config.shapes]
-    losses = {name: totals[name] for name in names if name in totals}
+            before = totals.get(name, (0.0, 0))
+            totals[name] = (before[0] + total, before[1] + count)
+        for name, cost in costs.items():
+            most[name] = max(most.get(name, 0.0), round(cost, 3))
+    finite = totals["finite_steps"][0]
     return {
         "epoch": position.epoch + 1,
         "updates": position.updates,
         "lr": max(group["lr"] for group in run.optimizer.param_groups),
-        "loss": sum(total for total, _ in losses.values()) / sum(count for _, count in losses.values()),
-        **{name: total / count for name, (total, count) in losses.items()},
+        **mean_losses(run, totals),
+        "grad_norm": totals["grad_norm"][0] / finite if finite else math.inf,
         "images_per_second": round(images_per_second(run), 1),
+        **most,
         "seconds": round(position.seconds, 1),
         "bad_images": len(position.bad),
     }
+
+
+def read_sums(run: Run) -> Sums:
+    """This process's sums of the epoch, from the device."""
+    return {name: (float(total), count) for name, (total, count) in run.position.sums.items()}
+
+
+def mean_losses(run: Run, sums: Sums) -> dict[str, float]:
+    """The mean loss, and that of every training size that occurred."""
+    names = [f"loss_{shape_name(shape)}" for shape in run.config.shapes]
+    losses = {name: sums[name] for name in names if name in sums}
+    mean = sum(total for total, _ in losses.values()) / sum(count for _, count in losses.values())
+    return {"loss": mean, **{name: total / count for name, (total, count) in losses.items()}}
+
+
+def images_per_second(run: Run) -> float:
+    """Images over all processes (each counted once, not once per size) per second of the epoch in progress."""
+    images = run.position.batch * (run.config.batch_size // run.config.accumulation)
+    return images / max(run.position.epoch_seconds, 1e-9)
+
+
+def data_wait(run: Run) -> float:
+    """Share (0 to 1) of the epoch in progress in which the training waited for data."""
+    return run.position.waited / max(run.position.epoch_seconds, 1e-9)
+
+
+def peak_memory(run: Run) -> dict[str, float]:
+    """The most memory since the process started, in GiB: what CUDA's allocator had handed out; on other devices what
+    the process held of the main memory (its resident set)."""
+    device = run.accelerator.device
+    if device.type == "cuda":
+        return {"peak_allocated_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"peak_resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
 
 
 def write_weights(run: Run, row: dict[str, Any]) -> None:
@@ -124,12 +188,6 @@ def shape_name(shape: Any) -> str:
     return str(height) if height == width else f"{height}x{width}"
 
 
-def images_per_second(run: Run) -> float:
-    """Images over all processes (each counted once, not once per size) per second of the epoch in progress."""
-    images = run.position.batch * (run.config.batch_size // run.config.accumulation)
-    return images / max(run.position.epoch_seconds, 1e-9)
-
-
 @contextmanager
 def trackers(run: Run) -> Iterator[None]:
     """TensorBoard, and Weights & Biases and trackio if asked for; a resumed run continues their curves."""
@@ -151,3 +209,25 @@ def trackers(run: Run) -> Iterator[None]:
         for tracker in accelerator.trackers:
             tracker.finish()
         accelerator.trackers.clear()
+
+
+def log_step(run: Run, rate: float) -> dict[str, float] | None:
+    """After every step. Reads this process's numbers from the device only every `log_every` steps, and gives them to
+    the trackers; None in between. The gradient norm is the step's, all else the epoch's so far."""
+    if run.position.updates % run.config.log_every:
+        return None
+    entry = {
+        **mean_losses(run, read_sums(run)),
+        "lr": rate,
+        "grad_norm": math.nan if run.grad_norm is None else float(run.grad_norm),
+        "images_per_second": images_per_second(run),
+        "data_wait": data_wait(run),
+        **peak_memory(run),
+    }
+    run.accelerator.log({f"train/{name}": value for name, value in entry.items()}, step=run.position.updates)
+    return entry
+
+
+def log_epoch(run: Run, row: dict[str, Any]) -> None:
+    """Give the trackers a row of metrics.csv."""
+    run.accelerator.log({f"epoch/{name}": value for name, value in row.items()}, step=run.position.updates)

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from anyres.data import TrainLoader
 from anyres.training.config import RunConfig
@@ -43,6 +43,8 @@ class Run:
     position: Position = field(default_factory=Position)
     started: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
+    grad_norm: Tensor | None = None
+    """Norm of the newest step's gradients before they were clipped, a scalar on the device."""
     status: str = ""
     """Why the run ended; empty while it goes on."""
 
