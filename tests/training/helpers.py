@@ -33,7 +33,7 @@ SMALL = {
     "log_every": 1,
 }
 
-TIMES = ("images_per_second", "seconds")
+MEASURED = ("images_per_second", "seconds", "data_wait", "peak_resident_gib")
 
 
 def small_config(output: Path, **changes: Any) -> RunConfig:
@@ -51,9 +51,9 @@ def weights(folder: Path) -> bytes:
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
-    """Rows of metrics.csv without what depends on the clock."""
+    """Rows of metrics.csv without what depends on the clock and the memory."""
     with (folder / "metrics.csv").open(newline="") as file:
-        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+        return [{name: value for name, value in row.items() if name not in MEASURED} for row in csv.DictReader(file)]
 
 
 SAME_EVERYWHERE: dict[str, Any] = {"drop_path": 0.0, "accumulation": 2, "clip_grad": 0.5, "eval_every": 1}

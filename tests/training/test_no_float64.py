@@ -22,7 +22,7 @@ from anyres.evaluation import evaluate
 from anyres.models._registry import create_model
 from anyres.tasks.detection.network import Detector
 from anyres.tasks.segmentation.network import Segmenter
-from anyres.training import loop, train
+from anyres.training import records, train
 from tests.training.helpers import small_config
 
 SMALL: dict[str, Any] = {"embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -57,7 +57,7 @@ def no_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             return tensor.detach().clone()
 
     monkeypatch.setattr(Tensor, "cpu", cpu)
-    monkeypatch.setattr(loop, "FLOAT64", ())
+    monkeypatch.setattr(records, "FLOAT64", ())
     with NoFloat64():
         yield
 

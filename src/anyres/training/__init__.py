@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from anyres.training.recipe import list_recipes, load_config
 
 if TYPE_CHECKING:
-    from anyres.training.loop import RunResult, train
+    from anyres.training.loop import train
+    from anyres.training.run import RunResult
 
 __all__ = ["RunResult", "list_recipes", "load_config", "train"]
 
 
 def __getattr__(name: str) -> Any:
     # torch, timm and accelerate load with the first use: the command line's help must not wait for them.
-    if name in ("RunResult", "train"):
-        from anyres.training import loop
-
-        return getattr(loop, name)
+    homes = {"train": "loop", "RunResult": "run"}
+    if name in homes:
+        return getattr(importlib.import_module(f"anyres.training.{homes[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Progress on the terminal and numbers for the trackers."""
+"""Progress on the terminal."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-if TYPE_CHECKING:
-    from anyres.training.setup import Run
+from anyres.training.records import data_wait, images_per_second
+from anyres.training.run import Run
 
 REFRESH_SECONDS = 0.5
 
@@ -29,7 +29,10 @@ class Display:
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]:.0f} images/s  loss {task.fields[loss]:.3f}  left"),
+            TextColumn("{task.fields[speed]:.0f} images/s"),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("data wait {task.fields[wait]:.0%}"),
+            TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             auto_refresh=False,  # its thread would compete with the training on a small machine
@@ -38,62 +41,35 @@ class Display:
         )
         self._speaks = run.config.progress and run.accelerator.is_main_process
         total = run.batches_per_epoch // run.config.accumulation * run.config.epochs
-        self._task = self._bar.add_task("", total=total, epoch="", speed=0.0, loss=math.nan)
+        self._task = self._bar.add_task("", total=total, epoch="", speed=0.0, wait=0.0, loss=math.nan)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
         with self._bar:
             yield
 
-    def step(self, run: Run, rate: float) -> None:
-        """After every step. Reads losses from the device (this process's) only every `log_every` steps."""
+    def step(self, run: Run, entry: dict[str, float] | None) -> None:
+        """After every step, with what was logged of it, if it was."""
         position, now = run.position, time.monotonic()
-        speed = images_per_second(run)
-        if position.updates % run.config.log_every == 0:
-            losses = {f"train/{name}": float(total) / count for name, (total, count) in position.sums.items()}
-            self._loss = sum(losses.values()) / len(losses)
-            run.accelerator.log({**losses, "train/lr": rate, "train/images_per_second": speed}, step=position.updates)
+        if entry is not None:
+            self._loss = entry["loss"]
         if not self._bar.disable and now >= self._next:
             self._next = now + REFRESH_SECONDS
             fields: dict[str, Any] = {
                 "epoch": f"{position.epoch + 1}/{run.config.epochs}",
-                "speed": speed,
+                "speed": images_per_second(run),
+                "wait": data_wait(run),
                 "loss": self._loss,
             }
             self._bar.update(self._task, completed=position.updates, refresh=True, **fields)
 
     def epoch(self, run: Run, row: dict[str, Any]) -> None:
         """After every epoch, with its row of metrics.csv."""
-        run.accelerator.log({f"epoch/{name}": value for name, value in row.items()}, step=run.position.updates)
         score = run.task.score
         if self._speaks and (self._bar.disable or score in row):  # the bar shows the epochs in between
             parts = [f"epoch {row['epoch']}/{run.config.epochs}", f"loss {row['loss']:.4f}"]
             parts += [f"{name} {value:.2f}" for name, value in row.items() if name.startswith((score, f"ema_{score}"))]
-            parts.append(f"{row['images_per_second']:.0f} images/s")
+            parts += [f"{row['images_per_second']:.0f} images/s", f"data wait {row['data_wait']:.0%}"]
+            parts.append(f"gradient norm {row['grad_norm']:.3g}")
+            parts += [f"peak {value:.2f} GiB" for name, value in row.items() if name.startswith("peak_")]
             self._bar.console.print("  ".join(parts), markup=False, emoji=False, highlight=False, soft_wrap=True)
-
-
-def images_per_second(run: Run) -> float:
-    """Images over all processes (each counted once, not once per size) per second of the epoch in progress."""
-    images = run.position.batch * (run.config.batch_size // run.config.accumulation)
-    return images / max(run.position.epoch_seconds, 1e-9)
-
-
-def start_trackers(run: Run) -> None:
-    """TensorBoard, and Weights & Biases and trackio if asked for; a resumed run continues their curves."""
-    name = run.folder.resolve().name
-    options = run.config.to_dict()
-    run.accelerator.init_trackers(
-        "anyres",
-        init_kwargs={
-            "tensorboard": {"purge_step": run.position.updates},  # hides what was logged after the saved state
-            "wandb": {
-                "name": name,
-                "dir": str(run.folder),
-                "config": options,
-                "id": run.position.run_id,
-                "resume": "allow",
-            },
-            "trackio": {"name": f"{name}-{run.position.run_id}", "config": options, "resume": "allow"},
-        },
-    )

@@ -11,21 +11,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 
 from anyres.errors import UserError
 from anyres.extras import require
 from anyres.tasks.network import TaskModel, blocks_of
 from anyres.training.config import RunConfig
-
-if TYPE_CHECKING:
-    from anyres.training.setup import Run
+from anyres.training.run import Run
 
 
 def start_processes(config: RunConfig) -> Accelerator:
@@ -133,6 +133,29 @@ def peers_explained() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def stop_signals(run: Run) -> Iterator[None]:
+    """Collect SIGINT and SIGTERM, so that the run can save and stop cleanly; a second one acts at once."""
+
+    def handle(number: int, _frame: Any) -> None:
+        if run.signals:
+            signal.signal(number, before[signal.Signals(number)])
+            signal.raise_signal(number)
+        run.signals.append(number)
+        if run.accelerator.is_main_process:  # not print: the signal may have come in the middle of one
+            os.write(2, b"anyres: saving and stopping after this step; a second signal stops at once.\n")
+
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def gather(run: Run, value: Any) -> list[Any]:
     """`value` of every process, in order."""
     return [value] if run.accelerator.num_processes == 1 else gather_object([value])
@@ -200,6 +223,17 @@ def _whole_gradients(forward: Any) -> Iterator[None]:
         yield
     finally:
         forward.set_requires_gradient_sync(True)
+
+
+def clip_gradients(run: Run) -> Tensor:
+    """Clip to `clip_grad` if it is set. Returns the norm of all gradients before that, a scalar on the device."""
+    parameters = list(run.model.parameters())
+    if run.config.clip_grad is not None:
+        norm = run.accelerator.clip_grad_norm_(parameters, run.config.clip_grad)
+    else:
+        run.accelerator.unscale_gradients()
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def shard(forward: nn.Module) -> None:

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+from anyres.training.config import RunConfig
+
+
+def rate_at(config: RunConfig, epoch: int, part: float) -> float:
+    """The rate of a step of a run, `part` (0 to 1) of an epoch after `epoch` whole ones."""
+    shape: dict[str, Any] = {"peak": config.peak_lr, "epochs": config.epochs, "min_lr": config.min_lr}
+    shape |= {"warmup_epochs": config.warmup_epochs, "warmup_lr": config.warmup_lr}
+    if config.schedule == "epoch":
+        return learning_rate_by_epoch(epoch, **shape)
+    return learning_rate(epoch + part, decay=config.decay, drops=config.drops, **shape)
 
 
 def learning_rate(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,42 +22,13 @@ from anyres.errors import UserError
 from anyres.models._registry import check_model_args
 from anyres.options import did_you_mean
 from anyres.tasks import TASKS, Task
-from anyres.tasks.objective import Objective, Outputs
+from anyres.tasks.objective import Outputs
 from anyres.tasks.weights import weights_file
 from anyres.training.config import RunConfig
 from anyres.training.processes import load_whole_states, shard
-from anyres.training.state import Position
+from anyres.training.run import Run
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Run:
-    """Everything that is alive during a run."""
-
-    config: RunConfig
-    task: Task
-    accelerator: Accelerator
-    folder: Path
-    model: Any
-    """The network without wrappers; under FSDP2 its parameters are sharded."""
-    plain: Any
-    """The network with whole parameters, to validate and save: `model` itself except under FSDP2."""
-    forward: nn.Module
-    """`TrainForward` as DDP or FSDP2 wrap it."""
-    optimizer: Any
-    ema: ModelEmaV3 | None
-    loader: TrainLoader
-    objective: Objective
-    val_source: Any
-    batches_per_epoch: int
-    signals: list[int] = field(default_factory=list)
-    """SIGINT and SIGTERM received so far."""
-    position: Position = field(default_factory=Position)
-    started: float = field(default_factory=time.monotonic)
-    saved: float = field(default_factory=time.monotonic)
-    status: str = ""
-    """Why the run ended; empty while it goes on."""
 
 
 class TrainForward(nn.Module):

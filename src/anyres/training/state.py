@@ -59,6 +59,9 @@ class Position:
     seconds: float = 0.0
     """Training time so far, over all starts."""
     epoch_seconds: float = 0.0
+    """Training time of the epoch in progress."""
+    waited: float = 0.0
+    """That part of it in which the training waited for data."""
 
 
 def rng_state() -> dict[str, Any]:

@@ -1,0 +1,233 @@
+"""What a run leaves for people: metrics.csv, summary.json, the weights, the numbers of the trackers."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import accelerate
+import timm
+import torch
+from torch import Tensor
+
+from anyres.training import state
+from anyres.training.processes import gather
+from anyres.training.run import Run
+
+FLOAT64 = ("cpu", "cuda")
+"""Kinds of devices that have it."""
+
+Sums = dict[str, tuple[float, int]]
+"""Name -> (sum, count)."""
+
+
+def next_batch(run: Run, batches: Iterator[Any]) -> Any:
+    """The next batch; for how long the training waited for it is recorded. A GPU may have had work left meanwhile."""
+    began = time.monotonic()
+    batch = next(batches)
+    run.position.waited += time.monotonic() - began
+    return batch
+
+
+def record_batch(run: Run, batch: Any, losses: list[Tensor]) -> None:
+    """Add a batch to the epoch's metrics."""
+    for size, loss in zip(batch.sizes, losses, strict=True):
+        add(run, f"loss_{shape_name(size)}", loss)
+    run.position.bad |= {bad.name: bad.reason for bad in batch.bad}
+
+
+def record_gradients(run: Run, norm: Tensor) -> None:
+    """Add the norm of a step's gradients to the epoch's metrics, unless it is infinite: fp16 skips such a step."""
+    run.grad_norm = norm
+    add(run, "grad_norm", torch.where(norm.isfinite(), norm, 0))
+    add(run, "finite_steps", norm.isfinite())
+
+
+def add(run: Run, name: str, value: Tensor) -> None:
+    """Add a scalar to a sum of the epoch, without waiting for the device."""
+    sums = run.position.sums
+    if name not in sums:
+        wide = torch.float64 if value.device.type in FLOAT64 else torch.float32
+        sums[name] = [torch.zeros((), dtype=wide, device=value.device), 0]
+    sums[name][0] += value
+    sums[name][1] += 1
+
+
+def epoch_row(run: Run) -> dict[str, Any]:
+    """The epoch's row of metrics.csv, over all processes; time and memory are those of the one that took most."""
+    position = run.position
+    shares = gather(run, (read_sums(run), position.bad, {"data_wait": data_wait(run), **peak_memory(run)}))
+    totals: Sums = {}
+    most: dict[str, float] = {}
+    for sums, bad, costs in shares:
+        position.bad |= bad
+        for name, (total, count) in sums.items():
+            before = totals.get(name, (0.0, 0))
+            totals[name] = (before[0] + total, before[1] + count)
+        for name, cost in costs.items():
+            most[name] = max(most.get(name, 0.0), round(cost, 3))
+    finite = totals["finite_steps"][0]
+    return {
+        "epoch": position.epoch + 1,
+        "updates": position.updates,
+        "lr": max(group["lr"] for group in run.optimizer.param_groups),
+        **mean_losses(run, totals),
+        "grad_norm": totals["grad_norm"][0] / finite if finite else math.inf,
+        "images_per_second": round(images_per_second(run), 1),
+        **most,
+        "seconds": round(position.seconds, 1),
+        "bad_images": len(position.bad),
+    }
+
+
+def read_sums(run: Run) -> Sums:
+    """This process's sums of the epoch, from the device."""
+    return {name: (float(total), count) for name, (total, count) in run.position.sums.items()}
+
+
+def mean_losses(run: Run, sums: Sums) -> dict[str, float]:
+    """The mean loss, and that of every training size that occurred."""
+    names = [f"loss_{shape_name(shape)}" for shape in run.config.shapes]
+    losses = {name: sums[name] for name in names if name in sums}
+    mean = sum(total for total, _ in losses.values()) / sum(count for _, count in losses.values())
+    return {"loss": mean, **{name: total / count for name, (total, count) in losses.items()}}
+
+
+def images_per_second(run: Run) -> float:
+    """Images over all processes (each counted once, not once per size) per second of the epoch in progress."""
+    images = run.position.batch * (run.config.batch_size // run.config.accumulation)
+    return images / max(run.position.epoch_seconds, 1e-9)
+
+
+def data_wait(run: Run) -> float:
+    """Share (0 to 1) of the epoch in progress in which the training waited for data."""
+    return run.position.waited / max(run.position.epoch_seconds, 1e-9)
+
+
+def peak_memory(run: Run) -> dict[str, float]:
+    """The most memory since the process started, in GiB: what CUDA's allocator had handed out; on other devices what
+    the process held of the main memory (its resident set)."""
+    device = run.accelerator.device
+    if device.type == "cuda":
+        return {"peak_allocated_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+    try:
+        import resource
+    except ImportError:  # Windows
+        return {}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"peak_resident_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
+
+
+def write_weights(run: Run, row: dict[str, Any]) -> None:
+    """last/ and, where the score improved, best/; for the moving average last_ema/ and best_ema/."""
+    best = run.position.best
+    ema = None if run.ema is None else run.ema.module
+    for suffix, prefix, model in (("", "", run.plain), ("_ema", "ema_", ema)):
+        if model is None:
+            continue
+        folders = [run.folder / f"last{suffix}"]
+        score = row.get(f"{prefix}{run.task.score}")
+        if score is not None and score > best.get(f"best{suffix}", -1.0):
+            best |= {f"best{suffix}": score, f"best{suffix}_epoch": row["epoch"]}
+            folders.append(run.folder / f"best{suffix}")
+        if run.accelerator.is_main_process:
+            for folder in folders:
+                model.save_pretrained(folder)
+
+
+def write_results(run: Run, status: str) -> None:
+    """metrics.csv and summary.json."""
+    position, config, accelerator = run.position, run.config, run.accelerator
+    if not accelerator.is_main_process:
+        return
+    state.write_metrics(run.folder, position.rows)
+    sources = {"train": run.loader.source, "val": run.val_source}
+    reports = {split: source.report for split, source in sources.items() if hasattr(source, "report")}
+    summary = {
+        "status": status,
+        "task": config.task,
+        "model": config.model,
+        "parameters": sum(parameter.numel() for parameter in run.plain.parameters()),
+        "sizes": [list(shape) for shape in config.shapes],
+        "epochs": position.epoch,
+        "updates": position.updates,
+        "best": position.best,
+        "last": position.rows[-1] if position.rows else {},
+        "bad_images": {"count": len(position.bad), "files": position.bad},
+        **({"annotations": reports} if reports else {}),  # counts of data.detection.REPORT
+        "seconds": round(position.seconds, 1),
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "precision": accelerator.mixed_precision.replace("no", "float32"),
+        "versions": {"torch": torch.__version__, "timm": timm.__version__, "accelerate": accelerate.__version__},
+    }
+    state.write_summary(run.folder, summary)
+
+
+def describe_failure(run: Run, seen: list[tuple[Any, list[Tensor]]]) -> str:
+    """One sentence on the batch whose loss is not finite, with the names of its images."""
+    advice = "lower the learning rate, set clip_grad or use precision float32"
+    for batch, losses in seen:
+        for size, loss in zip(batch.sizes, losses, strict=True):
+            if not math.isfinite(loss):
+                names = ", ".join(map(str, batch.names[:8])) + (", ..." if len(batch.names) > 8 else "")
+                return (
+                    f"the loss is {float(loss)} at epoch {batch.epoch + 1}, batch {batch.step + 1}, size "
+                    f"{shape_name(size)}, images {names} (the weights were not updated with it): {advice}"
+                )
+    return f"the loss of another process is not finite (the weights were not updated with it): {advice}"
+
+
+def shape_name(shape: Any) -> str:
+    """224 or 160x256."""
+    height, width = shape
+    return str(height) if height == width else f"{height}x{width}"
+
+
+@contextmanager
+def trackers(run: Run) -> Iterator[None]:
+    """TensorBoard, and Weights & Biases and trackio if asked for; a resumed run continues their curves."""
+    name = run.folder.resolve().name
+    options = run.config.to_dict()
+    resumed = {"config": options, "resume": "allow"}
+    accelerator = run.accelerator
+    try:
+        accelerator.init_trackers(
+            "anyres",
+            init_kwargs={
+                "tensorboard": {"purge_step": run.position.updates},  # hides what was logged after the saved state
+                "wandb": {"name": name, "dir": str(run.folder), "id": run.position.run_id, **resumed},
+                "trackio": {"name": f"{name}-{run.position.run_id}", **resumed},
+            },
+        )
+        yield
+    finally:  # not end_training, which also closes the process group
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers.clear()
+
+
+def log_step(run: Run, rate: float) -> dict[str, float] | None:
+    """After every step. Reads this process's numbers from the device only every `log_every` steps, and gives them to
+    the trackers; None in between. The gradient norm is the step's, all else the epoch's so far."""
+    if run.position.updates % run.config.log_every:
+        return None
+    entry = {
+        **mean_losses(run, read_sums(run)),
+        "lr": rate,
+        "grad_norm": math.nan if run.grad_norm is None else float(run.grad_norm),
+        "images_per_second": images_per_second(run),
+        "data_wait": data_wait(run),
+        **peak_memory(run),
+    }
+    run.accelerator.log({f"train/{name}": value for name, value in entry.items()}, step=run.position.updates)
+    return entry
+
+
+def log_epoch(run: Run, row: dict[str, Any]) -> None:
+    """Give the trackers a row of metrics.csv."""
+    run.accelerator.log({f"epoch/{name}": value for name, value in row.items()}, step=run.position.updates)
