@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import timm
@@ -122,7 +123,7 @@ def test_bfloat16_autocast(name: str) -> None:
     assert close(ours.float(), expected, 0.05)
 
 
-def test_save_and_load(name: str, tmp_path) -> None:
+def test_save_and_load(name: str, tmp_path: Path) -> None:
     model = small(name, in_chans=1)
     model.pretrained_cfg["label_names"] = list("abcdefg")
     model.pretrained_cfg["train_sizes"] = [[32, 32], [24, 24]]
@@ -191,7 +192,7 @@ def test_parameter_groups(name: str) -> None:
 
 @pytest.mark.parametrize("indices", [None, 2, [0, -1]], ids=str)
 @torch.inference_mode()
-def test_intermediates_as_in_timm(name: str, indices) -> None:
+def test_intermediates_as_in_timm(name: str, indices: int | list[int] | None) -> None:
     model = small(name)
     x = image(1, (64, 96), model)
     every = model.forward_intermediates(x, intermediates_only=True)

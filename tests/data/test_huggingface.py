@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import datasets
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ PLAIN = Augmentation(auto_augment=None, color_jitter=0, erasing=0)
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()
 
@@ -28,7 +30,7 @@ def table(count=40, label=None, bad=()):
     return datasets.Dataset.from_dict(rows, features=features)
 
 
-def test_saved_table_holds_out_every_tenth(tmp_path):
+def test_saved_table_holds_out_every_tenth(tmp_path: Path) -> None:
     table().save_to_disk(tmp_path / "saved")
     train, val = (open_source(f"hf:{tmp_path / 'saved'}", split) for split in ("train", "val"))
     assert (len(train), len(val)) == (36, 4)
@@ -38,7 +40,7 @@ def test_saved_table_holds_out_every_tenth(tmp_path):
     assert val[0][0].size == (24, 20)
 
 
-def test_saved_splits(tmp_path):
+def test_saved_splits(tmp_path: Path) -> None:
     splits = datasets.DatasetDict({"train": table(20), "validation": table(6)})
     splits.save_to_disk(tmp_path / "saved")
     assert [len(open_source(f"hf:{tmp_path / 'saved'}", s)) for s in ("train", "val", "all")] == [20, 6, 26]
@@ -48,7 +50,7 @@ def test_saved_splits(tmp_path):
     assert not hasattr(stream, "__len__")
 
 
-def test_image_folder_with_and_without_streaming(tmp_path):
+def test_image_folder_with_and_without_streaming(tmp_path: Path) -> None:
     write_folder(tmp_path / "images" / "train", ("cat", "dog"), each=6)
     write_folder(tmp_path / "images" / "validation", ("cat", "dog"), each=2)
     source = open_source(f"hf:{tmp_path / 'images'}", "train")
@@ -65,7 +67,7 @@ def test_image_folder_with_and_without_streaming(tmp_path):
             train_loader(stream, SizeSchedule([(16, 16)]), PLAIN, 2)
 
 
-def test_parquet_folder(tmp_path):
+def test_parquet_folder(tmp_path: Path) -> None:
     (tmp_path / "tables").mkdir()
     table(10).to_parquet(tmp_path / "tables" / "train.parquet")
     source = open_source(f"hf:{tmp_path / 'tables'}", "all")
@@ -73,7 +75,7 @@ def test_parquet_folder(tmp_path):
     assert source[1][1] == 1
 
 
-def test_stream_trains_the_same_for_any_number_of_workers_and_resumes(tmp_path):
+def test_stream_trains_the_same_for_any_number_of_workers_and_resumes(tmp_path: Path) -> None:
     table(40, bad=(3,)).save_to_disk(tmp_path / "saved")
 
     def run(workers, start=0):
@@ -92,7 +94,7 @@ def test_stream_trains_the_same_for_any_number_of_workers_and_resumes(tmp_path):
             assert all((a == b).all() for a, b in zip(one.views, two.views, strict=True))
 
 
-def test_ranks_share_a_stream(tmp_path):
+def test_ranks_share_a_stream(tmp_path: Path) -> None:
     table(40).save_to_disk(tmp_path / "saved")
     source = open_source(f"hf-stream:{tmp_path / 'saved'}", "all")
     shares = [[item.data for item in source.items(0, 0, rank, 2)] for rank in range(2)]
@@ -100,7 +102,7 @@ def test_ranks_share_a_stream(tmp_path):
     assert len(set(shares[0]) | set(shares[1])) == 40
 
 
-def test_numbers_for_labels(tmp_path):
+def test_numbers_for_labels(tmp_path: Path) -> None:
     table(10, datasets.Value("int64")).save_to_disk(tmp_path / "saved")
     assert open_source(f"hf:{tmp_path / 'saved'}", "all").label_names == ["0", "1"]
     with pytest.raises(UserError, match="read it with hf:"):
@@ -118,12 +120,12 @@ def test_numbers_for_labels(tmp_path):
         list(open_source(f"hf-stream:{tmp_path / 'more'}", "all", label_names=["0", "1"]).items(None))
 
 
-def test_splits_in_any_spelling(tmp_path):
+def test_splits_in_any_spelling(tmp_path: Path) -> None:
     datasets.DatasetDict({"Training": table(20), "dev": table(6), "test": table(4)}).save_to_disk(tmp_path / "saved")
     assert [len(open_source(f"hf:{tmp_path / 'saved'}", s)) for s in ("train", "val", "all")] == [20, 6, 26]
 
 
-def test_mistakes_get_one_sentence(tmp_path, monkeypatch):
+def test_mistakes_get_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "words")
     (tmp_path / "empty").mkdir()
@@ -133,7 +135,7 @@ def test_mistakes_get_one_sentence(tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
 
 
-def test_rows_without_image_or_label_are_bad(tmp_path):
+def test_rows_without_image_or_label_are_bad(tmp_path: Path) -> None:
     rows = table(4).add_column("other", np.arange(4))
     features = rows.features
     rows = datasets.Dataset.from_dict(

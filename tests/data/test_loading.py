@@ -3,6 +3,7 @@ import random
 import shutil
 import time
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,12 +33,12 @@ def same(one, two):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path: Path):
     return open_source(write_folder(tmp_path / "images", each=20), "all")
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(erasing=0.5), Augmentation(separate=False, erasing=0.5)])
-def test_workers_change_nothing(folder, augmentation):
+def test_workers_change_nothing(folder: Path, augmentation) -> None:
     runs = []
     for workers in (0, 2):
         random.seed(workers), np.random.seed(workers), torch.manual_seed(workers)
@@ -50,7 +51,7 @@ def test_workers_change_nothing(folder, augmentation):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_global_generators_are_left_alone(folder, workers):
+def test_global_generators_are_left_alone(folder: Path, workers: int) -> None:
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     expected = random.random(), np.random.rand(), torch.rand(1)
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
@@ -60,7 +61,7 @@ def test_global_generators_are_left_alone(folder, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_continues_bit_for_bit(folder, workers):
+def test_resume_continues_bit_for_bit(folder: Path, workers: int) -> None:
     whole = list(loader(folder, augmentation=Augmentation(), repeats=1).epoch(4))
     resumed = loader(folder, augmentation=Augmentation(), workers=workers)
     first = resumed.epoch(3)
@@ -72,7 +73,7 @@ def test_resume_continues_bit_for_bit(folder, workers):
     assert list(resumed.epoch(4, start_step=5)) == []
 
 
-def test_skipped_images_are_not_read(folder, monkeypatch):
+def test_skipped_images_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     original = folder.item
     monkeypatch.setattr(folder, "item", lambda index: read.append(index) or original(index))
@@ -81,7 +82,7 @@ def test_skipped_images_are_not_read(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_share_the_step_of_one_process(folder, world):
+def test_ranks_share_the_step_of_one_process(folder: Path, world: int) -> None:
     single = list(loader(folder, augmentation=Augmentation(), seed=1).epoch(0))
     ranks = [
         list(loader(folder, augmentation=Augmentation(), seed=1, rank=r, world=world).epoch(0)) for r in range(world)
@@ -97,7 +98,7 @@ def test_ranks_share_the_step_of_one_process(folder, world):
                 assert torch.equal(view, expected[where])
 
 
-def test_mixing_on_two_ranks_gives_the_pairs_of_one(folder):
+def test_mixing_on_two_ranks_gives_the_pairs_of_one(folder: Path) -> None:
     mixing = Mixing(num_classes=2, seed=1)
     (whole, *_), (one, *_), (two, *_) = (
         list(loader(folder, seed=1, rank=rank, world=world).epoch(0)) for rank, world in ((0, 1), (0, 2), (1, 2))
@@ -111,14 +112,14 @@ def test_mixing_on_two_ranks_gives_the_pairs_of_one(folder):
         assert torch.equal(soft[0], targets[0][where])
 
 
-def test_deal_gives_every_place_once():
+def test_deal_gives_every_place_once() -> None:
     for size, world in ((8, 2), (12, 2), (16, 4), (7, 1), (1, 1)):
         shares = [deal(size, rank, world) for rank in range(world)]
         assert sorted(np.concatenate(shares)) == list(range(size))
         assert len({len(share) for share in shares}) == 1
 
 
-def test_an_epoch_shows_every_image_once(folder):
+def test_an_epoch_shows_every_image_once(folder: Path) -> None:
     one = loader(folder)
     assert one.steps_per_epoch == 5
     orders = [[name for batch in one.epoch(epoch) for name in batch.names] for epoch in range(2)]
@@ -128,7 +129,7 @@ def test_an_epoch_shows_every_image_once(folder):
     assert all(label == (0 if name.startswith("cat") else 1) for name, label in labels.items())
 
 
-def test_last_batch_is_dropped_or_kept(folder):
+def test_last_batch_is_dropped_or_kept(folder: Path) -> None:
     assert loader(folder, 16).steps_per_epoch == 2
     kept = loader(folder, 16, drop_last=False)
     assert [len(batch.targets[0]) for batch in kept.epoch(0)] == [16, 16, 8]
@@ -137,7 +138,7 @@ def test_last_batch_is_dropped_or_kept(folder):
     assert loader(folder, 8, epoch_size=17).steps_per_epoch == 2
 
 
-def test_repeated_augmentation_as_published():
+def test_repeated_augmentation_as_published() -> None:
     source = open_source("digits", "train")
     one = loader(source, 64, repeats=3, sizes=[(8, 8)])
     assert one.steps_per_epoch * 64 == 1437 // 256 * 256
@@ -157,11 +158,11 @@ def test_repeated_augmentation_as_published():
     assert loader(small, 10, repeats=3, epoch_size=100).steps_per_epoch == 10
 
 
-def test_small_sources_keep_all_places_when_repeated(folder):
+def test_small_sources_keep_all_places_when_repeated(folder: Path) -> None:
     assert loader(folder, 8, repeats=3).steps_per_epoch == 5
 
 
-def test_sampled_sizes_are_the_same_on_every_rank(folder):
+def test_sampled_sizes_are_the_same_on_every_rank(folder: Path) -> None:
     schedule = SizeSchedule([(16, 16), (12, 20), (8, 8)], mode="sample", seed=2)
     shapes = []
     for rank in range(2):
@@ -177,7 +178,7 @@ def spoil(root, names, each=1):
             (root / "cat" / f"bad{number}_{name}").write_bytes(bad_files()[name] if name != "huge.png" else huge_png())
 
 
-def test_bad_files_are_replaced_counted_and_named(tmp_path, caplog):
+def test_bad_files_are_replaced_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_folder(tmp_path / "images", each=20)
     for name, data in odd_good_files().items():
         (root / "dog" / name).write_bytes(data)
@@ -203,7 +204,7 @@ def test_bad_files_are_replaced_counted_and_named(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_more_than_one_percent_stops_with_one_sentence(tmp_path, workers):
+def test_more_than_one_percent_stops_with_one_sentence(tmp_path: Path, workers: int) -> None:
     root = write_folder(tmp_path / "images", each=20)
     spoil(root, ["empty.jpg"])
     with pytest.raises(UserError, match="1 of the 41 images of epoch 1 cannot be read") as caught:
@@ -212,7 +213,7 @@ def test_more_than_one_percent_stops_with_one_sentence(tmp_path, workers):
     assert "\n" not in str(caught.value)
 
 
-def test_one_percent_is_allowed_and_repeats_count_once(tmp_path):
+def test_one_percent_is_allowed_and_repeats_count_once(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "images", each=50, side=8)
     (root / "cat" / "000.jpg").write_bytes(b"")
     one = loader(open_source(root, "all"), 4, sizes=[(8, 8)])
@@ -222,7 +223,7 @@ def test_one_percent_is_allowed_and_repeats_count_once(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_folder_of_bad_files_stops(tmp_path, workers):
+def test_a_folder_of_bad_files_stops(tmp_path: Path, workers: int) -> None:
     root = tmp_path / "images"
     (root / "cat").mkdir(parents=True)
     spoil(root, ["empty.jpg", "text.jpg"], each=4)
@@ -248,13 +249,13 @@ def test_a_folder_of_bad_files_stops(tmp_path, workers):
         ({"max_bad_fraction": 2}, "max_bad_fraction 2"),
     ],
 )
-def test_wrong_options_are_refused(folder, options, words):
+def test_wrong_options_are_refused(folder: Path, options: dict[str, int], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         loader(folder, **options)
     assert "\n" not in str(caught.value)
 
 
-def test_evaluation_in_order_at_one_or_several_sizes(folder):
+def test_evaluation_in_order_at_one_or_several_sizes(folder: Path) -> None:
     single = list(eval_loader(folder, (24, 16), 16))
     assert [tuple(batch.views.shape) for batch in single] == [(16, 3, 24, 16), (16, 3, 24, 16), (8, 3, 24, 16)]
     assert [name for batch in single for name in batch.names] == [folder.item(i).name for i in range(40)]
@@ -267,7 +268,7 @@ def test_evaluation_in_order_at_one_or_several_sizes(folder):
     assert sorted(chain(*ranks)) == sorted(folder.item(i).name for i in range(40))
 
 
-def test_evaluation_statistics_are_the_source_s_unless_given():
+def test_evaluation_statistics_are_the_source_s_unless_given() -> None:
     source = open_source("digits", "val")
     (batch,) = eval_loader(source, (8, 8), 360)
     pixels = torch.from_numpy(np.stack([np.asarray(source[i][0]) for i in range(360)]))[:, None] / 255
@@ -280,7 +281,7 @@ def test_evaluation_statistics_are_the_source_s_unless_given():
             eval_loader(source, (8, 8), 4, **wrong)
 
 
-def test_digits_cost_little():
+def test_digits_cost_little() -> None:
     """An epoch of the demo takes about 0.4 s on one core; the limit leaves room for a busy machine."""
     one = loader(open_source("digits"), 64, sizes=[(32, 32), (24, 24), (16, 16)])
     start = time.process_time()
@@ -288,7 +289,7 @@ def test_digits_cost_little():
     assert time.process_time() - start < 4
 
 
-def test_what_workers_get_can_be_pickled(folder):
+def test_what_workers_get_can_be_pickled(folder: Path) -> None:
     """Workers are not forked everywhere (macOS, Windows, Python 3.14)."""
     one = loader(folder, augmentation=Augmentation(erasing=0.5))
     expected = next(one.epoch(0))

@@ -2,6 +2,7 @@ import io
 import json
 import tarfile
 from itertools import chain
+from pathlib import Path
 
 import pytest
 
@@ -29,14 +30,14 @@ def sample(number, label=None):
 
 
 @pytest.fixture
-def shards(tmp_path):
+def shards(tmp_path: Path):
     for shard in range(4):
         write_shard(tmp_path / f"part-{shard:03d}.tar", [sample(10 * shard + i) for i in range(10)])
     return tmp_path
 
 
 @pytest.mark.parametrize("pattern", ["part-*.tar", "part-{000..003}.tar", "part-00{0,1,2,3}.tar"])
-def test_patterns_find_all_in_order(shards, pattern):
+def test_patterns_find_all_in_order(shards, pattern: str) -> None:
     source = open_source(f"wds:{shards / pattern}", "all")
     items = list(source.items(None))
     assert source.size == len(items) == 40
@@ -46,7 +47,7 @@ def test_patterns_find_all_in_order(shards, pattern):
     assert items[7].data == encode(noise(20, 20, 7))
 
 
-def test_the_library_webdataset_writes_what_we_read(tmp_path):
+def test_the_library_webdataset_writes_what_we_read(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as writer:
         for number in range(3):
@@ -55,7 +56,7 @@ def test_the_library_webdataset_writes_what_we_read(tmp_path):
     assert [(item.name, item.label) for item in items] == [(f"a.tar/k{number}", number) for number in range(3)]
 
 
-def test_tenth_held_out_by_key(shards):
+def test_tenth_held_out_by_key(shards) -> None:
     train, val = (open_source(f"wds:{shards}/part-*.tar", split) for split in ("train", "val"))
     names = [{item.name for item in source.items(None)} for source in (train, val)]
     assert not names[0] & names[1]
@@ -64,14 +65,14 @@ def test_tenth_held_out_by_key(shards):
     assert (train.size, val.size) == (len(names[0]), len(names[1]))
 
 
-def test_split_in_the_pattern(tmp_path):
+def test_split_in_the_pattern(tmp_path: Path) -> None:
     write_shard(tmp_path / "x-train-0.tar", [sample(i) for i in range(6)])
     write_shard(tmp_path / "x-validation-0.tar", [sample(i) for i in range(3)])
     sizes = [open_source(f"wds:{tmp_path}/x-{{split}}-{{0..0}}.tar", split).size for split in ("train", "val", "all")]
     assert sizes == [6, 3, 9]
 
 
-def test_class_names_and_sizes_from_files_beside(shards):
+def test_class_names_and_sizes_from_files_beside(shards) -> None:
     (shards / "classes.txt").write_text("ape\nbee\ncat\n")
     source = open_source(f"wds:{shards}/part-*.tar", "all")
     assert source.label_names == ["ape", "bee", "cat"]
@@ -85,14 +86,14 @@ def test_class_names_and_sizes_from_files_beside(shards):
     assert [item.label for item in renumbered.items(None)][:3] == [2, 1, 0]
 
 
-def test_class_names_as_labels(tmp_path):
+def test_class_names_as_labels(tmp_path: Path) -> None:
     write_shard(tmp_path / "a.tar", [sample(0, "dog"), sample(1, "cat"), sample(2, "dog")])
     source = open_source(f"wds:{tmp_path}/a.tar", "all")
     assert source.label_names == ["cat", "dog"]
     assert [item.label for item in source.items(None)] == [1, 0, 1]
 
 
-def test_epochs_are_shuffled_and_ranks_share(shards):
+def test_epochs_are_shuffled_and_ranks_share(shards) -> None:
     source = open_source(f"wds:{shards}/part-*.tar", "all")
 
     def names(*arguments):
@@ -107,7 +108,7 @@ def test_epochs_are_shuffled_and_ranks_share(shards):
         assert sorted(chain(*shares)) == names(None)
 
 
-def test_training_is_the_same_for_any_number_of_workers_and_resumes(shards):
+def test_training_is_the_same_for_any_number_of_workers_and_resumes(shards) -> None:
     def run(workers, start=0):
         source = open_source(f"wds:{shards}/part-*.tar", "all")
         loader = train_loader(source, SizeSchedule([(16, 16)]), PLAIN, 8, workers=workers, epoch_size=56)
@@ -121,7 +122,7 @@ def test_training_is_the_same_for_any_number_of_workers_and_resumes(shards):
             assert (one.views[0] == two.views[0]).all()
 
 
-def test_broken_samples_and_shards_cost_what_is_broken(tmp_path):
+def test_broken_samples_and_shards_cost_what_is_broken(tmp_path: Path) -> None:
     good = sample(0)
     broken = [
         ("00001", {"cls": b"1"}),
@@ -142,7 +143,7 @@ def test_broken_samples_and_shards_cost_what_is_broken(tmp_path):
     assert [error.name for error in loader.bad] == [*[f"a.tar/{key}" for key, _ in broken], "b.tar", "c.tar"]
 
 
-def test_a_class_that_classes_txt_does_not_name_stops(tmp_path):
+def test_a_class_that_classes_txt_does_not_name_stops(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("ape\nbee\ncat\n")
     for label in ("3", "dog"):
         write_shard(tmp_path / "a.tar", [sample(0), sample(1), sample(2, label)])
@@ -150,7 +151,7 @@ def test_a_class_that_classes_txt_does_not_name_stops(tmp_path):
             list(open_source(f"wds:{tmp_path}/a.tar", "all").items(None))
 
 
-def test_labels_are_never_places_in_a_list_of_other_names(shards):
+def test_labels_are_never_places_in_a_list_of_other_names(shards) -> None:
     with pytest.raises(UserError, match="are not among the 3"):
         open_source(f"wds:{shards}/part-*.tar", "all", label_names=["ape", "bee", "cat"])
     (shards / "classes.txt").write_text("7\n1\n2\n0\n")  # numbers that are names
@@ -158,14 +159,14 @@ def test_labels_are_never_places_in_a_list_of_other_names(shards):
 
 
 @pytest.mark.parametrize(("train", "val"), [("Training", "Validation"), ("TRAIN", "test"), ("train", "dev")])
-def test_splits_in_any_spelling(tmp_path, train, val):
+def test_splits_in_any_spelling(tmp_path: Path, train: str, val: str) -> None:
     write_shard(tmp_path / f"{train}-0.tar", [sample(i) for i in range(6)])
     write_shard(tmp_path / f"{val}-0.tar", [sample(i) for i in range(3)])
     sizes = [open_source(f"wds:{tmp_path}/{{split}}-*.tar", split).size for split in ("train", "val", "all")]
     assert sizes == [6, 3, 9]
 
 
-def test_mistakes_get_one_sentence(shards):
+def test_mistakes_get_one_sentence(shards) -> None:
     for pattern, words in [
         ("none-*.tar", "no train shards"),
         ("part-{000..009}.tar", "part-004.tar does not exist"),

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ def one_sentence(error):
     return "\n" not in text and len(text) < 500
 
 
-def test_digits_are_all_there_once_and_stratified():
+def test_digits_are_all_there_once_and_stratified() -> None:
     train, val, everything = (open_source("digits", split) for split in ("train", "val", "all"))
     assert (len(train), len(val), len(everything)) == (1437, 360, 1797)
     names = [source.item(i).name for source in (train, val) for i in range(len(source))]
@@ -26,7 +27,7 @@ def test_digits_are_all_there_once_and_stratified():
     assert train.label_names == list("0123456789")
 
 
-def test_digits_are_the_real_pixels_and_black_is_zero():
+def test_digits_are_the_real_pixels_and_black_is_zero() -> None:
     source = open_source("digits", "val")
     reference = load_digits()
     for index in (0, 100, 359):
@@ -42,7 +43,7 @@ def test_digits_are_the_real_pixels_and_black_is_zero():
     assert open_source("digits", in_chans=3)[0][0].mode == "RGB"
 
 
-def test_folder_with_train_and_val(tmp_path):
+def test_folder_with_train_and_val(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", ("b", "a", "C"), each=3)
     write_folder(tmp_path / "val", ("a", "b"), each=2)
     (tmp_path / "train" / ".cache").mkdir()
@@ -60,7 +61,7 @@ def test_folder_with_train_and_val(tmp_path):
     assert train[0][0].mode == "RGB"
 
 
-def test_folder_without_val_holds_out_the_same_tenth(tmp_path):
+def test_folder_without_val_holds_out_the_same_tenth(tmp_path: Path) -> None:
     write_folder(tmp_path, ("cat", "dog"), each=20)
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "x.png").write_bytes(encode(noise(8, 8), "PNG"))
@@ -75,7 +76,7 @@ def test_folder_without_val_holds_out_the_same_tenth(tmp_path):
 @pytest.mark.parametrize(
     ("train", "val"), [("Training", "Testing"), ("TRAIN", "Valid"), ("train", "dev"), ("training", "test")]
 )
-def test_splits_are_known_under_the_names_that_people_use(tmp_path, train, val):
+def test_splits_are_known_under_the_names_that_people_use(tmp_path: Path, train: str, val: str) -> None:
     write_folder(tmp_path / train, ("cat", "dog"), each=3)
     write_folder(tmp_path / val, ("cat", "dog"), each=2)
     (tmp_path / "__MACOSX").mkdir()
@@ -84,7 +85,9 @@ def test_splits_are_known_under_the_names_that_people_use(tmp_path, train, val):
     assert all(source.label_names == ["cat", "dog"] for source in sources)
 
 
-def test_classes_of_val_are_matched_by_name_and_missing_ones_are_told(tmp_path, caplog):
+def test_classes_of_val_are_matched_by_name_and_missing_ones_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_folder(tmp_path / "train", ("10", "2", "tabby cat"), each=1)
     write_folder(tmp_path / "val", ("02", "Tabby_Cat"), each=1)
     val = open_source(tmp_path, "val")
@@ -96,14 +99,14 @@ def test_classes_of_val_are_matched_by_name_and_missing_ones_are_told(tmp_path, 
 @pytest.mark.parametrize(
     "names", [("seg_train", "seg_test", "seg_pred"), ("training_set", "test_set"), ("Trainset", "Valset")]
 )
-def test_folders_that_look_like_splits_never_turn_into_classes(tmp_path, names):
+def test_folders_that_look_like_splits_never_turn_into_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         write_folder(tmp_path / name, ("cat", "dog"), each=1)
     with pytest.raises(UserError, match="look like parts of a data set"):
         open_source(tmp_path, "train")
 
 
-def test_classes_may_be_called_like_splits_where_nothing_is_confused(tmp_path):
+def test_classes_may_be_called_like_splits_where_nothing_is_confused(tmp_path: Path) -> None:
     write_folder(tmp_path / "one", ("bullet_train", "test tube"), each=2)
     assert open_source(tmp_path / "one", "all").label_names == ["bullet_train", "test tube"]
     for part in ("train", "val"):
@@ -111,7 +114,7 @@ def test_classes_may_be_called_like_splits_where_nothing_is_confused(tmp_path):
     assert open_source(tmp_path / "two", "val").label_names == ["bus", "train"]
 
 
-def test_no_part_is_left_out_in_silence(tmp_path):
+def test_no_part_is_left_out_in_silence(tmp_path: Path) -> None:
     for root, names, words in (
         ("twice", ("train", "Training", "val"), "Training and train are both names of one split"),
         ("beside", ("train", "val", "more"), "beside more"),
@@ -122,20 +125,20 @@ def test_no_part_is_left_out_in_silence(tmp_path):
             open_source(tmp_path / root, "train")
 
 
-def test_a_part_alone_never_turns_into_a_class(tmp_path):
+def test_a_part_alone_never_turns_into_a_class(tmp_path: Path) -> None:
     write_folder(tmp_path / "Test", ("cat", "dog"), each=2)
     assert open_source(tmp_path, "val").label_names == ["cat", "dog"]
     with pytest.raises(FileNotFoundError, match="no folder for the train split"):
         open_source(tmp_path, "train")
 
 
-def test_val_comes_before_test(tmp_path):
+def test_val_comes_before_test(tmp_path: Path) -> None:
     for part, each in (("train", 3), ("test", 1), ("valid", 2)):
         write_folder(tmp_path / part, ("cat", "dog"), each=each)
     assert len(open_source(tmp_path, "val")) == 4
 
 
-def test_labels_of_a_checkpoint(tmp_path):
+def test_labels_of_a_checkpoint(tmp_path: Path) -> None:
     write_folder(tmp_path, ("cat", "dog"), each=2)
     source = open_source(tmp_path, "all", label_names=["ape", "dog", "cat"])
     assert source.label_names == ["ape", "dog", "cat"]
@@ -145,7 +148,7 @@ def test_labels_of_a_checkpoint(tmp_path):
     assert one_sentence(caught)
 
 
-def test_mistakes_with_folders_get_one_sentence(tmp_path):
+def test_mistakes_with_folders_get_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no data set") as caught:
         open_source(tmp_path / "none")
     assert one_sentence(caught)
@@ -181,7 +184,7 @@ def test_mistakes_with_folders_get_one_sentence(tmp_path):
         open_source(tmp_path / "half", in_chans=4)
 
 
-def test_names_with_spaces_and_other_scripts(tmp_path):
+def test_names_with_spaces_and_other_scripts(tmp_path: Path) -> None:
     write_folder(tmp_path / "my images ü", ("пёс", "a cat"), each=2)
     source = open_source(tmp_path / "my images ü", "all")
     assert source.label_names == ["a cat", "пёс"]
@@ -189,7 +192,7 @@ def test_names_with_spaces_and_other_scripts(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
-def test_linked_folders_are_followed(tmp_path):
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
     write_folder(tmp_path / "real", ("a", "b"), each=2)
     (tmp_path / "seen").mkdir()
     for name in ("a", "b"):
@@ -197,7 +200,7 @@ def test_linked_folders_are_followed(tmp_path):
     assert len(open_source(tmp_path / "seen", "all")) == 4
 
 
-def test_a_bad_file_says_its_name(tmp_path):
+def test_a_bad_file_says_its_name(tmp_path: Path) -> None:
     write_folder(tmp_path, ("a", "b"), each=1)
     (tmp_path / "a" / "zz.jpg").write_bytes(bad_files()["truncated.jpg"])
     with pytest.raises(BadImage) as caught:
@@ -206,7 +209,7 @@ def test_a_bad_file_says_its_name(tmp_path):
     assert isinstance(open_source(tmp_path, "all").item(0), Item)
 
 
-def test_links_make_no_classes(tmp_path):
+def test_links_make_no_classes(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "d" / name).mkdir(parents=True)
         for i in range(2):

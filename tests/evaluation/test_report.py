@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import html
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -45,7 +46,7 @@ def page() -> str:
     )
 
 
-def test_every_model_and_size_is_there(page):
+def test_every_model_and_size_is_there(page) -> None:
     text = page.replace("\u2011", "-")
     assert "resformer_mr" in text
     assert "deit &lt;b&gt;&amp;" in text
@@ -64,7 +65,7 @@ def test_every_model_and_size_is_there(page):
     assert "some processor" in text
 
 
-def test_nothing_is_loaded_from_outside(page):
+def test_nothing_is_loaded_from_outside(page) -> None:
     assert "http" not in page
     assert "<script" not in page
     assert "<link" not in page
@@ -80,7 +81,7 @@ def test_nothing_is_loaded_from_outside(page):
             assert all(link.startswith("#") for link in links)
 
 
-def test_a_page_without_cost_or_curve_renders():
+def test_a_page_without_cost_or_curve_renders() -> None:
     text = render(Page([make_row("fixed", 32, 32, 70.0, gflops=None, images_per_second=None)], {}, "digits/val"))
     assert "70.0" in text
     assert "Accuracy against time" not in text
@@ -97,7 +98,7 @@ def markers(axes, colour):
     return found
 
 
-def test_training_sizes_are_filled_and_unseen_ones_hollow():
+def test_training_sizes_are_filled_and_unseen_ones_hollow() -> None:
     figure = plots.accuracy_figure(rows(), {NAMES[0]: [24, 32], NAMES[1]: [32]})
     main, others = figure.axes
     assert markers(main, plots.COLOURS[0]) == {16: False, 24: False, 32: True, 64: False}
@@ -109,19 +110,19 @@ def test_training_sizes_are_filled_and_unseen_ones_hollow():
     assert any(label.startswith("resformer_mr\n82.0 at 64") for label in labels)
 
 
-def test_many_shapes_get_a_panel_for_each_ratio():
+def test_many_shapes_get_a_panel_for_each_ratio() -> None:
     many = [make_row("a", round(side * 0.75), round(side / 0.75), side / 10) for side in range(32, 320, 16)]
     many += [make_row("a", row.width, row.height, 50.0) for row in many]
     figure = plots.accuracy_figure([*many, make_row("a", 32, 32, 50.0), make_row("a", 64, 64, 60.0)], {})
     assert len(figure.axes) == 3
 
 
-def test_front_is_what_nothing_beats():
+def test_front_is_what_nothing_beats() -> None:
     points = [(1.0, 50.0, None), (2.0, 40.0, None), (2.0, 60.0, None), (3.0, 60.0, None), (0.5, 10.0, None)]
     assert [point[:2] for point in plots._front(points)] == [(0.5, 10.0), (1.0, 50.0), (2.0, 60.0)]
 
 
-def test_pictures_are_written(tmp_path):
+def test_pictures_are_written(tmp_path: Path) -> None:
     for number, figure in enumerate(
         (plots.accuracy_figure(rows(), {}, narrow=True), plots.pareto_figure(rows()), plots.cost_figure(rows(), {}))
     ):
@@ -132,7 +133,7 @@ def test_pictures_are_written(tmp_path):
 
 
 @pytest.mark.parametrize("kind", NASTY)
-def test_pictures_and_pages_hold_any_name(kind, tmp_path, recwarn):
+def test_pictures_and_pages_hold_any_name(kind, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     name = NASTY[kind]
     made = [make_row(label, side, side, 50.0 + side, note=name) for label in (name, name + "-", "b") for side in SIDES]
     made += [make_row(name, 24, 43, 61.0), make_row("b", 8, 8, None, note=name)]

@@ -47,7 +47,7 @@ class Nearest(nn.Module):
         self.pretrained_cfg = {"label_names": [f"class{place}" for place in range(classes)], **cfg}
         self.shapes = []
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor):
         self.shapes.append(tuple(images.shape))
         levels = torch.arange(self.classes).view(1, -1, 1, 1) * 40 / 255
         logits = -1000 * (images - levels).abs()
@@ -57,7 +57,7 @@ class Nearest(nn.Module):
         return logits
 
 
-def test_a_matrix_counted_by_hand():
+def test_a_matrix_counted_by_hand() -> None:
     matrix = ConfusionMatrix(5)
     # Class 3 is in neither map and leaves the mean; class 4 is only predicted and counts as 0.
     matrix.add(torch.tensor([[0, 0, 1, 1], [2, 4, 2, 0]]), torch.tensor([[0, 0, 1, 0], [2, 2, 255, 255]]))
@@ -79,7 +79,7 @@ def test_a_matrix_counted_by_hand():
         matrix.add(torch.tensor([0]), torch.tensor([5]))
 
 
-def test_equals_the_jaccard_index_of_torchmetrics():
+def test_equals_the_jaccard_index_of_torchmetrics() -> None:
     metrics = pytest.importorskip("torchmetrics.classification")
     generator = torch.Generator().manual_seed(0)
     matrix = ConfusionMatrix(7)
@@ -93,7 +93,7 @@ def test_equals_the_jaccard_index_of_torchmetrics():
     assert matrix.miou == pytest.approx(metric.compute().item(), rel=1e-6)
 
 
-def test_a_model_that_knows_scores_100_and_images_of_one_shape_share_a_batch():
+def test_a_model_that_knows_scores_100_and_images_of_one_shape_share_a_batch() -> None:
     model = Nearest().train()
     measured = evaluate_segmentation(model, Greys(broken=(1,)), (24, 24), batch_size=4)
     assert measured.scores == {"miou": 100, "pixel_accuracy": 100, "mean_accuracy": 100}
@@ -105,7 +105,7 @@ def test_a_model_that_knows_scores_100_and_images_of_one_shape_share_a_batch():
     assert model.training
 
 
-def test_scores_are_of_the_original_pixels_whatever_the_size():
+def test_scores_are_of_the_original_pixels_whatever_the_size() -> None:
     source = Greys()
     model = Nearest(confused=(2, 3))
     measured = evaluate_segmentation(model, source, (24, 24))
@@ -121,7 +121,7 @@ def test_scores_are_of_the_original_pixels_whatever_the_size():
     assert large.scores == pytest.approx(measured.scores)
 
 
-def test_scales_mirror_images_and_windows_reach_the_model():
+def test_scales_mirror_images_and_windows_reach_the_model() -> None:
     model = Nearest()
     measured = evaluate_segmentation(model, Greys(2), (24, 24), scales=(0.5, 1.0), flip=True)
     assert [shape[2:] for shape in model.shapes[:4]] == [(12, 16), (12, 16), (24, 32), (24, 32)]
@@ -131,9 +131,9 @@ def test_scales_mirror_images_and_windows_reach_the_model():
     assert model.shapes == [(1, 1, 24, 24)] * 2
 
 
-def test_classes_are_matched_by_name_and_one_that_is_absent_leaves_the_mean():
+def test_classes_are_matched_by_name_and_one_that_is_absent_leaves_the_mean() -> None:
     class Renamed(Nearest):
-        def forward(self, images):
+        def forward(self, images: torch.Tensor):
             return super().forward(images)[:, [3, 2, 1, 0, 4]]
 
     names = [f"class{number}" for number in (3, 2, 1, 0, 4)]
@@ -143,9 +143,9 @@ def test_classes_are_matched_by_name_and_one_that_is_absent_leaves_the_mean():
     assert measured.scores["miou"] == 100
 
 
-def test_a_pixel_without_a_number_stops_the_test():
+def test_a_pixel_without_a_number_stops_the_test() -> None:
     class Diverged(Nearest):
-        def forward(self, images):
+        def forward(self, images: torch.Tensor):
             logits = super().forward(images)
             logits[0, 2, 5, 5] = torch.nan
             return logits
@@ -154,7 +154,7 @@ def test_a_pixel_without_a_number_stops_the_test():
         evaluate_segmentation(Diverged(), Greys(), (24, 24))
 
 
-def test_refusals():
+def test_refusals() -> None:
     with pytest.raises(UserError, match="class3"):
         evaluate_segmentation(Nearest(3), Greys(), (24, 24))
     with pytest.raises(UserError, match="no readable image"):
@@ -168,7 +168,7 @@ def test_refusals():
         evaluate_segmentation(Nearest(), source, (24, 24))
 
 
-def test_a_segmenter_on_composed_digits():
+def test_a_segmenter_on_composed_digits() -> None:
     from anyres.tasks.segmentation import Segmenter
 
     torch.manual_seed(0)
@@ -192,7 +192,7 @@ def measure_share(rank, port, answers):
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="starts its processes by fork")
-def test_three_processes_count_every_image_once_even_if_one_has_none():
+def test_three_processes_count_every_image_once_even_if_one_has_none() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

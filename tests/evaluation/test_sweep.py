@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -20,7 +22,7 @@ def source():
     return GreySource([0, 1, 2, 3, 4, 5], classes=6, broken=(5,))
 
 
-def test_a_sweep_writes_table_pictures_and_report(tmp_path):
+def test_a_sweep_writes_table_pictures_and_report(tmp_path: Path) -> None:
     models = {
         "good": TableModel(torch.eye(6), train_sizes=[[16, 16], [32, 32]]),
         "fixed": TableModel(torch.eye(6).flip(0), refuses=((16, 16), (24, 24), (12, 20))),
@@ -52,7 +54,7 @@ def test_a_sweep_writes_table_pictures_and_report(tmp_path):
     assert "fixed" in text
 
 
-def test_an_interrupted_sweep_continues(tmp_path):
+def test_an_interrupted_sweep_continues(tmp_path: Path) -> None:
     def stop(row, number, total):
         if number == 2:
             raise KeyboardInterrupt
@@ -71,7 +73,7 @@ def test_an_interrupted_sweep_continues(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sweep.csv", "sweep.png", "pareto.png", "report.html", "sweep.partial.jsonl"])
-def test_files_of_others_stop_a_sweep_before_it_works(tmp_path, name):
+def test_files_of_others_stop_a_sweep_before_it_works(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     model = TableModel(torch.eye(6))
     with pytest.raises(UserError, match=f"{name} exists, and it is not a sweep file as anyres wrote it"):
@@ -81,7 +83,7 @@ def test_files_of_others_stop_a_sweep_before_it_works(tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_a_sweep_is_repeated_into_its_folder_until_somebody_works_on_its_files(tmp_path):
+def test_a_sweep_is_repeated_into_its_folder_until_somebody_works_on_its_files(tmp_path: Path) -> None:
     for _ in range(2):
         sweep({"m": TableModel(torch.eye(6))}, source(), SQUARES, tmp_path, cost_seconds=0.0)
     with (tmp_path / "report.html").open("a") as report:
@@ -90,7 +92,7 @@ def test_a_sweep_is_repeated_into_its_folder_until_somebody_works_on_its_files(t
         sweep({"m": TableModel(torch.eye(6))}, source(), SQUARES, tmp_path, cost_seconds=0.0)
 
 
-def test_other_weights_or_settings_are_measured_anew(tmp_path):
+def test_other_weights_or_settings_are_measured_anew(tmp_path: Path) -> None:
     def stop(row, number, total):
         raise KeyboardInterrupt
 
@@ -100,9 +102,9 @@ def test_other_weights_or_settings_are_measured_anew(tmp_path):
     assert [row.score for row in sweep({"m": other}, source(), SQUARES, tmp_path, cost=False).rows] == [0, 0, 0]
 
 
-def test_out_of_memory_is_recorded(tmp_path):
+def test_out_of_memory_is_recorded(tmp_path: Path) -> None:
     class Greedy(TableModel):
-        def forward(self, images):
+        def forward(self, images: torch.Tensor):
             if images.shape[2] == 24 and len(images) > 1:
                 raise torch.OutOfMemoryError("no room")
             return super().forward(images)
@@ -112,9 +114,9 @@ def test_out_of_memory_is_recorded(tmp_path):
     assert rows[1].note == "out of memory in batches of 4"
 
 
-def test_an_error_that_is_not_about_the_size_is_not_hidden(tmp_path):
+def test_an_error_that_is_not_about_the_size_is_not_hidden(tmp_path: Path) -> None:
     class Broken(TableModel):
-        def forward(self, images):
+        def forward(self, images: torch.Tensor):
             if images.any():
                 raise RuntimeError("a bug")
             return super().forward(images)
@@ -123,7 +125,7 @@ def test_an_error_that_is_not_about_the_size_is_not_hidden(tmp_path):
         sweep({"m": Broken(torch.eye(6))}, source(), SQUARES, tmp_path, cost=False)
 
 
-def test_real_models_on_real_images(tmp_path):
+def test_real_models_on_real_images(tmp_path: Path) -> None:
     torch.manual_seed(0)
     ours = create_model(
         "resformer_tiny", num_classes=10, in_chans=1, img_size=32, patch_size=4, embed_dim=48, depth=2, num_heads=3
@@ -144,7 +146,7 @@ def test_real_models_on_real_images(tmp_path):
     assert by_size["ours", (32, 32)].gflops > by_size["ours", (16, 16)].gflops
 
 
-def test_timm_models_change_their_size_where_they_can():
+def test_timm_models_change_their_size_where_they_can() -> None:
     model = timm_model("vit_tiny_patch16_224", pretrained=False)
     with torch.inference_mode():
         assert model(torch.zeros(1, 3, 96, 64)).shape == (1, 1000)
@@ -153,14 +155,14 @@ def test_timm_models_change_their_size_where_they_can():
         timm_model("vit_tiny_patch16_225", pretrained=False)
 
 
-def test_train_sizes():
+def test_train_sizes() -> None:
     assert train_sizes(TableModel(torch.eye(2), train_sizes=[[24, 32], [16, 16]])) == [(24, 32), (16, 16)]
     assert train_sizes(TableModel(torch.eye(2), train_sizes=(128, 160))) == [(128, 128), (160, 160)]
     assert train_sizes(TableModel(torch.eye(2))) == [(32, 32)]
     assert train_sizes(torch.nn.Identity()) == []
 
 
-def test_nothing_to_sweep_is_refused(tmp_path):
+def test_nothing_to_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least one"):
         sweep({}, source(), SQUARES, tmp_path)
     with pytest.raises(UserError, match="at least one"):

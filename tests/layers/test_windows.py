@@ -10,7 +10,7 @@ GRIDS = [((8, 12), (4, 4)), ((7, 5), (4, 3)), ((3, 10), (4, 4)), ((1, 1), (7, 7)
 
 @pytest.mark.parametrize(("grid", "window"), GRIDS)
 @pytest.mark.parametrize("shift", [(0, 0), (1, 2)])
-def test_merge_undoes_partition(grid, window, shift) -> None:
+def test_merge_undoes_partition(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> None:
     x = torch.randn(2, *grid, 6)
     cut = partition(x, window, shift)
     padded = padded_grid(grid, window)
@@ -45,7 +45,9 @@ def test_shift_mask_separates_what_the_roll_joined() -> None:
 
 @pytest.mark.parametrize(("grid", "window"), GRIDS)
 @pytest.mark.parametrize("shift", [(0, 0), (1, 2)])
-def test_windows_are_cut_from_the_rolled_map(grid, window, shift) -> None:
+def test_windows_are_cut_from_the_rolled_map(
+    grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
+) -> None:
     x = torch.randn(2, *grid, 6)
     (top, left), padded = (1, 0) if grid == (7, 5) else (0, 0), padded_grid(grid, window)
     canvas = torch.zeros(2, *padded, 6)

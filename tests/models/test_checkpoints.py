@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ NESTS = {
 
 @pytest.mark.parametrize("nest", NESTS)
 @pytest.mark.parametrize("names", ["published", "ours"])
-def test_nested_and_prefixed_files_load(model, tmp_path, nest: str, names: str) -> None:
+def test_nested_and_prefixed_files_load(model, tmp_path: Path, nest: str, names: str) -> None:
     state = model.state_dict()
     if names == "published":
         state = model.to_published(state)
@@ -58,7 +59,7 @@ def test_nested_and_prefixed_files_load(model, tmp_path, nest: str, names: str) 
     assert same(other, model)
 
 
-def test_safetensors_and_moving_average(model, tmp_path) -> None:
+def test_safetensors_and_moving_average(model, tmp_path: Path) -> None:
     save_file(model.to_published(model.state_dict()), tmp_path / "x.safetensors")
     other = fresh()
     assert load_checkpoint(other, tmp_path / "x.safetensors").complete
@@ -69,7 +70,7 @@ def test_safetensors_and_moving_average(model, tmp_path) -> None:
     assert same(other, model)
 
 
-def test_round_trip_to_the_published_layout(model, tmp_path) -> None:
+def test_round_trip_to_the_published_layout(model, tmp_path: Path) -> None:
     for suffix in (".pth", ".safetensors"):
         save_weights(model.to_published(model.state_dict()), tmp_path / f"x{suffix}")
         other = fresh()
@@ -78,7 +79,7 @@ def test_round_trip_to_the_published_layout(model, tmp_path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")
-def test_saved_files_have_the_modes_of_others(model, tmp_path) -> None:
+def test_saved_files_have_the_modes_of_others(model, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         model.save_pretrained(tmp_path / "model")
@@ -90,7 +91,7 @@ def test_saved_files_have_the_modes_of_others(model, tmp_path) -> None:
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750
 
 
-def test_another_head_is_named_and_can_be_left_out(model, tmp_path) -> None:
+def test_another_head_is_named_and_can_be_left_out(model, tmp_path: Path) -> None:
     torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
     other = fresh(num_classes=3)
     before = other.head.weight.clone()
@@ -102,7 +103,7 @@ def test_another_head_is_named_and_can_be_left_out(model, tmp_path) -> None:
     assert torch.equal(other.cls_token, model.cls_token)
 
 
-def test_position_table_of_another_native_size_is_resized(model, tmp_path) -> None:
+def test_position_table_of_another_native_size_is_resized(model, tmp_path: Path) -> None:
     torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
     other = fresh(img_size=(96, 64))
     report = load_checkpoint(other, tmp_path / "x.pth")
@@ -110,7 +111,7 @@ def test_position_table_of_another_native_size_is_resized(model, tmp_path) -> No
     torch.testing.assert_close(other.position.table, model.position((6, 4)))
 
 
-def test_weights_of_another_model_leave_this_one_alone(model, tmp_path) -> None:
+def test_weights_of_another_model_leave_this_one_alone(model, tmp_path: Path) -> None:
     torch.save({"model": create_model("resformer_tiny", **SMALL).state_dict()}, tmp_path / "x.pth")
     other = fresh()
     before = {k: v.clone() for k, v in other.state_dict().items()}
@@ -124,7 +125,7 @@ class Evil:
         return os.system, ("true",)
 
 
-def test_what_asks_for_code_is_left_out_and_named(model, tmp_path) -> None:
+def test_what_asks_for_code_is_left_out_and_named(model, tmp_path: Path) -> None:
     torch.save({"model": model.state_dict(), "evil": Evil()}, tmp_path / "x.pth")
     report = load_checkpoint(fresh(), tmp_path / "x.pth")
     assert report.complete
@@ -139,21 +140,21 @@ def test_what_asks_for_code_is_left_out_and_named(model, tmp_path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 broken", b"\x80\x04K\x01."], ids=repr)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_files_that_are_no_weights(tmp_path, content: bytes, suffix: str) -> None:
+def test_files_that_are_no_weights(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match=str(path)):
         read_state(path)
 
 
-def test_a_missing_file(tmp_path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no weights file"):
         read_state(tmp_path / "none.pth")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damaged_files_give_one_sentence(tmp_path, data) -> None:
+def test_damaged_files_give_one_sentence(tmp_path: Path, data) -> None:
     suffix = data.draw(st.sampled_from([".pth", ".safetensors"]))
     path = tmp_path / f"whole{suffix}"
     save_weights({"a.weight": torch.ones(3, 2), "b": torch.zeros(4)}, path)
@@ -169,7 +170,7 @@ def test_damaged_files_give_one_sentence(tmp_path, data) -> None:
         read_state(bad)
 
 
-def test_the_model_of_a_file_is_recognised(tmp_path) -> None:
+def test_the_model_of_a_file_is_recognised(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = create_model("deit_tiny_distilled").state_dict()
     state = {name: torch.zeros(tensor.shape) for name, tensor in shapes.items()}
@@ -181,7 +182,7 @@ def test_the_model_of_a_file_is_recognised(tmp_path) -> None:
         guess_model(tmp_path / "y.pth")
 
 
-def test_a_classifier_file_fits_the_dense_form_but_for_its_norms(tmp_path) -> None:
+def test_a_classifier_file_fits_the_dense_form_but_for_its_norms(tmp_path: Path) -> None:
     options = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
     save_weights(create_model("swin_tiny", **options).state_dict(), tmp_path / "whole.pth")
     report = load_checkpoint(create_model("swin_tiny", dense=True, **options), tmp_path / "whole.pth", strict=False)

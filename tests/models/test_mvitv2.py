@@ -21,7 +21,9 @@ from tests.contract.small import small
 @pytest.mark.parametrize("prefix", [0, 1])
 @pytest.mark.parametrize(("grid", "key_grid"), [((5, 7), (3, 4)), ((4, 3), (7, 6)), ((2, 5, 3), (2, 3, 2))], ids=str)
 @pytest.mark.parametrize("gradients", [True, False])
-def test_both_forms_of_the_bias_are_the_equation(prefix: int, grid, key_grid, gradients: bool) -> None:
+def test_both_forms_of_the_bias_are_the_equation(
+    prefix: int, grid: tuple[int, ...], key_grid: tuple[int, ...], gradients: bool
+) -> None:
     B, heads, dim = 2, 3, 8
     tokens, keys = (prefix + torch.tensor(sides).prod().item() for sides in (grid, key_grid))
     q = torch.randn(B, tokens, heads, dim, requires_grad=gradients)

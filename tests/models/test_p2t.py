@@ -18,7 +18,7 @@ def averaging_matrix(rows: int, side: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("grid", [(56, 56), (10, 7), (1, 5)], ids=str)
-def test_pooling_against_averaging_matrices(grid, training) -> None:
+def test_pooling_against_averaging_matrices(grid: tuple[int, int], training: bool) -> None:
     torch.manual_seed(0)
     pooling = PyramidPooling(6, (2, 3, 4))
     x = torch.randn(2, *grid, 6)
@@ -33,7 +33,7 @@ def test_pooling_against_averaging_matrices(grid, training) -> None:
 
 
 @pytest.mark.parametrize(("side", "keys"), [(160, (21, 34)), (224, (54, 73)), (288, (77, 110)), (320, (99, 138))])
-def test_number_of_keys_at_published_sizes(side, keys) -> None:
+def test_number_of_keys_at_published_sizes(side: int, keys: tuple[int, int]) -> None:
     """Halves are rounded to the even number: 3.5 to 4, 2.5 to 2."""
     stages = small("p2t_tiny").stages
     for stage, stride, count in ((stages[0], 4, keys[0]), (stages[3], 32, keys[1])):

@@ -19,7 +19,7 @@ from tests.contract.small import image, small
 
 
 @pytest.mark.parametrize(("grid", "regions"), [((8, 12), (2, 3)), ((7, 9), (2, 3)), ((3, 2), (1, 1)), ((4, 8), (2, 2))])
-def test_maps_come_back_from_windows(grid, regions) -> None:
+def test_maps_come_back_from_windows(grid: tuple[int, int], regions: tuple[int, int]) -> None:
     local, regional = torch.randn(2, *grid, 6), torch.randn(2, *regions, 6)
     tokens, padding = to_windows(local, regional, 4)
     assert tokens.shape == (2, regions[0] * regions[1], 17, 6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -64,14 +66,14 @@ def test_options_reach_the_model_and_none_means_default() -> None:
     assert create_model("deit_tiny", depth=1, dynamic_img_size=True)(torch.randn(1, 3, 40, 64)).shape == (1, 1000)
 
 
-def test_checkpoint_path(tmp_path) -> None:
+def test_checkpoint_path(tmp_path: Path) -> None:
     model = create_model("deit_tiny", depth=1)
     torch.save({"model": model.to_published(model.state_dict())}, tmp_path / "x.pth")
     loaded = create_model("deit_tiny", depth=1, checkpoint_path=tmp_path / "x.pth")
     assert torch.equal(loaded.head.weight, model.head.weight)
 
 
-def test_push_to_hub_sends_the_folder(monkeypatch) -> None:
+def test_push_to_hub_sends_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub itself cannot be reached in a test: what would be sent is looked at instead."""
     import huggingface_hub
 
@@ -95,7 +97,7 @@ def test_push_to_hub_sends_the_folder(monkeypatch) -> None:
     assert sent["me/edited"] == ["config.json", "model.safetensors"]  # the model card there stays
 
 
-def test_from_the_hub(monkeypatch, tmp_path) -> None:
+def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub
 
     model = create_model("resformer_tiny", depth=1, num_classes=3)
@@ -105,7 +107,7 @@ def test_from_the_hub(monkeypatch, tmp_path) -> None:
     assert torch.equal(loaded.head.weight, model.head.weight)
 
 
-def test_damaged_folder_is_one_sentence(tmp_path) -> None:
+def test_damaged_folder_is_one_sentence(tmp_path: Path) -> None:
     create_model("resformer_tiny", depth=1).save_pretrained(tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):

@@ -10,7 +10,7 @@ from tests.contract.small import image, small
 
 @pytest.mark.parametrize("grid", [(14, 7), (9, 10), (3, 2)], ids=str)
 @torch.inference_mode()
-def test_windows_at_the_edge_are_smaller_windows(grid) -> None:
+def test_windows_at_the_edge_are_smaller_windows(grid: tuple[int, int]) -> None:
     torch.manual_seed(0)
     attn = InteractiveWindowAttention(12, 2, 7)
     x = torch.randn(2, *grid, 12)
@@ -29,7 +29,7 @@ def test_windows_at_the_edge_are_smaller_windows(grid) -> None:
 
 @pytest.mark.parametrize("ratio", [0.5, 1, 1.5])
 @torch.inference_mode()
-def test_scalable_attention_against_its_equation(ratio) -> None:
+def test_scalable_attention_against_its_equation(ratio: float) -> None:
     """Queries and keys narrower and wider than the values, and a map that the reduction does not divide."""
     torch.manual_seed(0)
     attn = ScalableAttention(16, 2, 4, ratio)

@@ -37,7 +37,7 @@ def attention_token_by_token(attn: ShiftedWindowAttention, x_HWC: Tensor, shift:
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("shifted", [False, True])
 @torch.inference_mode()
-def test_attention_stays_among_the_real_tokens_of_a_window(grid, shifted) -> None:
+def test_attention_stays_among_the_real_tokens_of_a_window(grid: tuple[int, int], shifted: bool) -> None:
     torch.manual_seed(0)
     attn = ShiftedWindowAttention(8, 2, 4, shifted, dense=False)
     attn.bias_table.normal_()
@@ -61,7 +61,7 @@ def test_the_dense_form_attends_to_padding_and_always_shifts() -> None:
 @pytest.mark.parametrize("grid", [(14, 7), (14, 21), (9, 10), (3, 5)])
 @pytest.mark.parametrize("shifted", [False, True])
 @torch.inference_mode()
-def test_mixing_pads_four_before_and_three_after(grid, shifted) -> None:
+def test_mixing_pads_four_before_and_three_after(grid: tuple[int, int], shifted: bool) -> None:
     """With M = 7 the two padding widths differ."""
     mixing = WindowMixing(4, 2, 7, shifted)
     mixing.weight.normal_()

@@ -32,7 +32,7 @@ def by_hand(attn: LocallyGroupedAttention, x: torch.Tensor, hide: bool) -> torch
 @pytest.mark.parametrize("mask_padding", [False, True])
 @pytest.mark.parametrize("grid", [(14, 7), (14, 9), (9, 14), (9, 10), (3, 2)], ids=str)
 @torch.inference_mode()
-def test_windows_against_the_published_padding_rules(grid, mask_padding) -> None:
+def test_windows_against_the_published_padding_rules(grid: tuple[int, int], mask_padding: bool) -> None:
     torch.manual_seed(0)
     attn = LocallyGroupedAttention(12, 2, mask_padding=mask_padding)
     x = torch.randn(2, *grid, 12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ def block0(model: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.manifest.stem}-{case.tag}")
 @torch.inference_mode()
-def test_outputs_equal_the_recorded_ones(case: Case, tmp_path) -> None:
+def test_outputs_equal_the_recorded_ones(case: Case, tmp_path: Path) -> None:
     model = build(case)
     path = tmp_path / "published.pth"
     torch.save({"model": case.weights()}, path)

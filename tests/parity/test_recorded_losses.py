@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ def by_system(system: str) -> list[Case]:
     return [case for case in LOSS_CASES if case.about["system"] == system]
 
 
-def loaded(case: Case, name: str, tmp_path) -> torch.nn.Module:
+def loaded(case: Case, name: str, tmp_path: Path) -> torch.nn.Module:
     torch.save({"model": case.weights()}, tmp_path / "published.pth")
     model = create_model(name)
     load_checkpoint(model, tmp_path / "published.pth")
@@ -33,7 +35,7 @@ def test_there_are_cases() -> None:
 
 
 @pytest.mark.parametrize("case", by_system("resformer"), ids=lambda case: case.about["variant"])
-def test_the_chain_over_three_sizes(case: Case, tmp_path) -> None:
+def test_the_chain_over_three_sizes(case: Case, tmp_path: Path) -> None:
     config = case.about["config"]
     sizes, target = config["input_sizes"], config["distillation_target"]
     model = loaded(case, "resformer_tiny", tmp_path)
@@ -60,7 +62,7 @@ def test_the_chain_over_three_sizes(case: Case, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("case", by_system("deit"), ids=lambda case: case.about["variant"])
-def test_distillation_from_a_teacher(case: Case, tmp_path) -> None:
+def test_distillation_from_a_teacher(case: Case, tmp_path: Path) -> None:
     config = case.about["config"]
     model = loaded(case, "deit_tiny_distilled", tmp_path)
     out = model.forward_train(case.input())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_there_are_cases() -> None:
 
 
 @pytest.mark.parametrize("case", LOSS_CASES, ids=lambda case: case.about["variant"])
-def test_a_training_pass(case: Case, tmp_path, monkeypatch) -> None:
+def test_a_training_pass(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host, config = case.about["variant"].partition("_")[0], case.about["config"]
     monkeypatch.setattr(sparsify, "gumbel_noise", recorded_noise(host.startswith("convnext")))
     torch.save({"model": case.weights()}, tmp_path / "published.pth")
