@@ -29,6 +29,7 @@ def test_windows_are_row_major() -> None:
 def test_padding_is_masked() -> None:
     x = torch.randn(1, 5, 5, 12)
     mask = padding_mask((5, 5), (3, 3), x.device)
+    assert mask is not None
     out = merge(window_attention(partition(x, (3, 3)), 2, mask[:, None]), (5, 5), (3, 3))
     corner = x[:, 3:, 3:].reshape(1, 1, 4, 12)
     assert torch.allclose(out[:, 3:, 3:].reshape(1, 1, 4, 4), window_attention(corner, 2), atol=1e-6)

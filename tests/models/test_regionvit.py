@@ -83,6 +83,6 @@ def test_mistakes_get_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"padding of regionvit_tiny is 'both'.*clean"):
         create_model("regionvit_tiny", padding="both")
     with pytest.raises(ValueError, match="stem_depth of RegionViT is 2"):
-        RegionViT(stem_depth=2)
+        RegionViT(stem_depth=2)  # type: ignore[arg-type]  # the mistake
     with pytest.raises(ValueError, match="at least 2 blocks"):
         RegionViT(depths=(1, 2, 2, 2), peg=True)

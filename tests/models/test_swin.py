@@ -24,7 +24,8 @@ def attention_token_by_token(attn: ShiftedWindowAttention, x_HWC: Tensor, shift:
     M, heads = attn.window_size, attn.num_heads
     q, k, v = attn.qkv(x_HWC).unflatten(-1, (3, heads, -1)).unbind(2)
     mixed = torch.empty_like(q)
-    for tokens in windows(x_HWC.shape[:2], M, shift):
+    height, width, _ = x_HWC.shape
+    for tokens in windows((height, width), M, shift):
         for r, c in tokens:
             bias = torch.stack([attn.bias_table[:, r - i + M - 1, c - j + M - 1] for i, j in tokens])
             products = torch.stack([(q[r, c] * k[i, j]).sum(-1) for i, j in tokens])
@@ -88,7 +89,7 @@ def test_window_rule() -> None:
 
 def test_merging_reads_its_cell_column_by_column() -> None:
     merging = PatchMerging(1, 4)
-    merging.norm = torch.nn.Identity()
+    merging.set_submodule("norm", torch.nn.Identity())
     torch.nn.init.eye_(merging.reduction.weight)
     x = torch.tensor([[1.0, 2, 3], [4, 5, 6]])[None, :, :, None]
     assert merging(x).tolist() == [[[[1, 4, 2, 5], [3, 6, 0, 0]]]]

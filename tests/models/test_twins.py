@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from anyres.layers.attention import Block
-from anyres.models.twins import LocallyGroupedAttention
+from anyres.models.twins import LocallyGroupedAttention, Twins
 from tests.contract.small import image, small
+from tests.typed import as_a
 
 
 def by_hand(attn: LocallyGroupedAttention, x: torch.Tensor, hide: bool) -> torch.Tensor:
@@ -43,7 +44,7 @@ def test_windows_against_the_published_padding_rules(grid: tuple[int, int], mask
 @torch.inference_mode()
 def test_dense_svt_has_the_stage_norms_inline() -> None:
     dense = small("twins_svt_small", dense=True)
-    whole = small("twins_svt_small", stage_norms=True)
+    whole = as_a(Twins, small("twins_svt_small", stage_norms=True))
     missing, unexpected = dense.load_state_dict(whole.state_dict(), strict=False)
     assert not missing
     assert set(unexpected) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}
