@@ -2,6 +2,7 @@ import io
 import pickle
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from tests.data.pictures import bad_files, encode, huge_png, noise, odd_good_fil
 
 @pytest.mark.parametrize("in_chans", [1, 3])
 @pytest.mark.parametrize("name", odd_good_files())
-def test_unusual_files_decode(name, in_chans: int) -> None:
+def test_unusual_files_decode(name: str, in_chans: int) -> None:
     image = load_image(odd_good_files()[name], name, in_chans)
     assert image.mode == ("L" if in_chans == 1 else "RGB")
     assert image.size == {"one": (1, 1), "thin": (3000, 1)}.get(name.split(".")[0], (20, 24))
@@ -37,10 +38,10 @@ def test_unusual_files_decode(name, in_chans: int) -> None:
 
 @pytest.mark.parametrize("from_path", [False, True])
 @pytest.mark.parametrize("name", bad_files())
-def test_bad_files_are_refused(name, from_path: bool, tmp_path: Path) -> None:
-    data = bad_files()[name]
+def test_bad_files_are_refused(name: str, from_path: bool, tmp_path: Path) -> None:
+    data: bytes | Path = bad_files()[name]
     if from_path:
-        (tmp_path / name).write_bytes(data)
+        (tmp_path / name).write_bytes(bad_files()[name])
         data = tmp_path / name
     with pytest.raises(BadImage) as caught:
         load_image(data, name)
@@ -100,7 +101,12 @@ def test_exif_orientation_is_applied_once(orientation: int, kind: str) -> None:
     exif[0x0112] = orientation
     data = encode(stored, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     told = []
-    image = load_image(data, "x", needed=lambda width, height: told.append((width, height)) or 1.0)
+
+    def needed(width: int, height: int) -> float:
+        told.append((width, height))
+        return 1.0
+
+    image = load_image(data, "x", needed=needed)
     assert told == [(48, 32)]
     assert image.size == (48, 32)
     assert np.abs(np.asarray(image).astype(int) - np.asarray(upright)).max() < 60  # JPEG rings at the edges
@@ -108,13 +114,23 @@ def test_exif_orientation_is_applied_once(orientation: int, kind: str) -> None:
 
 def test_draft_never_goes_below_what_is_needed() -> None:
     data = encode(noise(400, 600))
-    sizes = {scale: load_image(data, "x", needed=lambda w, h, s=scale: s).size for scale in (1.0, 0.6, 0.5, 0.3, 0.1)}
-    assert sizes == {1.0: (600, 400), 0.6: (600, 400), 0.5: (300, 200), 0.3: (300, 200), 0.1: (75, 50)}
+
+    def size(scale: float) -> tuple[int, int]:
+        return load_image(data, "x", needed=lambda width, height: scale).size
+
+    sizes = {scale: size(scale) for scale in (1.0, 0.6, 0.5, 0.3, 0.1)}
+    assert sizes == {
+        1.0: (600, 400),
+        0.6: (600, 400),
+        0.5: (300, 200),
+        0.3: (300, 200),
+        0.1: (75, 50),
+    }
     assert load_image(encode(noise(400, 600), "PNG"), "x", needed=lambda w, h: 0.1).size == (600, 400)
 
 
 def test_an_error_of_the_caller_is_not_a_bad_image() -> None:
-    def needed(width, height):
+    def needed(width: int, height: int) -> float:
         raise KeyError("a bug")
 
     with pytest.raises(KeyError):
@@ -128,7 +144,7 @@ def test_bad_image_survives_pickling() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_damaged_files_decode_or_are_bad_images(data) -> None:
+def test_damaged_files_decode_or_are_bad_images(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]))
     content = bytearray(encode(noise(16, 16), kind))
     content = content[: data.draw(st.integers(0, len(content)))]
@@ -175,11 +191,11 @@ def test_every_file_is_listed_once(tmp_path: Path) -> None:
     assert list_images(tmp_path / "elsewhere") == ["linked/c/x.png", "linked/y.png"]
 
 
-def deep(values, kind="PNG", **options):
+def deep(values: list[int], kind: str = "PNG", **options: object) -> bytes:
     return encode(Image.fromarray(np.array([values], dtype=np.uint16)), kind, **options)
 
 
-def grey(data, bit_depth=None, in_chans=1):
+def grey(data: bytes, bit_depth: int | None = None, in_chans: int = 1) -> Any:
     return np.asarray(load_image(with_depth(data, bit_depth), "x", in_chans)).tolist()
 
 
@@ -217,7 +233,7 @@ def test_a_tiff_says_how_many_bits_it_has() -> None:
 
 
 def test_colours_of_sixteen_bits() -> None:
-    def colours(*values):
+    def colours(*values: int) -> bytes:
         return png(16, 2, [struct.pack(f">{len(values)}H", *values)])
 
     assert grey(colours(65535, 512, 0), in_chans=3) == grey(colours(65535, 512, 0), 16, 3) == [[[255, 2, 0]]]
@@ -233,7 +249,7 @@ def test_colours_of_sixteen_bits() -> None:
 
 
 def test_floats_end_at_one_whatever_a_picture_holds() -> None:
-    def floats(*values):
+    def floats(*values: float) -> bytes:
         return encode(Image.fromarray(np.array([values], dtype=np.float32)), "TIFF")
 
     assert grey(floats(0, 0.5, 1)) == [[0, 128, 255]]

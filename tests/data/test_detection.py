@@ -14,15 +14,16 @@ import torch
 from PIL import Image
 
 from anyres.data import BadImage, EvalLoader, Item, SizeSchedule, TrainLoader, rle
-from anyres.data.detection import REPORT, Objects, open_detection
+from anyres.data.detection import REPORT, DigitScenes, Objects, open_detection
 from anyres.data.detection_views import DetectionTest, DetectionViews, pad
 from anyres.data.fitting import fit
 from anyres.errors import UserError
 from tests.data.pictures import encode, noise
+from tests.typed import as_a
 
 pytest.importorskip("faster_coco_eval")
 
-GREY = {"mean": (0.0,), "std": (1.0,)}
+GREY: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)}
 TRIANGLE = [10.0, 5, 40, 5, 10, 35]
 SQUARE = {"size": [48, 64], "counts": rle.encode(np.pad(np.ones((20, 20)), ((10, 18), (20, 24)))).tolist()}
 
@@ -153,7 +154,7 @@ def damaged(part: str, place: int, **more: Any) -> dict[str, Any]:
         ({**contents(), "annotations": []}, "marks no object"),
     ],
 )
-def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path, data, message: str) -> None:
+def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path, data: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_detection(write(tmp_path, data), masks=True)
 
@@ -166,7 +167,7 @@ def test_missing_masks_and_keypoints_are_named_with_the_heads_that_need_none(tmp
     write(tmp_path, data, "train.json")
     for part in ("masks", "keypoints"):
         with pytest.raises(UserError, match=f"marks objects, but no {part} that can be used: .*retinanet, faster_rcnn"):
-            open_detection(tmp_path, keep_empty=keep_empty, **{part: True})
+            open_detection(tmp_path, keep_empty=keep_empty, masks=part == "masks", keypoints=part == "keypoints")
     assert len(open_detection(tmp_path)) == 2
     del data["categories"][0]["keypoints"]
     with pytest.raises(UserError, match=r"no category .* names its keypoints: .*retinanet, faster_rcnn"):
@@ -175,7 +176,7 @@ def test_missing_masks_and_keypoints_are_named_with_the_heads_that_need_none(tmp
 
 def test_broken_marks_are_counted_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = contents()
-    more = [
+    more: list[tuple[Any, dict[str, Any]]] = [
         ([1, 2, 3], {}),
         ([1, 2, -3, 4], {}),
         ([1, 2, float("nan"), 4], {}),
@@ -336,7 +337,7 @@ SETTINGS: list[dict[str, Any]] = [{}, {"hflip": 1.0}, {"multi_scale": True}, {"j
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("runs", [False, True])
-def test_marks_stay_on_what_they_mark(settings, runs: bool) -> None:
+def test_marks_stay_on_what_they_mark(settings: dict[str, Any], runs: bool) -> None:
     """In every view the box, the mask and the keypoints are where the white rectangle is."""
     box = np.array([20.0, 40, 80, 100])
     pixels = picture(120, 180, [box])
@@ -488,13 +489,13 @@ def test_loaders_take_them() -> None:
         assert torch.equal(one.images, other.images)
         for mine, theirs in zip(one.targets, other.targets, strict=True):
             assert all(torch.equal(mine[name], theirs[name]) for name in ("boxes", "labels", "keypoints"))
-    source.scenes.count = 5
+    as_a(DigitScenes, source).scenes.count = 5
     test = DetectionTest((64, 64), source.mean, source.std)
     shown = list(EvalLoader(source, test, 2))
     assert [objects.image_id for _, marked in shown for objects in marked] == [1, 2, 3, 4, 5]
     view, marked = shown[0]
     assert view.targets == []
-    assert view.sizes == [fit(*objects.size, (64, 64), 1333 / 800) for objects in marked]
+    assert view.sizes == [fit(objects.size[0], objects.size[1], (64, 64), 1333 / 800) for objects in marked]
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,7 +11,7 @@ from anyres.errors import UserError
 LABELS = torch.tensor([0, 1, 2, 1])
 
 
-def batch(*sizes):
+def batch(*sizes: tuple[int, int]) -> list[torch.Tensor]:
     torch.manual_seed(0)
     return [torch.rand(4, 3, height, width) for height, width in sizes]
 
@@ -42,7 +44,7 @@ def test_mixup_is_the_same_blend_of_every_view_and_of_the_labels() -> None:
         torch.testing.assert_close(target, lam * soft + (1 - lam) * soft.flip(0), atol=1e-5, rtol=1e-5)
 
 
-def box_of(original, mixed):
+def box_of(original: torch.Tensor, mixed: torch.Tensor) -> tuple[int, int, int, int]:
     """The rectangle in which a mixed batch shows the partner."""
     changed = (original != mixed).any(dim=(0, 1))
     rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
@@ -133,6 +135,6 @@ def test_targets_sum_to_one() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"mixup": -1}, {"cutmix": float("inf")}, {"prob": 2}, {"label_smoothing": -0.1}, {"num_classes": 0}]
 )
-def test_wrong_values_are_refused(wrong) -> None:
+def test_wrong_values_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         Mixing(**{"num_classes": 3, **wrong})

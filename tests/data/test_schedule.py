@@ -21,7 +21,7 @@ def test_parse_sizes_reads_sides_pairs_and_ranges() -> None:
     ["", ",", "32,,16", "a", "0", "-5", "3.5", "32x", "x32", "1x2x3", "10:5:1", "1:5:0", "1:5", "1:2:3:4", "70000",
      "32 24", "9" * 5000, "1:65000:1", "٣", "32x32y", "1e3"],
 )  # fmt: skip
-def test_parse_sizes_refuses_in_one_sentence(text) -> None:
+def test_parse_sizes_refuses_in_one_sentence(text: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_sizes(text)
     assert "\n" not in str(caught.value)
@@ -29,7 +29,7 @@ def test_parse_sizes_refuses_in_one_sentence(text) -> None:
 
 
 @given(st.text(alphabet="0123456789x:, a-", max_size=30))
-def test_parse_sizes_never_fails_otherwise(text) -> None:
+def test_parse_sizes_never_fails_otherwise(text: str) -> None:
     try:
         sizes = parse_sizes(text)
     except UserError:
@@ -39,7 +39,7 @@ def test_parse_sizes_never_fails_otherwise(text) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 65536), st.integers(1, 65536)), min_size=1, max_size=20))
-def test_parse_sizes_reads_what_was_written(sizes) -> None:
+def test_parse_sizes_reads_what_was_written(sizes: list[tuple[int, int]]) -> None:
     assert parse_sizes(",".join(f"{height}x{width}" for height, width in sizes)) == sizes
 
 

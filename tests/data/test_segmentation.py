@@ -2,7 +2,9 @@ import colorsys
 import pickle
 import random
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 import datasets
 import numpy as np
@@ -10,30 +12,39 @@ import pytest
 import torch
 from PIL import Image
 
-from anyres.data import BadImage, EvalLoader, Item, SizeSchedule, TrainLoader, segmentation
+from anyres.data import BadImage, EvalLoader, Item, MapSource, SizeSchedule, TrainLoader, segmentation
 from anyres.data.composed import Scenes
+from anyres.data.decode import Data
 from anyres.data.segmentation import IGNORED, Mask, check_masks, open_segmentation
 from anyres.data.segmentation_views import SegmentationTest, SegmentationViews, jitter_colours
 from anyres.data.views import normalize, to_batch
 from anyres.errors import UserError
 from tests.data.pictures import encode, noise, png, tiff
+from tests.typed import as_a
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 TABLE = np.array([*range(5), *[-1] * 250, IGNORED], dtype=np.int16)
 
 
-def blocks(height, width, values, seed=0):
+def blocks(height: int, width: int, values: Sequence[int], seed: int = 0) -> np.ndarray:
     """A mask of 8x8 blocks of these values."""
     rng = np.random.default_rng(seed)
     small = rng.choice(np.array(values, dtype=np.uint8), (-(-height // 8), -(-width // 8)))
     return np.kron(small, np.ones((8, 8), np.uint8))[:height, :width]
 
 
-def write(root, images, masks, names, values=(0, 1, 2, 255), size=(24, 32)):
+def write(
+    root: Path,
+    images: str,
+    masks: str,
+    names: Iterable[str],
+    values: Sequence[int] = (0, 1, 2, 255),
+    size: tuple[int, int] = (24, 32),
+) -> Path:
     for number, name in enumerate(names):
         for folder, data in (
-            (images, encode(noise(*size, number))),
-            (masks, encode(Image.fromarray(blocks(*size, values, number)), "PNG")),
+            (images, encode(noise(size[0], size[1], number))),
+            (masks, encode(Image.fromarray(blocks(size[0], size[1], values, number)), "PNG")),
         ):
             path = root / folder / (f"{name}.jpg" if folder == images else f"{name}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,12 +52,12 @@ def write(root, images, masks, names, values=(0, 1, 2, 255), size=(24, 32)):
     return root
 
 
-def load(source, index, size=(24, 32)):
+def load(source: MapSource, index: int, size: tuple[int, ...] = (24, 32)) -> np.ndarray:
     name, _, mask = source.item(index)
     return np.asarray(mask.load(name, size))
 
 
-def item(height=40, width=60, values=(0, 1, 2, 3, 4), seed=0):
+def item(height: int = 40, width: int = 60, values: Sequence[int] = (0, 1, 2, 3, 4), seed: int = 0) -> Item:
     """A picture whose every pixel is 50 times its class, and 255 where ignored."""
     labels = blocks(height, width, values, seed)
     grey = np.where(labels == IGNORED, 255, 50 * labels.astype(int)).astype(np.uint8)
@@ -61,7 +72,7 @@ def test_digits_are_the_scenes() -> None:
     assert len(source) == 200
     assert source.label_names == ["background", *"0123456789"]
     scene = Scenes("val").scene(3)
-    assert np.array_equal(source.item(3).data, scene.image)
+    assert np.array_equal(as_a(np.ndarray, source.item(3).data), scene.image)
     assert np.array_equal(load(source, 3, scene.classes.shape), scene.classes)
     with pytest.raises(UserError, match="11 classes"):
         open_segmentation("digits", num_classes=10)
@@ -191,7 +202,7 @@ def test_indices_are_read_as_they_are_stored() -> None:
     (encode(Image.fromarray(blocks(24, 32, (0, 1))), "PNG")[:60], "mask"),
     (BadImage("row", "the row holds no mask"), "no mask"),
 ], ids=["size", "empty", "truncated", "none"])  # fmt: skip
-def test_bad_masks_make_bad_images(data, words: str) -> None:
+def test_bad_masks_make_bad_images(data: Data, words: str) -> None:
     with pytest.raises(BadImage, match=words) as caught:
         Mask(data, TABLE).load("picture", (24, 32))
     assert caught.value.name == "picture"
@@ -207,7 +218,7 @@ def test_bad_masks_make_bad_images(data, words: str) -> None:
     (encode(Image.fromarray(np.full((24, 32), 257, np.uint16)), "PNG"), "the value 257 in 768 pixels"),
     (np.full((24, 32), -1), "the value -1 in 768 pixels"),
 ], ids=["colours", "alpha", "grey alpha", "float", "value", "values", "wide value", "negative"])  # fmt: skip
-def test_masks_that_say_something_else_stop_the_run(data, words: str, tmp_path: Path) -> None:
+def test_masks_that_say_something_else_stop_the_run(data: Data, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^the mask of picture .*{re.escape(words)}"):
         Mask(data, TABLE).load("picture", (24, 32))
     if isinstance(data, bytes):
@@ -225,9 +236,9 @@ def test_masks_that_say_something_else_stop_the_run(data, words: str, tmp_path: 
     *((tiff(1, photometric, b"\x50"), [[0, 1, 0, 1, 0, 0, 0, 0]]) for photometric in (0, 1)),
     *((tiff(16, photometric, bytes([2, 0, 255, 0])), [[2, 255]]) for photometric in (0, 1)),
 ])  # fmt: skip
-def test_few_bits_and_white_zeros_are_numbers_as_stored(data, values) -> None:
-    values = np.array(values)
-    assert np.array_equal(np.asarray(Mask(data, TABLE).load("picture", values.shape)), values)
+def test_few_bits_and_white_zeros_are_numbers_as_stored(data: bytes, values: list[list[int]]) -> None:
+    expected = np.array(values)
+    assert np.array_equal(np.asarray(Mask(data, TABLE).load("picture", expected.shape)), expected)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -249,7 +260,7 @@ def test_a_mask_file_is_named_and_not_too_large(tmp_path: Path) -> None:
 # Training views -----------------------------------------------------------------------------------------------------
 
 
-def agreement(view, labels):
+def agreement(view: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of the labelled pixels whose colour is that of their class, give or take what lies between blocks."""
     colours = (view * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
     inside = labels != IGNORED
@@ -308,7 +319,7 @@ def test_no_class_fills_a_crop_if_that_can_be_helped() -> None:
     labels[:30] = IGNORED
     picture = Item("halves", np.zeros((200, 200, 3), np.uint8), Mask(labels, TABLE))
 
-    def shares(largest_share):
+    def shares(largest_share: float) -> np.ndarray:
         views = SegmentationViews(MEAN, STD, scale=(2, 2), largest_share=largest_share)
         crops = [views.augment(picture, [(50, 50)], random.Random(number))[0][1] for number in range(60)]
         counts = [np.bincount(crop[crop != IGNORED], minlength=2) for crop in crops]
@@ -346,13 +357,13 @@ def test_a_large_jpeg_is_decoded_smaller() -> None:
 class Draws:
     """A generator that gives what it is told: `chances` one by one, and `values` for every range."""
 
-    def __init__(self, chances, **values):
+    def __init__(self, chances: Iterable[int], values: dict[str, float]) -> None:
         self.chances, self.values = list(chances), values
 
-    def random(self):
+    def random(self) -> float:
         return 0.0 if self.chances.pop(0) else 0.9
 
-    def uniform(self, low, high):
+    def uniform(self, low: float, high: float) -> float:
         return self.values[{-32: "brightness", 0.5: "factor", -0.1: "hue"}[low]]
 
 
@@ -360,8 +371,9 @@ def test_jitter_does_what_it_says() -> None:
     image = noise(16, 16, 3)
     pixels = np.asarray(image).astype(float)
 
-    def jittered(*chances, picture=image, **values):
-        return np.asarray(jitter_colours(picture, Draws(chances, **values))).astype(float)
+    def jittered(*chances: int, picture: Image.Image = image, **values: float) -> np.ndarray:
+        draws = cast(random.Random, Draws(chances, values))
+        return np.asarray(jitter_colours(picture, draws)).astype(float)
 
     assert np.array_equal(jittered(0, 0, 0, 0, 0), pixels)
     assert np.array_equal(jittered(1, 0, 0, 0, 0, brightness=20), np.minimum(pixels + 20, 255))
@@ -406,7 +418,7 @@ def test_whole_images_keep_their_ratio_and_their_labels() -> None:
     assert plain.prepare(item(40, 61))[0].shape == (64, 98, 3)
     assert SegmentationTest((32, 64), MEAN, STD).prepare(item(40, 100))[0].shape == (26, 64, 3)
     same = SegmentationTest((40, 40), MEAN, STD)
-    assert np.array_equal(same.prepare(items[0])[0], items[0].data)
+    assert np.array_equal(same.prepare(items[0])[0], as_a(np.ndarray, items[0].data))
     assert pickle.loads(pickle.dumps(test)) == test
 
 

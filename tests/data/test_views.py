@@ -18,14 +18,14 @@ PLAIN = Augmentation(scale=(1, 1), ratio=(1, 1), hflip=0, auto_augment=None, col
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
 
-def item(image, kind="PNG"):
+def item(image: Image.Image, kind: str = "PNG") -> Item:
     return Item("x", encode(image, kind), 0)
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (400, 300), (257, 257), (100, 37), (8, 8), (1, 1), (1, 500)])
 @pytest.mark.parametrize("side", [16, 97, 224])
 def test_square_evaluation_is_the_published_one(shape: tuple[int, int], side: int) -> None:
-    image = noise(*shape, seed=side)
+    image = noise(shape[0], shape[1], side)
     (got,) = evaluation_views(item(image), [(side, side)], 3)
     resized = TF.resize(image, int(side / 0.875), interpolation=TF.InterpolationMode.BICUBIC)
     expected = np.asarray(TF.center_crop(resized, [side, side]))
@@ -61,11 +61,16 @@ def test_evaluation_of_a_shrunk_jpeg_is_close_to_the_published_one() -> None:
 def test_one_decode_serves_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = Image.open
-    monkeypatch.setattr(Image, "open", lambda *a, **k: calls.append(1) or original(*a, **k))
+
+    def opened(*args: Any, **options: Any) -> Image.Image:
+        calls.append(1)
+        return original(*args, **options)
+
+    monkeypatch.setattr(Image, "open", opened)
     loads = []
     original_load = ImageFile.ImageFile.load
 
-    def counted(self):
+    def counted(self: ImageFile.ImageFile) -> Any:
         if self.tile:
             loads.append(1)
         return original_load(self)
@@ -106,7 +111,8 @@ def test_shared_augmentation_resizes_the_largest_view() -> None:
 def test_separate_augmentation_differs_by_view() -> None:
     aug = Augmentation(auto_augment=None, color_jitter=0, erasing=0)
     sample = augment(item(noise(60, 60)), [(32, 32), (32, 32)], aug, random.Random(1), MEAN)
-    assert not np.array_equal(*sample.pixels)
+    first, second = sample.pixels
+    assert not np.array_equal(first, second)
 
 
 def test_crop_boxes_have_the_drawn_area_and_ratio() -> None:
@@ -130,7 +136,12 @@ def test_training_crop_of_a_shrunk_jpeg_is_the_same_place(monkeypatch: pytest.Mo
     jpeg = encode(noise(1200, 1600))
     whole = Image.open(io.BytesIO(jpeg)).convert("RGB")
     decoded = []
-    monkeypatch.setattr("anyres.data.views.load_image", lambda *a: decoded.append(load_image(*a)) or decoded[-1])
+
+    def load(*args: Any) -> Image.Image:
+        decoded.append(load_image(*args))
+        return decoded[-1]
+
+    monkeypatch.setattr("anyres.data.views.load_image", load)
     aug = Augmentation(scale=(0.3, 0.9), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
     for seed in range(5):
         shrunk, other = (
@@ -144,7 +155,7 @@ def test_training_crop_of_a_shrunk_jpeg_is_the_same_place(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", ["rand-m9-mstd0.5-inc1", "rand-m15-n3-mstd1", "augmix-m5-w2", "original", "v0"])
 @pytest.mark.parametrize("mean", [MEAN, (0.0,)])
-def test_automatic_augmentations_work_in_colour_and_grey(name: str, mean) -> None:
+def test_automatic_augmentations_work_in_colour_and_grey(name: str, mean: tuple[float, ...]) -> None:
     aug = Augmentation(auto_augment=name)
     for seed in range(30):
         sample = augment(item(noise(20, 20, seed)), [(16, 24)], aug, generator(seed), mean)
@@ -155,8 +166,13 @@ def test_automatic_augmentations_work_in_colour_and_grey(name: str, mean) -> Non
 
 def test_colour_jitter_only_without_automatic_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
-    monkeypatch.setattr("torchvision.transforms.ColorJitter.forward", lambda self, image: used.append(1) or image)
-    common = {"hflip": 0, "erasing": 0, "color_jitter": 0.123}
+
+    def jitter(self: object, image: Image.Image) -> Image.Image:
+        used.append(1)
+        return image
+
+    monkeypatch.setattr("torchvision.transforms.ColorJitter.forward", jitter)
+    common: dict[str, Any] = {"hflip": 0, "erasing": 0, "color_jitter": 0.123}
     augment(item(noise(9, 9)), [(8, 8)], Augmentation(auto_augment="rand-m9", **common), random.Random(0), MEAN)
     assert not used
     augment(item(noise(9, 9)), [(8, 8)], Augmentation(auto_augment=None, **common), random.Random(0), MEAN)

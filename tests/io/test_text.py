@@ -270,7 +270,7 @@ def test_results_are_printed_by_the_first_process(
 def test_output_in_any_encoding(arguments: list[str], encoding: str, tmp_path: Path) -> None:
     (tmp_path / "anyres").write_text(PROGRAM)
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
-    command = [sys.executable, tmp_path / "anyres", *arguments]
+    command = [sys.executable, str(tmp_path / "anyres"), *arguments]
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert ("–" if encoding == "cp1252" else r"\u2013") in done.stdout.decode(encoding)

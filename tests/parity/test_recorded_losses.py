@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from anyres.models._checkpoints import load_checkpoint
+from anyres.models._plain import Plain
 from anyres.models._registry import create_model
 from anyres.training.losses import distilled_loss, replica_losses, soft_cross_entropy
 from tests.parity.reference import Case, cases, image
+from tests.typed import as_a
 
 TOLERANCE = 1e-5
 LOSS_CASES = [case for case in cases() if "losses" in case.record["outputs"]]
@@ -22,9 +24,9 @@ def by_system(system: str) -> list[Case]:
     return [case for case in LOSS_CASES if case.about["system"] == system]
 
 
-def loaded(case: Case, name: str, tmp_path: Path) -> torch.nn.Module:
+def loaded(case: Case, name: str, tmp_path: Path) -> Plain:
     torch.save({"model": case.weights()}, tmp_path / "published.pth")
-    model = create_model(name)
+    model = as_a(Plain, create_model(name))
     load_checkpoint(model, tmp_path / "published.pth")
     return model.train()
 
