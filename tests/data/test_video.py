@@ -115,8 +115,8 @@ FORMATS = [
 
 
 @pytest.mark.parametrize(("codec", "kind", "options"), FORMATS, ids=str)
-def test_every_index_is_exactly_its_frame(tmp_path: Path, codec: str, kind: str, options: dict[str, str]) -> None:
-    file = write(tmp_path / f"a.{kind}", codec=codec, times=None, turn=0, **options)
+def test_every_index_is_exactly_its_frame(tmp_path: Path, codec: str, kind: str, options: dict[str, Any]) -> None:
+    file = write(tmp_path / f"a.{kind}", codec=codec, **options)
     rng = random.Random(0)
     for data in (file, file.read_bytes()):
         video = Video(data, "a")

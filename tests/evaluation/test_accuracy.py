@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,7 +145,7 @@ def test_first_images_have_their_own_colours() -> None:
     assert [image.getpixel((0, 0)) for image in images] == [(0, 0, 0), (10, 10, 10)]
 
 
-def measure_share(rank: int, port: int, answers) -> None:
+def measure_share(rank: int, port: int, answers: multiprocessing.Queue[Any]) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     source = GreySource([i % 7 for i in range(11)], classes=7, broken=(4,))

@@ -5,11 +5,14 @@ import html
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from anyres.evaluation import plots
 from anyres.evaluation.report import Page, Samples, render
+from anyres.evaluation.results import Row
 from anyres.io.text import printable, shorten
 from tests.evaluation.helpers import make_row
 from tests.io.test_text import NASTY
@@ -18,7 +21,7 @@ SIDES = (16, 24, 32, 64)
 NAMES = ("resformer_mr", "deit <b>&'\"")
 
 
-def rows():
+def rows() -> list[Row]:
     made = []
     for number, name in enumerate(NAMES):
         for side in SIDES:
@@ -46,7 +49,7 @@ def page() -> str:
     )
 
 
-def test_every_model_and_size_is_there(page) -> None:
+def test_every_model_and_size_is_there(page: str) -> None:
     text = page.replace("\u2011", "-")
     assert "resformer_mr" in text
     assert "deit &lt;b&gt;&amp;" in text
@@ -65,7 +68,7 @@ def test_every_model_and_size_is_there(page) -> None:
     assert "some processor" in text
 
 
-def test_nothing_is_loaded_from_outside(page) -> None:
+def test_nothing_is_loaded_from_outside(page: str) -> None:
     assert "http" not in page
     assert "<script" not in page
     assert "<link" not in page
@@ -88,13 +91,13 @@ def test_a_page_without_cost_or_curve_renders() -> None:
     render(Page([make_row("none", 32, 32, None)], {}, "digits/val"))
 
 
-def markers(axes, colour):
+def markers(axes: Axes, colour: str) -> dict[int, bool]:
     """{x: filled} of the markers drawn in a colour."""
-    found = {}
+    found: dict[int, bool] = {}
     for line in axes.get_lines():
         if line.get_marker() not in ("", "None", None) and line.get_markeredgecolor() == colour:
             filled = line.get_markerfacecolor() == colour
-            found.update({round(float(x)): filled for x in line.get_xdata()})
+            found.update({round(float(x)): filled for x in np.asarray(line.get_xdata())})
     return found
 
 
@@ -118,7 +121,8 @@ def test_many_shapes_get_a_panel_for_each_ratio() -> None:
 
 
 def test_front_is_what_nothing_beats() -> None:
-    points = [(1.0, 50.0, None), (2.0, 40.0, None), (2.0, 60.0, None), (3.0, 60.0, None), (0.5, 10.0, None)]
+    row = make_row("a", 32, 32, None)
+    points = [(cost, score, row) for cost, score in ((1.0, 50.0), (2.0, 40.0), (2.0, 60.0), (3.0, 60.0), (0.5, 10.0))]
     assert [point[:2] for point in plots._front(points)] == [(0.5, 10.0), (1.0, 50.0), (2.0, 60.0)]
 
 
@@ -129,11 +133,13 @@ def test_pictures_are_written(tmp_path: Path) -> None:
         plots.save(figure, tmp_path / f"{number}.png")
         with Image.open(tmp_path / f"{number}.png") as image:
             assert image.width > 800
-            assert image.convert("L").getextrema() == (pytest.approx(20, abs=20), 255)
+            darkest, lightest = image.convert("L").getextrema()
+            assert darkest == pytest.approx(20, abs=20)
+            assert lightest == 255
 
 
 @pytest.mark.parametrize("kind", NASTY)
-def test_pictures_and_pages_hold_any_name(kind, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_pictures_and_pages_hold_any_name(kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     name = NASTY[kind]
     made = [make_row(label, side, side, 50.0 + side, note=name) for label in (name, name + "-", "b") for side in SIDES]
     made += [make_row(name, 24, 43, 61.0), make_row("b", 8, 8, None, note=name)]
@@ -151,7 +157,7 @@ def test_pictures_and_pages_hold_any_name(kind, tmp_path: Path, recwarn: pytest.
         plots.save(figure, tmp_path / f"{number}.png")
         with Image.open(tmp_path / f"{number}.png") as image:
             assert max(image.size) < 4000
-    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    (legend,) = [legend for axes in figure.axes if (legend := axes.get_legend())]
     assert [entry.get_text() for entry in legend.get_texts()] == [
         plots._label(label) for label in (name, name + "-", "b")
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anyres.errors import UserError
-from anyres.evaluation.results import area_over_log_size, areas, find, main_score, read_csv, write_csv
+from anyres.evaluation.results import Row, area_over_log_size, areas, find, main_score, read_csv, write_csv
 from tests.evaluation.helpers import make_row
 
 
@@ -50,7 +50,7 @@ def test_csv_round_trip(tmp_path: Path) -> None:
         read_csv(tmp_path / "other.csv")
 
 
-def curve(model: str, values: dict[int, float], count: int = 50_000):
+def curve(model: str, values: dict[int, float], count: int = 50_000) -> list[Row]:
     return [make_row(model, side, side, value, count=count) for side, value in values.items()]
 
 

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import socket
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,23 +13,24 @@ import torch.distributed as dist
 from torch import nn
 
 from anyres.data import Item
-from anyres.data.segmentation import SegmentationSource, open_segmentation
+from anyres.data.segmentation import ComposedDigits, SegmentationSource, open_segmentation
 from anyres.errors import UserError
 from anyres.evaluation.segmentation import ConfusionMatrix, evaluate_segmentation
+from tests.typed import as_a
 
 
 class Greys(SegmentationSource):
     """Pictures of blocks whose brightness is 40 times their class, of several sizes; one in `broken` cannot be read."""
 
-    def __init__(self, count=6, classes=4, broken=(), ignored=True):
+    def __init__(self, count: int = 6, classes: int = 4, broken: tuple[int, ...] = (), ignored: bool = True) -> None:
         super().__init__("greys", [f"class{number}" for number in range(classes)], in_chans=1)
         self.count, self.broken, self.ignored = count, broken, ignored
         self.mean, self.std = (0.0,), (1.0,)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
-    def _item(self, index):
+    def _item(self, index: int) -> Item:
         rng = np.random.default_rng(index)
         classes = np.kron(rng.integers(0, 4, (3, 4 + index % 2), dtype=np.uint8), np.ones((8, 8), np.uint8))
         labels = classes.copy()
@@ -40,14 +42,14 @@ class Greys(SegmentationSource):
 class Nearest(nn.Module):
     """Answers each pixel with the class of its brightness; `confused` (a, b) takes every a for b."""
 
-    def __init__(self, classes=4, confused=None, **cfg):
+    def __init__(self, classes: int = 4, confused: tuple[int, int] | None = None, **cfg: Any) -> None:
         super().__init__()
         self.classes, self.confused = classes, confused
         self.in_chans = 1
         self.pretrained_cfg = {"label_names": [f"class{place}" for place in range(classes)], **cfg}
-        self.shapes = []
+        self.shapes: list[tuple[int, ...]] = []
 
-    def forward(self, images: torch.Tensor):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.shapes.append(tuple(images.shape))
         levels = torch.arange(self.classes).view(1, -1, 1, 1) * 40 / 255
         logits = -1000 * (images - levels).abs()
@@ -133,7 +135,7 @@ def test_scales_mirror_images_and_windows_reach_the_model() -> None:
 
 def test_classes_are_matched_by_name_and_one_that_is_absent_leaves_the_mean() -> None:
     class Renamed(Nearest):
-        def forward(self, images: torch.Tensor):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
             return super().forward(images)[:, [3, 2, 1, 0, 4]]
 
     names = [f"class{number}" for number in (3, 2, 1, 0, 4)]
@@ -145,7 +147,7 @@ def test_classes_are_matched_by_name_and_one_that_is_absent_leaves_the_mean() ->
 
 def test_a_pixel_without_a_number_stops_the_test() -> None:
     class Diverged(Nearest):
-        def forward(self, images: torch.Tensor):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
             logits = super().forward(images)
             logits[0, 2, 5, 5] = torch.nan
             return logits
@@ -174,7 +176,7 @@ def test_a_segmenter_on_composed_digits() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     source = open_segmentation("digits", "val")
-    source.scenes.count = 2
+    as_a(ComposedDigits, source).scenes.count = 2
     model = Segmenter.build("resformer_tiny", 11, {"depth": 4}, head="semantic_fpn", channels=16)
     model.pretrained_cfg["label_names"] = source.label_names
     measured = evaluate_segmentation(model, source, (64, 64), batch_size=2)
@@ -183,7 +185,7 @@ def test_a_segmenter_on_composed_digits() -> None:
     assert list(measured.iou) == source.label_names
 
 
-def measure_share(rank, port, answers):
+def measure_share(rank: int, port: int, answers: multiprocessing.Queue[Any]) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=3)

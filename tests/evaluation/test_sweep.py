@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -10,15 +11,17 @@ from anyres import create_model
 from anyres.data import open_source
 from anyres.errors import UserError
 from anyres.evaluation import read_csv, sweep
+from anyres.evaluation.results import Row
 from anyres.inference.modelspec import timm_model
 from anyres.inference.preparation import train_sizes
 from anyres.io.files import LOCK, RECORD
 from tests.evaluation.helpers import GreySource, TableModel
+from tests.typed import as_a
 
 SQUARES = [(16, 16), (24, 24), (32, 32)]
 
 
-def source():
+def source() -> GreySource:
     return GreySource([0, 1, 2, 3, 4, 5], classes=6, broken=(5,))
 
 
@@ -55,7 +58,7 @@ def test_a_sweep_writes_table_pictures_and_report(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_sweep_continues(tmp_path: Path) -> None:
-    def stop(row, number, total):
+    def stop(row: Row, number: int, total: int) -> None:
         if number == 2:
             raise KeyboardInterrupt
 
@@ -93,7 +96,7 @@ def test_a_sweep_is_repeated_into_its_folder_until_somebody_works_on_its_files(t
 
 
 def test_other_weights_or_settings_are_measured_anew(tmp_path: Path) -> None:
-    def stop(row, number, total):
+    def stop(row: Row, number: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -104,7 +107,7 @@ def test_other_weights_or_settings_are_measured_anew(tmp_path: Path) -> None:
 
 def test_out_of_memory_is_recorded(tmp_path: Path) -> None:
     class Greedy(TableModel):
-        def forward(self, images: torch.Tensor):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
             if images.shape[2] == 24 and len(images) > 1:
                 raise torch.OutOfMemoryError("no room")
             return super().forward(images)
@@ -116,7 +119,7 @@ def test_out_of_memory_is_recorded(tmp_path: Path) -> None:
 
 def test_an_error_that_is_not_about_the_size_is_not_hidden(tmp_path: Path) -> None:
     class Broken(TableModel):
-        def forward(self, images: torch.Tensor):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
             if images.any():
                 raise RuntimeError("a bug")
             return super().forward(images)
@@ -130,7 +133,7 @@ def test_real_models_on_real_images(tmp_path: Path) -> None:
     ours = create_model(
         "resformer_tiny", num_classes=10, in_chans=1, img_size=32, patch_size=4, embed_dim=48, depth=2, num_heads=3
     )
-    rival = timm.create_model("vit_tiny_patch16_224", num_classes=10, in_chans=1, img_size=32, depth=1)
+    rival: Any = timm.create_model("vit_tiny_patch16_224", num_classes=10, in_chans=1, img_size=32, depth=1)
     rival.pretrained_cfg = {"input_size": (1, 32, 32), "mean": (0.0,), "std": (0.5,), "crop_pct": 1.0}
     result = sweep(
         {"ours": ours, "timm": rival},
@@ -143,7 +146,7 @@ def test_real_models_on_real_images(tmp_path: Path) -> None:
     assert all(by_size["ours", size].count == 360 for size in ((16, 16), (32, 32), (24, 43)))
     assert by_size["timm", (32, 32)].score is not None
     assert "match" in by_size["timm", (16, 16)].note
-    assert by_size["ours", (32, 32)].gflops > by_size["ours", (16, 16)].gflops
+    assert as_a(float, by_size["ours", (32, 32)].gflops) > as_a(float, by_size["ours", (16, 16)].gflops)
 
 
 def test_timm_models_change_their_size_where_they_can() -> None:

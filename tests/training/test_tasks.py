@@ -214,15 +214,16 @@ def test_shared_statistics_concern_several_processes(tmp_path: Path, monkeypatch
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
-    for task, changes, words in (
+    settings: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("segmentation", {"head_lr": 2.0, "layer_decay": 0.9}, "leave one out"),
         ("segmentation", {"decay": "step"}, "step needs drops"),
         ("detection", {"head": "yolo"}, "head is 'yolo'"),
         ("video", {"frames": 0}, "frames is 0"),
-    ):
+    )
+    for task, changes, words in settings:
         with pytest.raises(UserError, match=words):
             config(task, tmp_path, **changes)
-    for task, changes, words in (
+    runs: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("segmentation", {"head_args": {"widht": 3}}, "widht"),
         ("segmentation", {"model_args": {"depths": 3}}, "depths of pvt_v2_b0 is 3; it must be four values"),
         ("segmentation", {"data": str(tmp_path / "none")}, "none"),
@@ -231,7 +232,8 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         ("detection", {"jitter": [1.0]}, r"jitter \(1.0,\) must be two positive shares"),
         ("video", {"model": "pvt_v2_b0", "model_args": {}}, "has no video form"),
         ("video", {"data": str(tmp_path / "none")}, "none"),
-    ):
+    )
+    for task, changes, words in runs:
         with pytest.raises((UserError, FileNotFoundError), match=words) as caught:
             train(config(task, tmp_path / "run", **changes))
         assert "\n" not in str(caught.value)
@@ -308,7 +310,12 @@ def test_clips_are_cut_out_as_in_training(
     assert measure(model, source, (24, 24)).scores["loss"] == pytest.approx(float(row["val_loss_24"]), rel=1e-4)
     seen: list[tuple[int, ...]] = []
     boxes = video_views.crop_boxes
-    monkeypatch.setattr(video_views, "crop_boxes", lambda *args: seen.append(args[3:]) or boxes(*args))
+
+    def crop_boxes(*args: Any) -> Any:
+        seen.append(args[3:])
+        return boxes(*args)
+
+    monkeypatch.setattr(video_views, "crop_boxes", crop_boxes)
     sample_images(model, source, (24, 24), 1)
     (found,) = overlays(model, [Item("x", source.item(0).data, None)], tmp_path / "seen", (24, 24))
     assert found.cells
