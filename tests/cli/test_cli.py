@@ -6,6 +6,9 @@ import csv
 import io
 import json
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,25 +18,29 @@ from PIL import Image
 from anyres.cli.main import main
 from anyres.io.text import from_csv, printable
 from anyres.models._registry import create_model
+from anyres.models.deit import DeiT
+from tests.typed import as_a
 
 TINY = "embed_dim=24,depth=1,num_heads=2,patch_size=4"
 
+Sentence = Callable[..., str]
 
-def run(*arguments: str) -> int:
+
+def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
 @pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch) -> None:
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables fold long paths to the width of the terminal."""
     monkeypatch.setenv("COLUMNS", "300")
 
 
 @pytest.fixture
-def no_trace(capfd):
+def no_trace(capfd: pytest.CaptureFixture[str]) -> Sentence:
     """Runs a command that must fail: exit code, and one sentence on the error stream."""
 
-    def check(*arguments: str) -> str:
+    def check(*arguments: object) -> str:
         code = run(*arguments)
         error = capfd.readouterr().err
         assert code != 0
@@ -46,7 +53,7 @@ def no_trace(capfd):
 
 
 @pytest.fixture(scope="module")
-def digits_run(tmp_path_factory):
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("my run ä") / "run"  # a space and an umlaut in the path
     options = [
         "data=digits",
@@ -63,7 +70,7 @@ def digits_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for i in range(3):
@@ -73,7 +80,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def test_train_writes_a_run(digits_run) -> None:
+def test_train_writes_a_run(digits_run: Path) -> None:
     assert (digits_run / "config.yaml").is_file()
     assert json.loads((digits_run / "summary.json").read_text())["status"] == "finished"
     config = json.loads((digits_run / "best" / "config.json").read_text())
@@ -81,7 +88,9 @@ def test_train_writes_a_run(digits_run) -> None:
     assert config["pretrained_cfg"]["label_names"] == [str(digit) for digit in range(10)]
 
 
-def test_predict_names_labels_and_counts_bad_files(digits_run, pictures, capfd, tmp_path) -> None:
+def test_predict_names_labels_and_counts_bad_files(
+    digits_run: Path, pictures: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert run("predict", digits_run, pictures, "--size", "17x23", "--topk", 3) == 0
     out = capfd.readouterr()
     assert "2 of 5 files could not be read" in out.err
@@ -98,7 +107,9 @@ def test_predict_names_labels_and_counts_bad_files(digits_run, pictures, capfd, 
     assert "None of the 1 files" in capfd.readouterr().err
 
 
-def test_predict_agrees_with_the_model_called_by_hand(digits_run, tmp_path, capfd) -> None:
+def test_predict_agrees_with_the_model_called_by_hand(
+    digits_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from anyres import load_pretrained
 
     pixels = np.random.default_rng(1).integers(0, 255, (16, 16), dtype=np.uint8)
@@ -112,7 +123,9 @@ def test_predict_agrees_with_the_model_called_by_hand(digits_run, tmp_path, capf
     assert float(row[3]) == pytest.approx(expected.max().item(), abs=1e-3)
 
 
-def test_sweep_compares_a_run_and_a_saved_model(digits_run, tmp_path, capfd) -> None:
+def test_sweep_compares_a_run_and_a_saved_model(
+    digits_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "sweep"
     models = [f"first:={digits_run}", digits_run / "last"]
     assert run("sweep", *models, "sizes=12,16,20x14", "--no-cost", f"output={out}") == 0
@@ -125,7 +138,7 @@ def test_sweep_compares_a_run_and_a_saved_model(digits_run, tmp_path, capfd) -> 
     assert [lines[size].count("*") for size in ("12", "16", "20x14")] == [2, 2, 0]
 
 
-def test_models_and_info(capfd) -> None:
+def test_models_and_info(capfd: pytest.CaptureFixture[str]) -> None:
     assert run("models", "resformer", "--layout", "csv") == 0
     rows = list(csv.DictReader(capfd.readouterr().out.splitlines()))
     assert [row["model"] for row in rows] == ["resformer_base", "resformer_small", "resformer_tiny"]
@@ -137,9 +150,9 @@ def test_models_and_info(capfd) -> None:
     assert "72.20" in out
 
 
-def test_convert_there_and_back(tmp_path, capfd) -> None:
+def test_convert_there_and_back(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    model = create_model("deit_tiny")
+    model = as_a(DeiT, create_model("deit_tiny"))
     torch.save({"model": model.to_published(model.state_dict())}, tmp_path / "published.pth")
     assert run("convert", tmp_path / "published.pth", tmp_path / "ours.safetensors") == 0
     assert "deit_tiny" in capfd.readouterr().out
@@ -150,7 +163,9 @@ def test_convert_there_and_back(tmp_path, capfd) -> None:
     assert all(torch.equal(back[k], v) for k, v in model.to_published(model.state_dict()).items())
 
 
-def test_outputs_keep_what_is_there_and_are_repeated(no_trace, digits_run, pictures, tmp_path, monkeypatch) -> None:
+def test_outputs_keep_what_is_there_and_are_repeated(
+    no_trace: Sentence, digits_run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tests.io.test_files import content
 
     monkeypatch.chdir(tmp_path)
@@ -178,7 +193,7 @@ def test_flags_and_empty_lists_as_words() -> None:
     from anyres.cli.arguments import parse
     from anyres.cli.commands import COMMANDS
 
-    def values(*arguments: str) -> dict:
+    def values(*arguments: str) -> dict[str, Any]:
         return parse("anyres", "", COMMANDS, arguments)[1]
 
     for word, value in (("cost=false", False), ("--cost=True", True), ("--no-cost", False), ("--cost", True)):
@@ -224,7 +239,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_mistakes_get_one_sentence(kind: str, no_trace, tmp_path, monkeypatch) -> None:
+def test_mistakes_get_one_sentence(
+    kind: str, no_trace: Sentence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import re
 
     monkeypatch.chdir(tmp_path)
@@ -232,7 +249,7 @@ def test_mistakes_get_one_sentence(kind: str, no_trace, tmp_path, monkeypatch) -
     assert re.search(hint, no_trace(*arguments))
 
 
-def test_mistakes_with_files(no_trace, tmp_path, pictures, digits_run) -> None:
+def test_mistakes_with_files(no_trace: Sentence, tmp_path: Path, pictures: Path, digits_run: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("epoch: 3\n")
     assert "epochs" in no_trace("train", f"recipe={tmp_path / 'recipe.yaml'}")
     (tmp_path / "data" / "cat").mkdir(parents=True)
@@ -247,14 +264,16 @@ def test_mistakes_with_files(no_trace, tmp_path, pictures, digits_run) -> None:
     assert "single files" in no_trace("convert", digits_run / "best", tmp_path / "x", "--to=published")
 
 
-def test_a_full_disk_is_one_sentence(no_trace, monkeypatch, digits_run, tmp_path) -> None:
+def test_a_full_disk_is_one_sentence(
+    no_trace: Sentence, monkeypatch: pytest.MonkeyPatch, digits_run: Path, tmp_path: Path
+) -> None:
     import errno
 
-    def full(*_, **__):
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x.safetensors"))
 
     monkeypatch.setattr("anyres.models._checkpoints.save_file", full)
-    create_model("deit_tiny").save_pretrained(tmp_path / "m")
+    as_a(DeiT, create_model("deit_tiny")).save_pretrained(tmp_path / "m")
     assert "disk is full" in no_trace("convert", tmp_path / "m", tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
 
@@ -273,7 +292,7 @@ NAMES = [
 
 
 @pytest.fixture(scope="module")
-def named_run(tmp_path_factory):
+def named_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on classes of such names, some of whose files cannot be read; and the folder of its data."""
     root = tmp_path_factory.mktemp("named")
     for place, name in enumerate(NAMES):
@@ -288,7 +307,7 @@ def named_run(tmp_path_factory):
     return root
 
 
-def test_any_name_goes_all_the_way(named_run, capfd, tmp_path) -> None:
+def test_any_name_goes_all_the_way(named_run: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     names = sorted(os.fsdecode(name.removesuffix(b".png")) for name in NAMES)
     config = json.loads((named_run / "run" / "best" / "config.json").read_text(encoding="utf-8"))
     assert config["pretrained_cfg"]["label_names"] == names
@@ -319,7 +338,7 @@ def test_any_name_goes_all_the_way(named_run, capfd, tmp_path) -> None:
     assert not [row for row in rows if row["label"].startswith(("=", "-", "+", "@"))]
 
 
-def test_a_sweep_of_any_name(named_run, capfd, tmp_path) -> None:
+def test_a_sweep_of_any_name(named_run: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for number, label in enumerate((os.fsdecode(b"$\\foo$\x1b[2J\xff"), "=1+1", "x" * 5000)):
         out = tmp_path / f"{number} \u202eä"
         model = f"{label}:={named_run / 'run'}"

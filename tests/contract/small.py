@@ -10,6 +10,7 @@ import torch
 from anyres.models._backbone import Backbone
 from anyres.models._registry import create_model, entries
 from tests.systems import system
+from tests.typed import as_a
 
 SIZES = [(97, 131), (64, 448), (224, 224), (33, 32), (160, 96), (128, 128), (131, 97), (80, 72), (50, 200), None]
 """Ten sizes: odd, prime, tall, wide, divisible; None stands for the model's minimum."""
@@ -35,7 +36,7 @@ def small(name: str, **options: Any) -> Backbone:
     skipped unseen."""
     torch.manual_seed(0)
     args = small_args(name)
-    model = create_model(name, **{"num_classes": 7, **args, **options})
+    model = as_a(Backbone, create_model(name, **{"num_classes": 7, **args, **options}))
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -14,6 +16,7 @@ from anyres.models._registry import create_model, entries
 from anyres.tasks import load_pretrained
 from tests.contract.small import SIZES, distinct_models, image, small
 from tests.systems import system
+from tests.typed import as_a
 
 pytestmark = pytest.mark.parametrize("name", distinct_models())
 sizes = pytest.mark.parametrize("size", SIZES, ids=str)
@@ -72,15 +75,13 @@ def test_too_small_is_one_sentence(name: str) -> None:
         model(torch.zeros(1, 2, 64, 64))
 
 
-def gradients(name: str, checkpointing: bool) -> dict[str, Tensor]:
+def gradients(name: str, checkpointing: bool) -> dict[str, Tensor | None]:
     model = small(name).train()
     model.set_grad_checkpointing(checkpointing)
     out = model.forward_train(image(2, (97, 131), model), ("cls", "gap"))
     # Fixed random weights, so that a norm's mean-free output does not cancel a gradient.
-    loss = sum(
-        (value * torch.randn(value.shape, generator=torch.Generator().manual_seed(5))).sum() for value in out.values()
-    )
-    loss.backward()
+    noise = (torch.randn(value.shape, generator=torch.Generator().manual_seed(5)) for value in out.values())
+    torch.stack([(value * weights).sum() for value, weights in zip(out.values(), noise, strict=True)]).sum().backward()
     return {key: parameter.grad for key, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -89,7 +90,9 @@ def test_gradients_reach_every_parameter_and_checkpointing_keeps_them(name: str)
     for key, gradient in plain.items():
         assert gradient is not None, key
         assert gradient.any(), key
-        assert close(checkpointed[key], gradient, 1e-5), key
+        again = checkpointed[key]
+        assert again is not None, key
+        assert close(again, gradient, 1e-5), key
 
 
 def test_logits_alone_leave_no_parameter_without_gradient(name: str) -> None:
@@ -106,7 +109,7 @@ def test_checkpointing_and_drop_path_draw_alike(name: str) -> None:
         model.set_grad_checkpointing(checkpointing)
         torch.manual_seed(3)
         model(image(4, (64, 64), model)).square().sum().backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+        return torch.cat([as_a(Tensor, p.grad).flatten() for p in model.parameters() if p.requires_grad])
 
     assert close(step(True), step(False), 1e-5)
 
@@ -122,7 +125,7 @@ def test_bfloat16_autocast(name: str) -> None:
     assert close(ours.float(), expected, 0.05)
 
 
-def test_save_and_load(name: str, tmp_path) -> None:
+def test_save_and_load(name: str, tmp_path: Path) -> None:
     model = small(name, in_chans=1)
     model.pretrained_cfg["label_names"] = list("abcdefg")
     model.pretrained_cfg["train_sizes"] = [[32, 32], [24, 24]]
@@ -144,7 +147,7 @@ def test_timm_feature_extraction(name: str) -> None:
     whole = small(name)
     levels = type(whole).default_out_indices({**entries()[name].variant.args, **whole.model_args})
     torch.manual_seed(0)
-    net = timm.create_model(
+    net: Any = timm.create_model(
         f"anyres_{name}", features_only=True, **{k: v for k, v in whole.model_args.items() if k != "num_classes"}
     )
     net.model.load_state_dict(whole.state_dict(), strict=False)
@@ -191,7 +194,7 @@ def test_parameter_groups(name: str) -> None:
 
 @pytest.mark.parametrize("indices", [None, 2, [0, -1]], ids=str)
 @torch.inference_mode()
-def test_intermediates_as_in_timm(name: str, indices) -> None:
+def test_intermediates_as_in_timm(name: str, indices: int | list[int] | None) -> None:
     model = small(name)
     x = image(1, (64, 96), model)
     every = model.forward_intermediates(x, intermediates_only=True)
@@ -225,8 +228,8 @@ def test_folded_norms_change_nothing(name: str) -> None:
     model = small(name)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(std=0.3)
-            module.running_var.uniform_(0.5, 2)
+            as_a(Tensor, module.running_mean).normal_(std=0.3)
+            as_a(Tensor, module.running_var).uniform_(0.5, 2)
     x = image(1, (97, 131), model)
     expected = model(x)
     assert close(model.fold_norms()(x), expected, 1e-5)

@@ -19,6 +19,7 @@ from anyres.models._backbone import Backbone
 from tests.contract.small import distinct_models, image, small
 from tests.contract.watching import LAYERS, Records, seal
 from tests.systems import system
+from tests.typed import as_a
 
 pytestmark = pytest.mark.parametrize("name", distinct_models())
 
@@ -98,7 +99,7 @@ def test_lora_on_every_layer_equals_the_merged_network(name: str) -> None:
         out = adapted.forward_train(pixels, ("cls", "gap"))
         loss = sum((value * torch.randn_like(value)).sum() for value in out.values())
         loss.backward()
-        return out["logits"].detach(), pixels.grad
+        return out["logits"].detach(), as_a(Tensor, pixels.grad)
 
     logits, gradient = step()
     without = [key for key, p in adapted.named_parameters() if "lora_" in key and (p.grad is None or not p.grad.any())]
@@ -166,7 +167,9 @@ def test_every_feature_class_of_timm(name: str) -> None:
     levels = range(len(whole.feature_info))[-2:]
     expected = whole.forward_intermediates(x, list(levels), intermediates_only=True)
     for kind in ("getter", "list", "dict", "hook"):
-        net = timm.create_model(f"anyres_{name}", features_only=True, feature_cls=kind, out_indices=[*levels], **args)
+        net: Any = timm.create_model(
+            f"anyres_{name}", features_only=True, feature_cls=kind, out_indices=[*levels], **args
+        )
         (net.body if kind == "hook" else net.model).load_state_dict(whole.state_dict(), strict=False)
         maps = net.eval()(x)
         if kind == "dict":

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from anyres.errors import UserError
 SCENES = [Scenes("train").scene(index) for index in range(60)]
 
 
-def test_a_scene_is_the_same_whoever_draws_it_and_differs_from_the_others():
+def test_a_scene_is_the_same_whoever_draws_it_and_differs_from_the_others() -> None:
     for first, again in zip(Scenes("train").scene(7), Scenes("train", count=8).scene(7), strict=True):
         assert first.dtype == again.dtype
         assert np.array_equal(first, again)
@@ -16,7 +18,7 @@ def test_a_scene_is_the_same_whoever_draws_it_and_differs_from_the_others():
     assert SCENES[0].image.shape != SCENES[1].image.shape or not np.array_equal(SCENES[0].image, SCENES[1].image)
 
 
-def test_shapes_and_kinds():
+def test_shapes_and_kinds() -> None:
     for image, boxes, labels, masks, keypoints, classes in SCENES:
         height, width = image.shape[:2]
         assert max(height, width) == 128
@@ -35,7 +37,7 @@ def test_shapes_and_kinds():
     assert {len(scene.labels) for scene in SCENES} >= {1, 2, 3, 4}
 
 
-def test_boxes_are_tight_around_what_shows():
+def test_boxes_are_tight_around_what_shows() -> None:
     for scene in SCENES:
         for box, mask in zip(scene.boxes, scene.masks, strict=True):
             x1, y1, x2, y2 = box.astype(int)
@@ -44,14 +46,14 @@ def test_boxes_are_tight_around_what_shows():
                 assert side.any()
 
 
-def test_masks_are_disjoint_and_make_the_classes():
+def test_masks_are_disjoint_and_make_the_classes() -> None:
     for scene in SCENES:
         assert scene.masks.sum(0).max() == 1
         painted = sum(mask * np.uint8(label + 1) for mask, label in zip(scene.masks, scene.labels, strict=True))
         assert np.array_equal(painted, scene.classes)
 
 
-def test_keypoints_are_the_ends_of_the_paper_and_say_whether_they_are_seen():
+def test_keypoints_are_the_ends_of_the_paper_and_say_whether_they_are_seen() -> None:
     hidden = 0
     for scene in SCENES:
         for (x1, y1, x2, y2), mask, points in zip(scene.boxes, scene.masks, scene.keypoints, strict=True):
@@ -64,7 +66,7 @@ def test_keypoints_are_the_ends_of_the_paper_and_say_whether_they_are_seen():
     assert 0 < hidden < 60
 
 
-def test_digits_are_of_many_sizes_and_dark_on_light_paper():
+def test_digits_are_of_many_sizes_and_dark_on_light_paper() -> None:
     tall = []
     for scene in SCENES:
         light = scene.image.astype(float) @ [0.299, 0.587, 0.114]
@@ -85,7 +87,7 @@ def test_digits_are_of_many_sizes_and_dark_on_light_paper():
     assert max(whole[1]) - 0.06 < max(tall) < max(whole[1]) + 0.02
 
 
-def test_at_least_the_promised_share_of_every_sticker_is_visible():
+def test_at_least_the_promised_share_of_every_sticker_is_visible() -> None:
     whole = 0
     for scene in SCENES:
         for mask, points in zip(scene.masks, scene.keypoints, strict=True):
@@ -96,7 +98,7 @@ def test_at_least_the_promised_share_of_every_sticker_is_visible():
     assert whole > 100
 
 
-def test_paper_surrounds_the_ink():
+def test_paper_surrounds_the_ink() -> None:
     drawn = draw_digit(Digits("val").images[0], 40)
     ink, paper = cut_out(drawn, 40)
     assert ink.shape == paper.shape
@@ -111,7 +113,7 @@ def test_paper_surrounds_the_ink():
     assert rows[-1] - inked[-1] == pytest.approx(MARGIN * 40, abs=1.5)
 
 
-def test_train_and_val_scenes_hold_different_digits():
+def test_train_and_val_scenes_hold_different_digits() -> None:
     train, val = Scenes("train"), Scenes("val")
     assert (len(train), len(val)) == (4000, 200)
     assert not set(train.digits.indices) & set(val.digits.indices)
@@ -119,7 +121,7 @@ def test_train_and_val_scenes_hold_different_digits():
     assert not np.array_equal(train.scene(0).image, val.scene(0).image)
 
 
-def test_a_drawn_digit_has_its_height_and_keeps_its_holes():
+def test_a_drawn_digit_has_its_height_and_keeps_its_holes() -> None:
     zero = Digits("val").images[0]
     assert Digits("val").labels[0] == 0
     for height in (18, 56):
@@ -138,12 +140,12 @@ def test_a_drawn_digit_has_its_height_and_keeps_its_holes():
     ({"split": "val", "side": 16}, "side 16"),
     ({"split": "val", "count": 0}, "count 0"),
 ])  # fmt: skip
-def test_refusals(arguments, words):
+def test_refusals(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         Scenes(**arguments)
 
 
-def test_stickers_larger_than_the_scene_are_left_out_and_every_scene_has_one():
+def test_stickers_larger_than_the_scene_are_left_out_and_every_scene_has_one() -> None:
     tall = 48 * HEIGHTS[1]
     shapes = [cut_out(draw_digit(digit, tall, stretch=1.15), tall)[1].shape for digit in Digits("all").images[::5]]
     assert max(map(max, shapes)) > round(48 * NARROWEST)
@@ -151,6 +153,6 @@ def test_stickers_larger_than_the_scene_are_left_out_and_every_scene_has_one():
     assert all(scenes.scene(index).labels.size for index in range(300))
 
 
-def test_an_index_beyond_the_end():
+def test_an_index_beyond_the_end() -> None:
     with pytest.raises(IndexError):
         Scenes("val").scene(200)

@@ -1,6 +1,8 @@
 import io
 import pickle
 import struct
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from tests.data.pictures import bad_files, encode, huge_png, noise, odd_good_fil
 
 @pytest.mark.parametrize("in_chans", [1, 3])
 @pytest.mark.parametrize("name", odd_good_files())
-def test_unusual_files_decode(name, in_chans):
+def test_unusual_files_decode(name: str, in_chans: int) -> None:
     image = load_image(odd_good_files()[name], name, in_chans)
     assert image.mode == ("L" if in_chans == 1 else "RGB")
     assert image.size == {"one": (1, 1), "thin": (3000, 1)}.get(name.split(".")[0], (20, 24))
@@ -36,10 +38,10 @@ def test_unusual_files_decode(name, in_chans):
 
 @pytest.mark.parametrize("from_path", [False, True])
 @pytest.mark.parametrize("name", bad_files())
-def test_bad_files_are_refused(name, from_path, tmp_path):
-    data = bad_files()[name]
+def test_bad_files_are_refused(name: str, from_path: bool, tmp_path: Path) -> None:
+    data: bytes | Path = bad_files()[name]
     if from_path:
-        (tmp_path / name).write_bytes(data)
+        (tmp_path / name).write_bytes(bad_files()[name])
         data = tmp_path / name
     with pytest.raises(BadImage) as caught:
         load_image(data, name)
@@ -48,13 +50,13 @@ def test_bad_files_are_refused(name, from_path, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_missing_file_and_folder_are_bad_images(tmp_path):
+def test_missing_file_and_folder_are_bad_images(tmp_path: Path) -> None:
     for path in (tmp_path / "none.jpg", tmp_path):
         with pytest.raises(BadImage):
             load_image(path, "x")
 
 
-def test_pixel_limit_holds_before_decoding(monkeypatch):
+def test_pixel_limit_holds_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("was decoded"))
     with pytest.raises(BadImage, match=r"9000x9000 is 81\.0 megapixels, over the limit of 64"):
         load_image(huge_png(9000), "x")
@@ -62,13 +64,13 @@ def test_pixel_limit_holds_before_decoding(monkeypatch):
         load_image(encode(noise(25, 24), "PNG"), "x", max_pixels=599)
 
 
-def test_sixteen_bits_keep_their_range():
+def test_sixteen_bits_keep_their_range() -> None:
     ramp = np.array([[0, 257 * 10, 257 * 200, 65535]], dtype=np.uint16)
     for kind in ("PNG", "TIFF"):
         assert np.asarray(load_image(encode(Image.fromarray(ramp), kind), "x", 1)).tolist() == [[0, 10, 200, 255]]
 
 
-def test_transparency_lies_over_white():
+def test_transparency_lies_over_white() -> None:
     image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     image.putpixel((1, 0), (10, 20, 30, 255))
     assert np.asarray(load_image(encode(image, "PNG"), "x")).tolist() == [[[255, 255, 255], [10, 20, 30]]]
@@ -81,7 +83,7 @@ def test_transparency_lies_over_white():
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied_once(orientation, kind):
+def test_exif_orientation_is_applied_once(orientation: int, kind: str) -> None:
     upright = Image.new("RGB", (48, 32), "black")
     upright.paste((255, 255, 255), (0, 0, 24, 16))  # the upper left quarter is white
     # How a camera held that way stores the upright picture: the inverse of what has to be applied.
@@ -99,35 +101,50 @@ def test_exif_orientation_is_applied_once(orientation, kind):
     exif[0x0112] = orientation
     data = encode(stored, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     told = []
-    image = load_image(data, "x", needed=lambda width, height: told.append((width, height)) or 1.0)
+
+    def needed(width: int, height: int) -> float:
+        told.append((width, height))
+        return 1.0
+
+    image = load_image(data, "x", needed=needed)
     assert told == [(48, 32)]
     assert image.size == (48, 32)
     assert np.abs(np.asarray(image).astype(int) - np.asarray(upright)).max() < 60  # JPEG rings at the edges
 
 
-def test_draft_never_goes_below_what_is_needed():
+def test_draft_never_goes_below_what_is_needed() -> None:
     data = encode(noise(400, 600))
-    sizes = {scale: load_image(data, "x", needed=lambda w, h, s=scale: s).size for scale in (1.0, 0.6, 0.5, 0.3, 0.1)}
-    assert sizes == {1.0: (600, 400), 0.6: (600, 400), 0.5: (300, 200), 0.3: (300, 200), 0.1: (75, 50)}
+
+    def size(scale: float) -> tuple[int, int]:
+        return load_image(data, "x", needed=lambda width, height: scale).size
+
+    sizes = {scale: size(scale) for scale in (1.0, 0.6, 0.5, 0.3, 0.1)}
+    assert sizes == {
+        1.0: (600, 400),
+        0.6: (600, 400),
+        0.5: (300, 200),
+        0.3: (300, 200),
+        0.1: (75, 50),
+    }
     assert load_image(encode(noise(400, 600), "PNG"), "x", needed=lambda w, h: 0.1).size == (600, 400)
 
 
-def test_an_error_of_the_caller_is_not_a_bad_image():
-    def needed(width, height):
+def test_an_error_of_the_caller_is_not_a_bad_image() -> None:
+    def needed(width: int, height: int) -> float:
         raise KeyError("a bug")
 
     with pytest.raises(KeyError):
         load_image(encode(noise(8, 8)), "x", needed=needed)
 
 
-def test_bad_image_survives_pickling():
+def test_bad_image_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(BadImage("a/b.jpg", "why")))
     assert (error.name, error.reason, str(error)) == ("a/b.jpg", "why", "a/b.jpg: why")
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_damaged_files_decode_or_are_bad_images(data):
+def test_damaged_files_decode_or_are_bad_images(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]))
     content = bytearray(encode(noise(16, 16), kind))
     content = content[: data.draw(st.integers(0, len(content)))]
@@ -141,7 +158,7 @@ def test_damaged_files_decode_or_are_bad_images(data):
     assert image.mode == "RGB"
 
 
-def test_list_images_is_sorted_and_ignores_what_is_hidden_or_no_image(tmp_path):
+def test_list_images_is_sorted_and_ignores_what_is_hidden_or_no_image(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "deep/c.webp", ".git/d.png"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -149,7 +166,7 @@ def test_list_images_is_sorted_and_ignores_what_is_hidden_or_no_image(tmp_path):
     assert list_images(tmp_path) == ["a.png", "b.JPG", "deep/c.webp"]
 
 
-def test_every_file_is_listed_once(tmp_path):
+def test_every_file_is_listed_once(tmp_path: Path) -> None:
     """Links to folders in circles, to files, to nothing and to themselves, and a second name of a file."""
     (tmp_path / "b" / "c").mkdir(parents=True)
     for name in ("z.png", "b/y.png", "b/c/x.png"):
@@ -174,17 +191,17 @@ def test_every_file_is_listed_once(tmp_path):
     assert list_images(tmp_path / "elsewhere") == ["linked/c/x.png", "linked/y.png"]
 
 
-def deep(values, kind="PNG", **options):
+def deep(values: list[int], kind: str = "PNG", **options: object) -> bytes:
     return encode(Image.fromarray(np.array([values], dtype=np.uint16)), kind, **options)
 
 
-def grey(data, bit_depth=None, in_chans=1):
+def grey(data: bytes, bit_depth: int | None = None, in_chans: int = 1) -> Any:
     return np.asarray(load_image(with_depth(data, bit_depth), "x", in_chans)).tolist()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize(("highest", "bits"), [(1, 8), (255, 8), (256, 10), (1023, 10), (4095, 12), (16383, 14)])
-def test_few_bits_in_sixteen_are_asked_for(highest, bits, kind):
+def test_few_bits_in_sixteen_are_asked_for(highest: int, bits: int, kind: str) -> None:
     data = deep([0, highest // 2, highest], kind)
     sentence = f"^x has 16 bits, but no number above {highest}: give bit_depth={bits} .*, and bit_depth=16 if"
     for in_chans in (1, 3):
@@ -198,13 +215,13 @@ def test_few_bits_in_sixteen_are_asked_for(highest, bits, kind):
             grey(data, 8)
 
 
-def test_black_and_light_pictures_need_no_word():
+def test_black_and_light_pictures_need_no_word() -> None:
     assert grey(deep([0, 0])) == [[0, 0]]
     assert grey(deep([0, 2**14])) == [[0, 64]]
     assert grey(encode(noise(4, 4).convert("L"), "PNG"), 12) == grey(encode(noise(4, 4).convert("L"), "PNG"))
 
 
-def test_a_tiff_says_how_many_bits_it_has():
+def test_a_tiff_says_how_many_bits_it_has() -> None:
     assert grey(deep([0, 2048, 4095], "TIFF", tiffinfo={281: 4095})) == [[0, 128, 255]]
     assert grey(deep([0, 2048, 4095], "TIFF", tiffinfo={281: 65535})) == [[0, 8, 16]]
     assert grey(deep([0, 2048, 4095], "TIFF", tiffinfo={281: 4095}), 16) == [[0, 8, 16]]
@@ -214,13 +231,13 @@ def test_a_tiff_says_how_many_bits_it_has():
 
 
 @pytest.mark.parametrize("depth", [None, 12, 16])
-def test_white_zeros_of_many_bits_are_refused_whatever_is_said_of_their_depth(depth):
+def test_white_zeros_of_many_bits_are_refused_whatever_is_said_of_their_depth(depth: int | None) -> None:
     with pytest.raises(BadImage, match="count from white"):
         grey(tiff(16, 0, bytes([255, 15])), depth)
 
 
-def test_colours_of_sixteen_bits():
-    def colours(*values):
+def test_colours_of_sixteen_bits() -> None:
+    def colours(*values: int) -> bytes:
         return png(16, 2, [struct.pack(f">{len(values)}H", *values)])
 
     assert grey(colours(65535, 512, 0), in_chans=3) == grey(colours(65535, 512, 0), 16, 3) == [[[255, 2, 0]]]
@@ -235,8 +252,8 @@ def test_colours_of_sixteen_bits():
     assert grey(png(16, 6, [struct.pack(">4H", 0, 0, 65535, 65535)]), in_chans=3) == [[[0, 0, 255]]]
 
 
-def test_floats_end_at_one_whatever_a_picture_holds():
-    def floats(*values):
+def test_floats_end_at_one_whatever_a_picture_holds() -> None:
+    def floats(*values: float) -> bytes:
         return encode(Image.fromarray(np.array([values], dtype=np.float32)), "TIFF")
 
     assert grey(floats(0, 0.5, 1)) == [[0, 128, 255]]
@@ -250,7 +267,7 @@ def test_floats_end_at_one_whatever_a_picture_holds():
             grey(floats(0, number))
 
 
-def test_wide_integers_need_their_depth():
+def test_wide_integers_need_their_depth() -> None:
     wide = Image.fromarray(np.array([[0, 70_000, 2**20 - 1]], dtype=np.int32))
     with pytest.raises(UserError, match="its range is 0 to 65535"):
         grey(encode(wide, "TIFF"))
@@ -263,7 +280,7 @@ def test_wide_integers_need_their_depth():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_source_tells_the_depth_of_its_pictures(tmp_path, workers):
+def test_a_source_tells_the_depth_of_its_pictures(tmp_path: Path, workers: int) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(4):

@@ -14,16 +14,17 @@ import torch
 from PIL import Image
 
 from anyres.data import BadImage, EvalLoader, Item, SizeSchedule, TrainLoader, rle
-from anyres.data.detection import open_detection
+from anyres.data.detection import DigitScenes, open_detection
 from anyres.data.detection_views import DetectionTest, DetectionViews, pad
 from anyres.data.fitting import fit
 from anyres.data.objects import REPORT, Objects
 from anyres.errors import UserError
 from tests.data.pictures import encode, noise
+from tests.typed import as_a
 
 pytest.importorskip("faster_coco_eval")
 
-GREY = {"mean": (0.0,), "std": (1.0,)}
+GREY: dict[str, Any] = {"mean": (0.0,), "std": (1.0,)}
 TRIANGLE = [10.0, 5, 40, 5, 10, 35]
 SQUARE = {"size": [48, 64], "counts": rle.encode(np.pad(np.ones((20, 20)), ((10, 18), (20, 24)))).tolist()}
 
@@ -70,7 +71,7 @@ def make_objects(size: tuple[int, int], boxes: Any, **more: Any) -> Objects:
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def test_ids_with_gaps_become_labels_in_their_order(tmp_path):
+def test_ids_with_gaps_become_labels_in_their_order(tmp_path: Path) -> None:
     source = open_detection(write(tmp_path, contents()))
     assert source.label_names == ["bird", "cat", "dog"]
     assert source.category_ids == [3, 7, 90]
@@ -86,7 +87,7 @@ def test_ids_with_gaps_become_labels_in_their_order(tmp_path):
     assert image.size == (64, 48)
 
 
-def test_validation_keeps_crowds_and_empty_images(tmp_path):
+def test_validation_keeps_crowds_and_empty_images(tmp_path: Path) -> None:
     folder = write(tmp_path, contents(), "instances_val2017.json", "val2017")
     source = open_detection(folder, "val", masks=True)
     assert [source.item(i).label.image_id for i in range(len(source))] == [20, 10, 15, 5]
@@ -106,12 +107,12 @@ def test_validation_keeps_crowds_and_empty_images(tmp_path):
         ("train.json", "images/train2017"),
     ],
 )
-def test_other_layouts(tmp_path, name, images):
+def test_other_layouts(tmp_path: Path, name: str, images: str) -> None:
     source = open_detection(write(tmp_path, contents(), name, images))
     assert source.item(0).data == tmp_path / images / "4.png"
 
 
-def test_a_missing_file_is_named_with_the_layout(tmp_path):
+def test_a_missing_file_is_named_with_the_layout(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no .*annotations.instances_val2017.json: .*val2017, val or images"):
         open_detection(write(tmp_path, contents()), "val")
     with pytest.raises(FileNotFoundError, match="person_keypoints_val2017"):
@@ -154,29 +155,29 @@ def damaged(part: str, place: int, **more: Any) -> dict[str, Any]:
         ({**contents(), "annotations": []}, "marks no object"),
     ],
 )
-def test_damaged_files_are_refused_in_a_sentence(tmp_path, data, message):
+def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path, data: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_detection(write(tmp_path, data), masks=True)
 
 
 @pytest.mark.parametrize("keep_empty", [False, True])
-def test_missing_masks_and_keypoints_are_named_with_the_heads_that_need_none(tmp_path, keep_empty):
+def test_missing_masks_and_keypoints_are_named_with_the_heads_that_need_none(tmp_path: Path, keep_empty: bool) -> None:
     data = contents()
     data["annotations"] = [{**entry, "segmentation": []} for entry in data["annotations"]]
     data["categories"][0]["keypoints"] = ["nose"]
     write(tmp_path, data, "train.json")
     for part in ("masks", "keypoints"):
         with pytest.raises(UserError, match=f"marks objects, but no {part} that can be used: .*retinanet, faster_rcnn"):
-            open_detection(tmp_path, keep_empty=keep_empty, **{part: True})
+            open_detection(tmp_path, keep_empty=keep_empty, masks=part == "masks", keypoints=part == "keypoints")
     assert len(open_detection(tmp_path)) == 2
     del data["categories"][0]["keypoints"]
     with pytest.raises(UserError, match=r"no category .* names its keypoints: .*retinanet, faster_rcnn"):
         open_detection(write(tmp_path, data, "train.json"), keypoints=True)
 
 
-def test_broken_marks_are_counted_and_left_out(tmp_path, caplog):
+def test_broken_marks_are_counted_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = contents()
-    more = [
+    more: list[tuple[Any, dict[str, Any]]] = [
         ([1, 2, 3], {}),
         ([1, 2, -3, 4], {}),
         ([1, 2, float("nan"), 4], {}),
@@ -215,14 +216,14 @@ def test_broken_marks_are_counted_and_left_out(tmp_path, caplog):
     assert sample.targets[0]["labels"].tolist() == [1, 0, 0]
 
 
-def test_areas_default_to_the_boxes(tmp_path):
+def test_areas_default_to_the_boxes(tmp_path: Path) -> None:
     for area in (None, -1, "x", float("nan")):
         data = damaged("annotations", 0, area=area)
         del data["annotations"][2]["area"]
         assert open_detection(write(tmp_path, data)).item(1).label.areas.tolist() == [900, 900]
 
 
-def test_absent_images_are_told_when_data_are_opened(tmp_path, caplog):
+def test_absent_images_are_told_when_data_are_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = contents()
     data["images"][0]["file_name"] = "more/4.png"
     folder = write(tmp_path, data)
@@ -242,7 +243,7 @@ def test_absent_images_are_told_when_data_are_opened(tmp_path, caplog):
         open_detection(folder)
 
 
-def test_missing_and_unfitting_images_are_bad(tmp_path):
+def test_missing_and_unfitting_images_are_bad(tmp_path: Path) -> None:
     source = open_detection(write(tmp_path, contents()))
     (tmp_path / "train2017" / "4.png").unlink()
     (tmp_path / "train2017" / "2.png").write_bytes(encode(noise(64, 48), "PNG"))
@@ -252,7 +253,7 @@ def test_missing_and_unfitting_images_are_bad(tmp_path):
         DetectionViews(**GREY).augment(source.item(1), [(48, 48)], random.Random(0))
 
 
-def test_other_labels(tmp_path):
+def test_other_labels(tmp_path: Path) -> None:
     names = ["cow", "dog", "cat", "bird"]
     source = open_detection(write(tmp_path, contents()), label_names=names)
     assert source.label_names == names
@@ -271,7 +272,7 @@ def with_keypoints() -> dict[str, Any]:
     return data
 
 
-def test_keypoints(tmp_path):
+def test_keypoints(tmp_path: Path) -> None:
     write(tmp_path, contents())
     source = open_detection(write(tmp_path, with_keypoints(), "person_keypoints_train2017.json"), keypoints=True)
     assert source.keypoint_names == ("nose", "left_eye", "right_eye")
@@ -287,7 +288,7 @@ def test_keypoints(tmp_path):
         open_detection(write(tmp_path / "c", damaged("categories", 0, keypoints=3), "train.json"), keypoints=True)
 
 
-def test_sources_travel_to_workers(tmp_path):
+def test_sources_travel_to_workers(tmp_path: Path) -> None:
     source = open_detection(write(tmp_path, with_keypoints(), "train.json"), masks=True, keypoints=True)
     there = pickle.loads(pickle.dumps(source))
     for index in range(len(source)):
@@ -298,7 +299,7 @@ def test_sources_travel_to_workers(tmp_path):
             assert np.array_equal(np.array(mine), np.array(theirs))
 
 
-def test_composed_digits():
+def test_composed_digits() -> None:
     source = open_detection("digits", "val", masks=True, keypoints=True)
     assert source.report == {"images": len(source)}
     assert source.flip_pairs == ((3, 1),)
@@ -314,7 +315,7 @@ def test_composed_digits():
 # Run lengths ----------------------------------------------------------------------------------------------------------
 
 
-def test_run_lengths_are_pycocotools():
+def test_run_lengths_are_pycocotools() -> None:
     masks = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -328,7 +329,7 @@ def test_run_lengths_are_pycocotools():
             assert np.array_equal(rle.read({"size": [height, width], "counts": counts}, size), runs)
 
 
-def test_polygons_are_pycocotools():
+def test_polygons_are_pycocotools() -> None:
     masks = pytest.importorskip("pycocotools.mask")
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -358,7 +359,7 @@ SETTINGS: list[dict[str, Any]] = [{}, {"hflip": 1.0}, {"multi_scale": True}, {"j
 
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("runs", [False, True])
-def test_marks_stay_on_what_they_mark(settings, runs):
+def test_marks_stay_on_what_they_mark(settings: dict[str, Any], runs: bool) -> None:
     """In every view the box, the mask and the keypoints are where the white rectangle is."""
     box = np.array([20.0, 40, 80, 100])
     pixels = picture(120, 180, [box])
@@ -397,7 +398,7 @@ def test_marks_stay_on_what_they_mark(settings, runs):
     assert kept > 40
 
 
-def test_polygons_at_their_own_size_are_coco_s():
+def test_polygons_at_their_own_size_are_coco_s() -> None:
     masks = pytest.importorskip("pycocotools.mask")
     polygons = [np.array([5.2, 3.1, 60.7, 20.3, 30.3, 40.9]), np.array([50.0, 30, 63, 30, 63, 47, 50, 47])]
     objects = make_objects((48, 64), [[5, 3, 63, 47]], segments=[polygons])
@@ -406,7 +407,7 @@ def test_polygons_at_their_own_size_are_coco_s():
     assert np.array_equal(sample.targets[0]["masks"][0], masks.decode(coded))
 
 
-def test_sizes_of_views():
+def test_sizes_of_views() -> None:
     objects = make_objects((300, 500), [[0, 0, 9, 9]])
     item = make_item(objects, np.zeros(objects.size, dtype=np.uint8))
 
@@ -425,7 +426,7 @@ def test_sizes_of_views():
     assert min(min(shape) for shape in jittered) < 10
 
 
-def test_windows_of_the_multi_scale_recipe():
+def test_windows_of_the_multi_scale_recipe() -> None:
     """Half of the views show all of a picture, the others a window of the recipe's sides."""
     ramp = np.broadcast_to(np.arange(250, dtype=np.uint8), (150, 250))
     item = make_item(make_objects((150, 250), np.zeros((0, 4))), np.array(ramp))
@@ -441,7 +442,7 @@ def test_windows_of_the_multi_scale_recipe():
     assert 0.85 < cut.max() < 600 / 667 + 0.02
 
 
-def test_what_is_outside_the_window_is_no_target():
+def test_what_is_outside_the_window_is_no_target() -> None:
     objects = make_objects(
         (100, 100), [[0, 0, 4, 4], [96, 96, 100, 100], [0, 0, 100, 100]], crowd=np.array([False, False, True])
     )
@@ -456,7 +457,7 @@ def test_what_is_outside_the_window_is_no_target():
     assert sample.targets[0]["keypoints"].tolist() == [[[25, 25, 2], [0, 0, 0], [0, 0, 0]]]
 
 
-def test_an_object_whose_mask_is_cut_off_is_dropped():
+def test_an_object_whose_mask_is_cut_off_is_dropped() -> None:
     triangle = [np.array([0.0, 0, 100, 0, 0, 100])]  # the lower right half of its box is empty
     objects = make_objects((100, 100), [[0, 0, 100, 100]], segments=[triangle])
     views = DetectionViews(**GREY, jitter=(8.0, 8.0))
@@ -466,7 +467,7 @@ def test_an_object_whose_mask_is_cut_off_is_dropped():
         assert all(mask.any() for mask in target["masks"])
 
 
-def test_batches_are_padded_after_normalisation():
+def test_batches_are_padded_after_normalisation() -> None:
     source = open_detection("digits", "train", masks=True, keypoints=True)
     views = DetectionViews(source.mean, source.std, source.flip_pairs)
     sizes = [(96, 96), (50, 50)]
@@ -493,13 +494,13 @@ def test_batches_are_padded_after_normalisation():
     assert [view.images.shape[2:] for view in jittered.collate(items, samples, sizes)[0]] == [(96, 96), (64, 64)]
 
 
-def test_pad_makes_room_for_all():
+def test_pad_makes_room_for_all() -> None:
     batch, sizes = pad([np.ones((3, 40), dtype=np.uint8), np.ones((33, 5), dtype=np.uint8)], (0.0,), (1.0,))
     assert batch.shape == (2, 1, 64, 64)
     assert sizes == [(3, 40), (33, 5)]
 
 
-def test_loaders_take_them():
+def test_loaders_take_them() -> None:
     source = open_detection("digits", "train", keypoints=True)
     views = DetectionViews(source.mean, source.std, source.flip_pairs, multi_scale=True)
     schedule = SizeSchedule([(64, 64), (48, 48)])
@@ -510,13 +511,13 @@ def test_loaders_take_them():
         assert torch.equal(one.images, other.images)
         for mine, theirs in zip(one.targets, other.targets, strict=True):
             assert all(torch.equal(mine[name], theirs[name]) for name in ("boxes", "labels", "keypoints"))
-    source.scenes.count = 5
+    as_a(DigitScenes, source).scenes.count = 5
     test = DetectionTest((64, 64), source.mean, source.std)
     shown = list(EvalLoader(source, test, 2))
     assert [objects.image_id for batch in shown for objects in batch.truth] == [1, 2, 3, 4, 5]
     view, marked = shown[0].inputs, shown[0].truth
     assert view.targets == []
-    assert view.sizes == [fit(*objects.size, (64, 64), 1333 / 800) for objects in marked]
+    assert view.sizes == [fit(objects.size[0], objects.size[1], (64, 64), 1333 / 800) for objects in marked]
 
 
 @pytest.mark.parametrize(
@@ -528,6 +529,6 @@ def test_loaders_take_them():
         ({"jitter": [0.1, 2.0], "multi_scale": True}, "choose one"),
     ],
 )
-def test_wrong_settings(settings, message):
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         DetectionViews(**GREY, **settings)

@@ -2,28 +2,37 @@ import pickle
 import random
 import shutil
 import time
+from collections.abc import Iterable
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from anyres.data import Augmentation, Mixing, SizeSchedule, open_source
-from anyres.data.train_loader import deal
+from anyres.data import Augmentation, Item, MapSource, Mixing, SizeSchedule, Source, TrainLoader, open_source
+from anyres.data.train_loader import Batch, deal
 from anyres.errors import UserError
-from tests.data.loaders import eval_loader, train_loader
+from tests.data.loaders import eval_loader, open_map, train_loader
 from tests.data.pictures import bad_files, huge_png, odd_good_files, write_folder
 
 SIZES = [(16, 16), (12, 20)]
 PLAIN = Augmentation(scale=(0.5, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
 
 
-def loader(source, batch_size=8, augmentation=PLAIN, sizes=SIZES, **options):
+def loader(
+    source: Source,
+    batch_size: int = 8,
+    augmentation: Augmentation = PLAIN,
+    sizes: list[tuple[int, int]] = SIZES,
+    **options: Any,
+) -> TrainLoader:
     return train_loader(source, SizeSchedule(sizes), augmentation, batch_size, **options)
 
 
-def same(one, two):
+def same(one: Batch, two: Batch) -> None:
     assert one.names == two.names
     assert torch.equal(one.targets[0], two.targets[0])
     assert [str(error) for error in one.bad] == [str(error) for error in two.bad]
@@ -32,12 +41,12 @@ def same(one, two):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return open_source(write_folder(tmp_path / "images", each=20), "all")
+def folder(tmp_path: Path) -> MapSource:
+    return open_map(write_folder(tmp_path / "images", each=20), "all")
 
 
 @pytest.mark.parametrize("augmentation", [Augmentation(erasing=0.5), Augmentation(separate=False, erasing=0.5)])
-def test_workers_change_nothing(folder, augmentation):
+def test_workers_change_nothing(folder: MapSource, augmentation: Augmentation) -> None:
     runs = []
     for workers in (0, 2):
         random.seed(workers), np.random.seed(workers), torch.manual_seed(workers)
@@ -50,7 +59,7 @@ def test_workers_change_nothing(folder, augmentation):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_global_generators_are_left_alone(folder, workers):
+def test_global_generators_are_left_alone(folder: MapSource, workers: int) -> None:
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     expected = random.random(), np.random.rand(), torch.rand(1)
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
@@ -60,7 +69,7 @@ def test_global_generators_are_left_alone(folder, workers):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_continues_bit_for_bit(folder, workers):
+def test_resume_continues_bit_for_bit(folder: MapSource, workers: int) -> None:
     whole = list(loader(folder, augmentation=Augmentation(), repeats=1).epoch(4))
     resumed = loader(folder, augmentation=Augmentation(), workers=workers)
     first = resumed.epoch(3)
@@ -72,16 +81,21 @@ def test_resume_continues_bit_for_bit(folder, workers):
     assert list(resumed.epoch(4, start_step=5)) == []
 
 
-def test_skipped_images_are_not_read(folder, monkeypatch):
+def test_skipped_images_are_not_read(folder: MapSource, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     original = folder.item
-    monkeypatch.setattr(folder, "item", lambda index: read.append(index) or original(index))
+
+    def item(index: int) -> Item:
+        read.append(index)
+        return original(index)
+
+    monkeypatch.setattr(folder, "item", item)
     list(loader(folder).epoch(0, start_step=4))
     assert len(read) == 8
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_ranks_share_the_step_of_one_process(folder, world):
+def test_ranks_share_the_step_of_one_process(folder: MapSource, world: int) -> None:
     single = list(loader(folder, augmentation=Augmentation(), seed=1).epoch(0))
     ranks = [
         list(loader(folder, augmentation=Augmentation(), seed=1, rank=r, world=world).epoch(0)) for r in range(world)
@@ -97,7 +111,7 @@ def test_ranks_share_the_step_of_one_process(folder, world):
                 assert torch.equal(view, expected[where])
 
 
-def test_mixing_on_two_ranks_gives_the_pairs_of_one(folder):
+def test_mixing_on_two_ranks_gives_the_pairs_of_one(folder: MapSource) -> None:
     mixing = Mixing(num_classes=2, seed=1)
     (whole, *_), (one, *_), (two, *_) = (
         list(loader(folder, seed=1, rank=rank, world=world).epoch(0)) for rank, world in ((0, 1), (0, 2), (1, 2))
@@ -111,14 +125,14 @@ def test_mixing_on_two_ranks_gives_the_pairs_of_one(folder):
         assert torch.equal(soft[0], targets[0][where])
 
 
-def test_deal_gives_every_place_once():
+def test_deal_gives_every_place_once() -> None:
     for size, world in ((8, 2), (12, 2), (16, 4), (7, 1), (1, 1)):
         shares = [deal(size, rank, world) for rank in range(world)]
         assert sorted(np.concatenate(shares)) == list(range(size))
         assert len({len(share) for share in shares}) == 1
 
 
-def test_an_epoch_shows_every_image_once(folder):
+def test_an_epoch_shows_every_image_once(folder: MapSource) -> None:
     one = loader(folder)
     assert one.steps_per_epoch == 5
     orders = [[name for batch in one.epoch(epoch) for name in batch.names] for epoch in range(2)]
@@ -128,14 +142,14 @@ def test_an_epoch_shows_every_image_once(folder):
     assert all(label == (0 if name.startswith("cat") else 1) for name, label in labels.items())
 
 
-def test_what_fills_no_batch_is_left_out(folder):
+def test_what_fills_no_batch_is_left_out(folder: Any) -> None:
     assert [len(batch.targets[0]) for batch in loader(folder, 16).epoch(0)] == [16, 16]
     shared = [len(batch.targets[0]) for batch in loader(folder, 12, rank=1, world=2).epoch(0)]
     assert shared == [6, 6, 6]
     assert loader(folder, 8, epoch_size=17).steps_per_epoch == 2
 
 
-def test_repeated_augmentation_as_published():
+def test_repeated_augmentation_as_published() -> None:
     source = open_source("digits", "train")
     one = loader(source, 64, repeats=3, sizes=[(8, 8)])
     assert one.steps_per_epoch * 64 == 1437 // 256 * 256
@@ -155,11 +169,11 @@ def test_repeated_augmentation_as_published():
     assert loader(small, 10, repeats=3, epoch_size=100).steps_per_epoch == 10
 
 
-def test_small_sources_keep_all_places_when_repeated(folder):
+def test_small_sources_keep_all_places_when_repeated(folder: MapSource) -> None:
     assert loader(folder, 8, repeats=3).steps_per_epoch == 5
 
 
-def test_sampled_sizes_are_the_same_on_every_rank(folder):
+def test_sampled_sizes_are_the_same_on_every_rank(folder: MapSource) -> None:
     schedule = SizeSchedule([(16, 16), (12, 20), (8, 8)], mode="sample", seed=2)
     shapes = []
     for rank in range(2):
@@ -169,18 +183,18 @@ def test_sampled_sizes_are_the_same_on_every_rank(folder):
     assert len(set(shapes[0])) == 3
 
 
-def spoil(root, names, each=1):
+def spoil(root: Path, names: Iterable[str], each: int = 1) -> None:
     for name in names:
         for number in range(each):
             (root / "cat" / f"bad{number}_{name}").write_bytes(bad_files()[name] if name != "huge.png" else huge_png())
 
 
-def test_bad_files_are_replaced_counted_and_named(tmp_path, caplog):
+def test_bad_files_are_replaced_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_folder(tmp_path / "images", each=20)
     for name, data in odd_good_files().items():
         (root / "dog" / name).write_bytes(data)
     spoil(root, bad_files())
-    source = open_source(root, "all")
+    source = open_map(root, "all")
     count = 40 + len(odd_good_files()) + len(bad_files())
     assert len(source) == count
     runs = []
@@ -196,12 +210,12 @@ def test_bad_files_are_replaced_counted_and_named(tmp_path, caplog):
     assert all(batch.views[0].isfinite().all() for batch in runs[0])
 
     evaluation = eval_loader(source, (16, 16), 8)
-    assert sum(len(batch.labels) for batch in evaluation) == count - len(bad_files())
+    assert sum(len(batch.names) for batch in evaluation) == count - len(bad_files())
     assert {error.name for error in evaluation.bad} == {f"cat/bad0_{name}" for name in bad_files()}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_more_than_one_percent_stops_with_one_sentence(tmp_path, workers):
+def test_more_than_one_percent_stops_with_one_sentence(tmp_path: Path, workers: int) -> None:
     root = write_folder(tmp_path / "images", each=20)
     spoil(root, ["empty.jpg"])
     with pytest.raises(UserError, match="1 of the 41 images of epoch 1 cannot be read") as caught:
@@ -210,7 +224,7 @@ def test_more_than_one_percent_stops_with_one_sentence(tmp_path, workers):
     assert "\n" not in str(caught.value)
 
 
-def test_one_percent_is_allowed_and_repeats_count_once(tmp_path):
+def test_one_percent_is_allowed_and_repeats_count_once(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "images", each=50, side=8)
     (root / "cat" / "000.jpg").write_bytes(b"")
     one = loader(open_source(root, "all"), 4, sizes=[(8, 8)])
@@ -220,7 +234,7 @@ def test_one_percent_is_allowed_and_repeats_count_once(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_folder_of_bad_files_stops(tmp_path, workers):
+def test_a_folder_of_bad_files_stops(tmp_path: Path, workers: int) -> None:
     root = tmp_path / "images"
     (root / "cat").mkdir(parents=True)
     spoil(root, ["empty.jpg", "text.jpg"], each=4)
@@ -246,13 +260,13 @@ def test_a_folder_of_bad_files_stops(tmp_path, workers):
         ({"max_bad_fraction": 2}, "max_bad_fraction 2"),
     ],
 )
-def test_wrong_options_are_refused(folder, options, words):
+def test_wrong_options_are_refused(folder: MapSource, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         loader(folder, **options)
     assert "\n" not in str(caught.value)
 
 
-def test_evaluation_in_order_at_one_or_several_sizes(folder):
+def test_evaluation_in_order_at_one_or_several_sizes(folder: MapSource) -> None:
     single = list(eval_loader(folder, (24, 16), 16))
     assert [tuple(batch.inputs.shape) for batch in single] == [(16, 3, 24, 16), (16, 3, 24, 16), (8, 3, 24, 16)]
     assert [name for batch in single for name in batch.names] == [folder.item(i).name for i in range(40)]
@@ -265,8 +279,8 @@ def test_evaluation_in_order_at_one_or_several_sizes(folder):
     assert sorted(chain(*ranks)) == sorted(folder.item(i).name for i in range(40))
 
 
-def test_evaluation_statistics_are_the_source_s_unless_given():
-    source = open_source("digits", "val")
+def test_evaluation_statistics_are_the_source_s_unless_given() -> None:
+    source = open_map("digits", "val")
     (batch,) = eval_loader(source, (8, 8), 360)
     pixels = torch.from_numpy(np.stack([np.asarray(source[i][0]) for i in range(360)]))[:, None] / 255
     torch.testing.assert_close(batch.inputs, pixels / 0.484)
@@ -278,7 +292,7 @@ def test_evaluation_statistics_are_the_source_s_unless_given():
             eval_loader(source, (8, 8), 4, **wrong)
 
 
-def test_digits_cost_little():
+def test_digits_cost_little() -> None:
     """An epoch of the demo takes about 0.4 s on one core; the limit leaves room for a busy machine."""
     one = loader(open_source("digits"), 64, sizes=[(32, 32), (24, 24), (16, 16)])
     start = time.process_time()
@@ -286,7 +300,7 @@ def test_digits_cost_little():
     assert time.process_time() - start < 4
 
 
-def test_what_workers_get_can_be_pickled(folder):
+def test_what_workers_get_can_be_pickled(folder: MapSource) -> None:
     """Workers are not forked everywhere (macOS, Windows, Python 3.14)."""
     one = loader(folder, augmentation=Augmentation(erasing=0.5))
     expected = next(one.epoch(0))

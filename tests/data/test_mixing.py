@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -9,12 +11,12 @@ from anyres.errors import UserError
 LABELS = torch.tensor([0, 1, 2, 1])
 
 
-def batch(*sizes):
+def batch(*sizes: tuple[int, int]) -> list[torch.Tensor]:
     torch.manual_seed(0)
     return [torch.rand(4, 3, height, width) for height, width in sizes]
 
 
-def test_smoothing_alone_leaves_images_alone():
+def test_smoothing_alone_leaves_images_alone() -> None:
     views = batch((8, 8))
     mixed, targets = Mixing(num_classes=5, mixup=0, cutmix=0, label_smoothing=0.1)(views, LABELS, 0, 0)
     assert torch.equal(mixed[0], views[0])
@@ -27,7 +29,7 @@ def test_smoothing_alone_leaves_images_alone():
     )
 
 
-def test_mixup_is_the_same_blend_of_every_view_and_of_the_labels():
+def test_mixup_is_the_same_blend_of_every_view_and_of_the_labels() -> None:
     views = batch((8, 8), (6, 6), (4, 5))
     mixing = Mixing(num_classes=3, mixup=0.8, cutmix=0, label_smoothing=0.1, seed=3)
     mixed, targets = mixing(views, LABELS, 2, 7)
@@ -42,7 +44,7 @@ def test_mixup_is_the_same_blend_of_every_view_and_of_the_labels():
         torch.testing.assert_close(target, lam * soft + (1 - lam) * soft.flip(0), atol=1e-5, rtol=1e-5)
 
 
-def box_of(original, mixed):
+def box_of(original: torch.Tensor, mixed: torch.Tensor) -> tuple[int, int, int, int]:
     """The rectangle in which a mixed batch shows the partner."""
     changed = (original != mixed).any(dim=(0, 1))
     rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
@@ -52,7 +54,7 @@ def box_of(original, mixed):
 
 
 @pytest.mark.parametrize("step", range(12))
-def test_cutmix_shares_one_box_scaled_with_truncation(step):
+def test_cutmix_shares_one_box_scaled_with_truncation(step: int) -> None:
     sizes = [(40, 32), (25, 20), (11, 13)]
     views = batch(*sizes)
     mixed, targets = Mixing(num_classes=3, mixup=0, cutmix=1.0, label_smoothing=0, seed=1)(views, LABELS, 0, step)
@@ -68,7 +70,7 @@ def test_cutmix_shares_one_box_scaled_with_truncation(step):
         torch.testing.assert_close(target, lam * one_hot + (1 - lam) * one_hot.flip(0))
 
 
-def test_cutmix_box_follows_the_formula():
+def test_cutmix_box_follows_the_formula() -> None:
     """Independent computation of one draw from the same random numbers: switch, λ, centre row, centre column."""
     views = batch((30, 50))
     mixed, _ = Mixing(num_classes=3, mixup=0.8, cutmix=1.0, switch_prob=1.0, seed=9)(views, LABELS, 4, 5)
@@ -85,7 +87,7 @@ def test_cutmix_box_follows_the_formula():
     assert box_of(views[0], mixed[0]) == expected
 
 
-def test_probabilities():
+def test_probabilities() -> None:
     views = batch((8, 8))
     kinds = {"none": 0, "mixup": 0, "cutmix": 0}
     mixing = Mixing(num_classes=3, prob=0.6, switch_prob=0.25)
@@ -98,7 +100,7 @@ def test_probabilities():
     assert abs(kinds["cutmix"] - 400 * 0.6 * 0.25) < 40
 
 
-def test_shared_and_separate_draws():
+def test_shared_and_separate_draws() -> None:
     views = batch((16, 16), (16, 16))
     views[1] = views[0].clone()
     shared, targets = Mixing(num_classes=3, seed=1)(views, LABELS, 0, 0)
@@ -109,7 +111,7 @@ def test_shared_and_separate_draws():
     assert not torch.equal(targets[0], targets[1])
 
 
-def test_draws_depend_on_epoch_and_step_only_and_inputs_are_kept():
+def test_draws_depend_on_epoch_and_step_only_and_inputs_are_kept() -> None:
     views = batch((8, 8))
     kept = views[0].clone()
     mixing = Mixing(num_classes=3)
@@ -122,7 +124,7 @@ def test_draws_depend_on_epoch_and_step_only_and_inputs_are_kept():
     assert torch.equal(views[0], kept)
 
 
-def test_targets_sum_to_one():
+def test_targets_sum_to_one() -> None:
     for step in range(20):
         _, targets = Mixing(num_classes=7, separate=True)(batch((8, 8), (5, 5)), LABELS, 0, step)
         for target in targets:
@@ -133,6 +135,6 @@ def test_targets_sum_to_one():
 @pytest.mark.parametrize(
     "wrong", [{"mixup": -1}, {"cutmix": float("inf")}, {"prob": 2}, {"label_smoothing": -0.1}, {"num_classes": 0}]
 )
-def test_wrong_values_are_refused(wrong):
+def test_wrong_values_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         Mixing(**{"num_classes": 3, **wrong})

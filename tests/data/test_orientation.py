@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,9 @@ from anyres.data.segmentation import Mask, open_segmentation
 from anyres.data.segmentation_views import SegmentationTest, SegmentationViews
 from tests.data.pictures import encode
 
-GREY = {"mean": (0.0,), "std": (1.0,)}
+GREY: Any = {"mean": (0.0,), "std": (1.0,)}
 TABLE = np.array([0, 1, *[-1] * 253, 255], dtype=np.int16)
-KINDS = {"JPEG": {"quality": 95}, "PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
+KINDS: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "PNG": {}, "TIFF": {}, "WEBP": {"lossless": True}}
 BOX = (8, 16, 56, 40)
 """left, top, right, bottom of the white part of the pixels as they are stored."""
 
@@ -43,13 +44,14 @@ def photo(stored: np.ndarray, orientation: int, kind: str) -> tuple[bytes, np.nd
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("shape", [(64, 96), (80, 80)])
-def test_masks_lie_on_what_they_mark(shape, orientation, kind):
+def test_masks_lie_on_what_they_mark(shape: tuple[int, int], orientation: int, kind: str) -> None:
     """Whether they were made on the pixels as stored or on the upright picture, where the sizes tell these apart."""
     stored = pixels(*shape)
     data, upright = photo(stored, orientation, kind)
     for marks in [stored, upright] if stored.shape != upright.shape else [stored]:
         item = Item("x", data, Mask((marks > 0).astype(np.uint8), TABLE))
-        image, labels = SegmentationTest((64, 64), **GREY).prepare(item)
+        sample = SegmentationTest((64, 64), **GREY).prepare(item)
+        image, labels = sample.pixels, sample.truth
         assert np.array_equal(labels, marks > 0)
         assert image.shape == tuple(round(side * 64 / min(shape)) for side in marks.shape)
         resized = np.asarray(Image.fromarray(labels).resize(image.shape[::-1], Image.Resampling.NEAREST))
@@ -60,21 +62,22 @@ def test_masks_lie_on_what_they_mark(shape, orientation, kind):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_mask_that_is_itself_to_be_turned_is_read_as_stored(orientation):
+def test_a_mask_that_is_itself_to_be_turned_is_read_as_stored(orientation: int) -> None:
     stored = pixels(64, 96)
     data, _ = photo(stored, orientation, "JPEG")
     exif = Image.Exif()
     exif[0x0112] = orientation
     for kind in ("PNG", "TIFF"):
         mask = encode(Image.fromarray((stored > 0).astype(np.uint8)), kind, exif=exif)
-        image, labels = SegmentationTest((64, 64), **GREY).prepare(Item("x", data, Mask(mask, TABLE)))
+        sample = SegmentationTest((64, 64), **GREY).prepare(Item("x", data, Mask(mask, TABLE)))
+        image, labels = sample.pixels, sample.truth
         assert np.array_equal(labels, stored > 0)
         assert ((image >= 128) != labels).mean() < 0.03
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("shape", [(64, 96), (80, 80)])
-def test_boxes_and_polygons_lie_on_what_they_mark(tmp_path: Path, shape, orientation):
+def test_boxes_and_polygons_lie_on_what_they_mark(tmp_path: Path, shape: tuple[int, int], orientation: int) -> None:
     stored = pixels(*shape)
     data, upright = photo(stored, orientation, "JPEG")
     (tmp_path / "train").mkdir()
@@ -92,7 +95,7 @@ def test_boxes_and_polygons_lie_on_what_they_mark(tmp_path: Path, shape, orienta
         }  # fmt: skip
         (tmp_path / "train" / "_annotations.coco.json").write_text(json.dumps(content))
         source = open_detection(tmp_path, masks=True)
-        image = DetectionTest((min(shape), min(shape)), **GREY).prepare(source.item(0))
+        image = DetectionTest((min(shape), min(shape)), **GREY).prepare(source.item(0)).pixels
         assert ((image >= 128) != (marks > 0)).mean() < 0.03
         sample = DetectionViews(**GREY).augment(source.item(0), [(64, 64)], random.Random(1))
         assert ((sample.pixels[0] >= 128) != sample.targets[0]["masks"][0]).mean() < 0.05
@@ -100,7 +103,7 @@ def test_boxes_and_polygons_lie_on_what_they_mark(tmp_path: Path, shape, orienta
         assert shown.size == marks.shape[::-1]
 
 
-def test_pictures_of_a_source_are_shown_as_their_masks(tmp_path: Path):
+def test_pictures_of_a_source_are_shown_as_their_masks(tmp_path: Path) -> None:
     stored = pixels(64, 96)
     for folder, content in (("images", photo(stored, 6, "JPEG")[0]), ("masks", encode(Image.fromarray(stored), "PNG"))):
         for number in range(2):
@@ -111,7 +114,7 @@ def test_pictures_of_a_source_are_shown_as_their_masks(tmp_path: Path):
     assert source[0][0].size == (96, 64)
 
 
-def test_marks_of_neither_size_are_refused():
+def test_marks_of_neither_size_are_refused() -> None:
     data, _ = photo(pixels(64, 96), 6, "JPEG")
     assert load_image(data, "x", marked=(64, 96)).size == (96, 64)
     assert load_image(data, "x", marked=(96, 64)).size == load_image(data, "x").size == (64, 96)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -6,7 +8,7 @@ from anyres.data import SizeSchedule, parse_sizes
 from anyres.errors import UserError
 
 
-def test_parse_sizes_reads_sides_pairs_and_ranges():
+def test_parse_sizes_reads_sides_pairs_and_ranges() -> None:
     assert parse_sizes("32,24,16") == [(32, 32), (24, 24), (16, 16)]
     assert parse_sizes(" 224x320 , 7X9,3×4") == [(224, 320), (7, 9), (3, 4)]
     assert parse_sizes("96:640:32") == [(side, side) for side in range(96, 641, 32)]
@@ -19,7 +21,7 @@ def test_parse_sizes_reads_sides_pairs_and_ranges():
     ["", ",", "32,,16", "a", "0", "-5", "3.5", "32x", "x32", "1x2x3", "10:5:1", "1:5:0", "1:5", "1:2:3:4", "70000",
      "32 24", "9" * 5000, "1:65000:1", "٣", "32x32y", "1e3"],
 )  # fmt: skip
-def test_parse_sizes_refuses_in_one_sentence(text):
+def test_parse_sizes_refuses_in_one_sentence(text: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_sizes(text)
     assert "\n" not in str(caught.value)
@@ -27,7 +29,7 @@ def test_parse_sizes_refuses_in_one_sentence(text):
 
 
 @given(st.text(alphabet="0123456789x:, a-", max_size=30))
-def test_parse_sizes_never_fails_otherwise(text):
+def test_parse_sizes_never_fails_otherwise(text: str) -> None:
     try:
         sizes = parse_sizes(text)
     except UserError:
@@ -37,22 +39,22 @@ def test_parse_sizes_never_fails_otherwise(text):
 
 
 @given(st.lists(st.tuples(st.integers(1, 65536), st.integers(1, 65536)), min_size=1, max_size=20))
-def test_parse_sizes_reads_what_was_written(sizes):
+def test_parse_sizes_reads_what_was_written(sizes: list[tuple[int, int]]) -> None:
     assert parse_sizes(",".join(f"{height}x{width}" for height, width in sizes)) == sizes
 
 
-def test_replicate_shows_all_sizes_large_to_small():
+def test_replicate_shows_all_sizes_large_to_small() -> None:
     schedule = SizeSchedule([(16, 16), (24, 40), (32, 32)])
     assert schedule.sizes(0, 0) == schedule.sizes(3, 17) == [(32, 32), (24, 40), (16, 16)]
 
 
-def test_the_sizes_of_a_step_slide_with_the_step():
+def test_the_sizes_of_a_step_slide_with_the_step() -> None:
     schedule = SizeSchedule([(s, s) for s in (16, 24, 32, 40)], sizes_per_step=2)
     seen = [[side for side, _ in schedule.sizes(0, step)] for step in range(5)]
     assert seen == [[40, 32], [32, 24], [24, 16], [40, 32], [32, 24]]
 
 
-def test_sample_depends_on_seed_and_place_only():
+def test_sample_depends_on_seed_and_place_only() -> None:
     sizes = [(s, s) for s in (16, 24, 32)]
     one, same = (SizeSchedule(sizes, mode="sample", seed=5) for _ in range(2))
     drawn = [one.sizes(0, step) for step in range(300)]
@@ -79,6 +81,6 @@ def test_sample_depends_on_seed_and_place_only():
         {"sizes": [(8, 8)], "sizes_per_step": 1, "mode": "sample"},
     ],
 )
-def test_wrong_schedules_are_refused(arguments):
+def test_wrong_schedules_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         SizeSchedule(**arguments)

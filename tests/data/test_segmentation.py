@@ -2,6 +2,9 @@ import colorsys
 import pickle
 import random
 import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import cast
 
 import datasets
 import numpy as np
@@ -9,30 +12,39 @@ import pytest
 import torch
 from PIL import Image
 
-from anyres.data import BadImage, EvalLoader, Item, SizeSchedule, TrainLoader, segmentation
+from anyres.data import BadImage, EvalLoader, Item, MapSource, SizeSchedule, TrainLoader, segmentation
 from anyres.data.composed import Scenes
+from anyres.data.decode import Data
 from anyres.data.segmentation import IGNORED, Mask, check_masks, open_segmentation
 from anyres.data.segmentation_views import SegmentationTest, SegmentationViews, jitter_colours
 from anyres.data.views import normalize, to_batch
 from anyres.errors import UserError
 from tests.data.pictures import encode, noise, png, tiff
+from tests.typed import as_a
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 TABLE = np.array([*range(5), *[-1] * 250, IGNORED], dtype=np.int16)
 
 
-def blocks(height, width, values, seed=0):
+def blocks(height: int, width: int, values: Sequence[int], seed: int = 0) -> np.ndarray:
     """A mask of 8x8 blocks of these values."""
     rng = np.random.default_rng(seed)
     small = rng.choice(np.array(values, dtype=np.uint8), (-(-height // 8), -(-width // 8)))
     return np.kron(small, np.ones((8, 8), np.uint8))[:height, :width]
 
 
-def write(root, images, masks, names, values=(0, 1, 2, 255), size=(24, 32)):
+def write(
+    root: Path,
+    images: str,
+    masks: str,
+    names: Iterable[str],
+    values: Sequence[int] = (0, 1, 2, 255),
+    size: tuple[int, int] = (24, 32),
+) -> Path:
     for number, name in enumerate(names):
         for folder, data in (
-            (images, encode(noise(*size, number))),
-            (masks, encode(Image.fromarray(blocks(*size, values, number)), "PNG")),
+            (images, encode(noise(size[0], size[1], number))),
+            (masks, encode(Image.fromarray(blocks(size[0], size[1], values, number)), "PNG")),
         ):
             path = root / folder / (f"{name}.jpg" if folder == images else f"{name}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,12 +52,12 @@ def write(root, images, masks, names, values=(0, 1, 2, 255), size=(24, 32)):
     return root
 
 
-def load(source, index):
+def load(source: MapSource, index: int) -> np.ndarray:
     name, _, mask = source.item(index)
     return mask.labels(name)
 
 
-def item(height=40, width=60, values=(0, 1, 2, 3, 4), seed=0):
+def item(height: int = 40, width: int = 60, values: Sequence[int] = (0, 1, 2, 3, 4), seed: int = 0) -> Item:
     """A picture whose every pixel is 50 times its class, and 255 where ignored."""
     labels = blocks(height, width, values, seed)
     grey = np.where(labels == IGNORED, 255, 50 * labels.astype(int)).astype(np.uint8)
@@ -55,18 +67,18 @@ def item(height=40, width=60, values=(0, 1, 2, 3, 4), seed=0):
 # Sources ------------------------------------------------------------------------------------------------------------
 
 
-def test_digits_are_the_scenes():
+def test_digits_are_the_scenes() -> None:
     source = open_segmentation("digits", "val")
     assert len(source) == 200
     assert source.label_names == ["background", *"0123456789"]
     scene = Scenes("val").scene(3)
-    assert np.array_equal(source.item(3).data, scene.image)
+    assert np.array_equal(as_a(np.ndarray, source.item(3).data), scene.image)
     assert np.array_equal(load(source, 3), scene.classes)
     with pytest.raises(UserError, match="11 classes"):
         open_segmentation("digits", num_classes=10)
 
 
-def test_ade20k_layout(tmp_path):
+def test_ade20k_layout(tmp_path: Path) -> None:
     write(tmp_path, "images/training", "annotations/training", ["a", "b"], values=(0, 1, 150, 255))
     write(tmp_path, "images/validation", "annotations/validation", ["c"])
     (tmp_path / "images" / "training" / ".hidden.jpg").write_bytes(b"")
@@ -88,7 +100,7 @@ def test_ade20k_layout(tmp_path):
 
 
 @pytest.mark.parametrize("masks", ["masks", "labels", "annotations"])
-def test_plain_layout(tmp_path, masks):
+def test_plain_layout(tmp_path: Path, masks: str) -> None:
     write(tmp_path, "images/train", f"{masks}/train", ["x/1", "x/2", "y/1"])
     write(tmp_path, "images/test", f"{masks}/test", ["1"])
     (tmp_path / "classes.txt").write_text("sky\nsea\n\nland\n")
@@ -99,7 +111,7 @@ def test_plain_layout(tmp_path, masks):
     assert len(open_segmentation(tmp_path, "val")) == 1
 
 
-def test_a_tenth_is_held_out_without_split_folders(tmp_path):
+def test_a_tenth_is_held_out_without_split_folders(tmp_path: Path) -> None:
     write(tmp_path, "images", "masks", [f"{number:02d}" for number in range(20)])
     parts = {split: open_segmentation(tmp_path, split, num_classes=3) for split in ("train", "val", "all")}
     names = {split: {source.item(i).name for i in range(len(source))} for split, source in parts.items()}
@@ -107,7 +119,7 @@ def test_a_tenth_is_held_out_without_split_folders(tmp_path):
     assert names["train"] | names["val"] == names["all"]
 
 
-def test_a_hugging_face_table(tmp_path):
+def test_a_hugging_face_table(tmp_path: Path) -> None:
     stored = [blocks(24, 32, (0, 1, 2), number) for number in range(20)]
     rows = {
         "annotation": [{"bytes": encode(Image.fromarray(mask), "PNG"), "path": None} for mask in stored],
@@ -132,7 +144,7 @@ def test_a_hugging_face_table(tmp_path):
         open_segmentation(f"hf:{tmp_path / 'blind'}", num_classes=2)
 
 
-def test_classes_are_numbered_by_a_checkpoints_names(tmp_path):
+def test_classes_are_numbered_by_a_checkpoints_names(tmp_path: Path) -> None:
     write(tmp_path, "images", "masks", ["a"])
     (tmp_path / "names.txt").write_text("sky\nsea\nland\n")
     source = open_segmentation(tmp_path, "train", label_names=["land", "air", "sea", "sky"])
@@ -141,7 +153,7 @@ def test_classes_are_numbered_by_a_checkpoints_names(tmp_path):
         open_segmentation(tmp_path, "train", label_names=["land", "sea"])
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no folder"):
         open_segmentation(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="annotations, masks, labels"):
@@ -172,7 +184,7 @@ def test_what_is_missing_is_named(tmp_path):
 # Masks --------------------------------------------------------------------------------------------------------------
 
 
-def test_indices_are_read_as_they_are_stored():
+def test_indices_are_read_as_they_are_stored() -> None:
     values = blocks(24, 32, (0, 1, 2, 3, 255))
     palette = Image.fromarray(values).convert("P")
     palette.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
@@ -189,7 +201,7 @@ def test_indices_are_read_as_they_are_stored():
     (encode(Image.fromarray(blocks(24, 32, (0, 1))), "PNG")[:60], "mask"),
     (BadImage("row", "the row holds no mask"), "no mask"),
 ], ids=["empty", "truncated", "none"])  # fmt: skip
-def test_bad_masks_make_bad_images(data, words):
+def test_bad_masks_make_bad_images(data: Data, words: str) -> None:
     with pytest.raises(BadImage, match=words) as caught:
         Mask(data, TABLE).labels("picture")
     assert caught.value.name == "picture"
@@ -205,7 +217,7 @@ def test_bad_masks_make_bad_images(data, words):
     (encode(Image.fromarray(np.full((24, 32), 257, np.uint16)), "PNG"), "the value 257 in 768 pixels"),
     (np.full((24, 32), -1), "the value -1 in 768 pixels"),
 ], ids=["colours", "alpha", "grey alpha", "float", "value", "values", "wide value", "negative"])  # fmt: skip
-def test_masks_that_say_something_else_stop_the_run(data, words, tmp_path):
+def test_masks_that_say_something_else_stop_the_run(data: Data, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"^the mask of picture .*{re.escape(words)}"):
         Mask(data, TABLE).labels("picture")
     if isinstance(data, bytes):
@@ -223,13 +235,12 @@ def test_masks_that_say_something_else_stop_the_run(data, words, tmp_path):
     *((tiff(1, photometric, b"\x50"), [[0, 1, 0, 1, 0, 0, 0, 0]]) for photometric in (0, 1)),
     *((tiff(16, photometric, bytes([2, 0, 255, 0])), [[2, 255]]) for photometric in (0, 1)),
 ])  # fmt: skip
-def test_few_bits_and_white_zeros_are_numbers_as_stored(data, values):
-    values = np.array(values)
-    assert np.array_equal(Mask(data, TABLE).labels("picture"), values)
+def test_few_bits_and_white_zeros_are_numbers_as_stored(data: bytes, values: list[list[int]]) -> None:
+    assert np.array_equal(Mask(data, TABLE).labels("picture"), np.array(values))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_palettes_of_few_colours(bits):
+def test_palettes_of_few_colours(bits: int) -> None:
     values = blocks(24, 32, range(min(5, 2**bits)))
     palette = Image.fromarray(values).convert("P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9, 8, 8, 8])
@@ -237,7 +248,7 @@ def test_palettes_of_few_colours(bits):
     assert np.array_equal(Mask(data, TABLE).labels("picture"), values)
 
 
-def test_a_mask_file_is_named_and_not_too_large(tmp_path):
+def test_a_mask_file_is_named_and_not_too_large(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     path.write_bytes(encode(Image.fromarray(blocks(24, 32, (0, 1))), "PNG"))
     with pytest.raises(BadImage, match=r"mask\.png.*max_pixels"):
@@ -245,7 +256,7 @@ def test_a_mask_file_is_named_and_not_too_large(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(24, 31), (25, 32), (32, 24)])
-def test_a_mask_of_another_size_makes_a_bad_image(size):
+def test_a_mask_of_another_size_makes_a_bad_image(size: tuple[int, int]) -> None:
     made = item(24, 32)._replace(label=Mask(np.zeros(size, np.uint8), TABLE))
     for prepare in (
         SegmentationTest((16, 16), MEAN, STD).prepare,
@@ -258,7 +269,7 @@ def test_a_mask_of_another_size_makes_a_bad_image(size):
 # Training views -----------------------------------------------------------------------------------------------------
 
 
-def agreement(view, labels):
+def agreement(view: torch.Tensor, labels: torch.Tensor) -> float:
     """Share of the labelled pixels whose colour is that of their class, give or take what lies between blocks."""
     colours = (view * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)) * 255
     inside = labels != IGNORED
@@ -266,7 +277,7 @@ def agreement(view, labels):
 
 
 @pytest.mark.parametrize("separate", [True, False])
-def test_labels_stay_on_their_pixels(separate):
+def test_labels_stay_on_their_pixels(separate: bool) -> None:
     views = SegmentationViews(MEAN, STD, jitter=False, separate=separate)
     sizes = [(64, 64), (48, 40)]
     items = [item(seed=seed, width=60 + seed) for seed in range(8)]
@@ -285,7 +296,7 @@ def test_labels_stay_on_their_pixels(separate):
         assert (labels[1][:, ::12, ::10] == labels[0][:, 1::16, 1::16]).float().mean() > 0.9
 
 
-def test_small_pictures_are_padded_at_the_right_and_bottom_with_nothing():
+def test_small_pictures_are_padded_at_the_right_and_bottom_with_nothing() -> None:
     views = SegmentationViews(MEAN, STD, scale=(0.5, 0.5), hflip=0)
     sample = views.augment(item(40, 60), [(64, 64)], random.Random(0))
     assert sample[0][0].shape == (32, 48, 3)  # short side 64, halved
@@ -298,7 +309,7 @@ def test_small_pictures_are_padded_at_the_right_and_bottom_with_nothing():
     assert (labels[0, :32, :48] != IGNORED).all()
 
 
-def test_scale_and_longest_side():
+def test_scale_and_longest_side() -> None:
     wide = item(40, 400)
     for scale, longest, expected in ((1, 4.0, (26, 64)), (2, 4.0, (51, 64)), (1, 100.0, (64, 64))):
         views = SegmentationViews(MEAN, STD, scale=(scale, scale), longest=longest)
@@ -311,13 +322,13 @@ def test_scale_and_longest_side():
     assert 50 < sum(side < 64 for side in drawn) < 90  # a third of the range from 0.5 to 2 makes smaller pictures
 
 
-def test_no_class_fills_a_crop_if_that_can_be_helped():
+def test_no_class_fills_a_crop_if_that_can_be_helped() -> None:
     labels = np.zeros((200, 200), np.uint8)
     labels[:, 100:] = 1
     labels[:30] = IGNORED
     picture = Item("halves", np.zeros((200, 200, 3), np.uint8), Mask(labels, TABLE))
 
-    def shares(largest_share):
+    def shares(largest_share: float) -> np.ndarray:
         views = SegmentationViews(MEAN, STD, scale=(2, 2), largest_share=largest_share)
         crops = [views.augment(picture, [(50, 50)], random.Random(number))[0][1] for number in range(60)]
         counts = [np.bincount(crop[crop != IGNORED], minlength=2) for crop in crops]
@@ -329,7 +340,7 @@ def test_no_class_fills_a_crop_if_that_can_be_helped():
     assert SegmentationViews(MEAN, STD).augment(one_class, [(50, 50)], random.Random(0))
 
 
-def test_views_come_from_the_generator_alone():
+def test_views_come_from_the_generator_alone() -> None:
     views = SegmentationViews(MEAN, STD)
     state = random.getstate(), torch.random.get_rng_state()
     first, again, other = (views.augment(item(), [(64, 64), (32, 32)], random.Random(seed)) for seed in (1, 1, 2))
@@ -342,7 +353,7 @@ def test_views_come_from_the_generator_alone():
     assert pickle.loads(pickle.dumps(views)) == views
 
 
-def test_a_large_jpeg_is_decoded_smaller():
+def test_a_large_jpeg_is_decoded_smaller() -> None:
     labels = blocks(1200, 1600, (0, 1, 2))
     jpeg = encode(Image.fromarray(np.stack([50 * labels] * 3, -1)))
     views = SegmentationViews(MEAN, STD, scale=(1, 1), jitter=False, hflip=0)
@@ -355,22 +366,23 @@ def test_a_large_jpeg_is_decoded_smaller():
 class Draws:
     """A generator that gives what it is told: `chances` one by one, and `values` for every range."""
 
-    def __init__(self, chances, **values):
+    def __init__(self, chances: Iterable[int], values: dict[str, float]) -> None:
         self.chances, self.values = list(chances), values
 
-    def random(self):
+    def random(self) -> float:
         return 0.0 if self.chances.pop(0) else 0.9
 
-    def uniform(self, low, high):
+    def uniform(self, low: float, high: float) -> float:
         return self.values[{-32: "brightness", 0.5: "factor", -0.1: "hue"}[low]]
 
 
-def test_jitter_does_what_it_says():
+def test_jitter_does_what_it_says() -> None:
     image = noise(16, 16, 3)
     pixels = np.asarray(image).astype(float)
 
-    def jittered(*chances, picture=image, **values):
-        return np.asarray(jitter_colours(picture, Draws(chances, **values))).astype(float)
+    def jittered(*chances: int, picture: Image.Image = image, **values: float) -> np.ndarray:
+        draws = cast(random.Random, Draws(chances, values))
+        return np.asarray(jitter_colours(picture, draws)).astype(float)
 
     assert np.array_equal(jittered(0, 0, 0, 0, 0), pixels)
     assert np.array_equal(jittered(1, 0, 0, 0, 0, brightness=20), np.minimum(pixels + 20, 255))
@@ -390,7 +402,7 @@ def test_jitter_does_what_it_says():
     assert np.array_equal(jittered(0, 0, 1, 1, 0, picture=grey, factor=0.5, hue=0.1), np.asarray(grey))
 
 
-def test_impossible_settings_are_refused():
+def test_impossible_settings_are_refused() -> None:
     for setting in ({"scale": (2, 0.5)}, {"longest": 0.5}, {"largest_share": 0}, {"hflip": 2}):
         with pytest.raises(UserError, match=next(iter(setting))):
             SegmentationViews(MEAN, STD, **setting)
@@ -404,7 +416,7 @@ def test_impossible_settings_are_refused():
 # Tests and loaders --------------------------------------------------------------------------------------------------
 
 
-def test_whole_images_keep_their_ratio_and_their_labels():
+def test_whole_images_keep_their_ratio_and_their_labels() -> None:
     test = SegmentationTest((64, 64), MEAN, STD, divisor=32)
     items = [item(40, 60), item(60, 40), item(40, 60, seed=1), item(80, 120)]
     batches = test.collate(items, [test.prepare(one) for one in items])
@@ -415,11 +427,11 @@ def test_whole_images_keep_their_ratio_and_their_labels():
     assert plain.prepare(item(40, 61)).pixels.shape == (64, 98, 3)
     assert SegmentationTest((32, 64), MEAN, STD).prepare(item(40, 100)).pixels.shape == (26, 64, 3)
     same = SegmentationTest((40, 40), MEAN, STD)
-    assert np.array_equal(same.prepare(items[0]).pixels, items[0].data)
+    assert np.array_equal(same.prepare(items[0]).pixels, as_a(np.ndarray, items[0].data))
     assert pickle.loads(pickle.dumps(test)) == test
 
 
-def test_loaders_take_them_and_leave_out_what_is_broken(tmp_path):
+def test_loaders_take_them_and_leave_out_what_is_broken(tmp_path: Path) -> None:
     write(tmp_path, "images", "masks", [f"{number:02d}" for number in range(20)])
     (tmp_path / "masks" / "03.png").write_bytes(encode(Image.fromarray(blocks(24, 31, (0, 1))), "PNG"))
     source = open_segmentation(tmp_path, "all", num_classes=3)
@@ -436,7 +448,7 @@ def test_loaders_take_them_and_leave_out_what_is_broken(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_loaders_stop_at_a_value_without_a_meaning(tmp_path, workers):
+def test_loaders_stop_at_a_value_without_a_meaning(tmp_path: Path, workers: int) -> None:
     write(tmp_path, "images", "masks", [f"{number:03d}" for number in range(200)], size=(8, 8))
     (tmp_path / "masks" / "003.png").write_bytes(encode(Image.fromarray(blocks(8, 8, (9,))), "PNG"))
     source = open_segmentation(tmp_path, "all", num_classes=3)
@@ -447,7 +459,7 @@ def test_loaders_stop_at_a_value_without_a_meaning(tmp_path, workers):
             list(batches)
 
 
-def test_black_and_white_masks_need_their_values(tmp_path, caplog):
+def test_black_and_white_masks_need_their_values(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """255 is ignored unless it is told to be a class."""
     write(tmp_path, "images", "masks", [f"{number:03d}" for number in range(40)], values=(0, 255), size=(16, 16))
     with pytest.raises(
@@ -472,7 +484,9 @@ def test_black_and_white_masks_need_their_values(tmp_path, caplog):
         open_segmentation(tmp_path, "all", mask_values=[0, 255], reduce_zero_label=True)
 
 
-def test_classes_are_sought_in_some_masks_and_in_all_before_a_refusal(tmp_path, monkeypatch, caplog):
+def test_classes_are_sought_in_some_masks_and_in_all_before_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     write(tmp_path, "images", "masks", [f"{number:02d}" for number in range(30)], values=(0,), size=(8, 8))
     order = np.random.default_rng(0).permutation(30)
     monkeypatch.setattr(segmentation, "LOOKED_AT", 5)
@@ -489,7 +503,7 @@ def test_classes_are_sought_in_some_masks_and_in_all_before_a_refusal(tmp_path, 
     assert "no pixel is labelled '1' in the 5 of 30 masks" in caplog.text
 
 
-def test_pictures_may_share_a_mask_by_links(tmp_path):
+def test_pictures_may_share_a_mask_by_links(tmp_path: Path) -> None:
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "masks" / "none.png")

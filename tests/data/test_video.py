@@ -20,6 +20,7 @@ from anyres.data.clips import Sampling, Video
 from anyres.data.video_sources import MOTIONS, MovingDigits, VideoFolder, VideoList, open_video_source
 from anyres.data.video_views import ClipTest, ClipViews, crop_boxes
 from anyres.errors import UserError
+from tests.typed import as_a
 
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 PLAIN = Augmentation(scale=(1, 1), ratio=(1, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
@@ -114,7 +115,7 @@ FORMATS = [
 
 
 @pytest.mark.parametrize(("codec", "kind", "options"), FORMATS, ids=str)
-def test_every_index_is_exactly_its_frame(tmp_path: Path, codec: str, kind: str, options: dict[str, str]) -> None:
+def test_every_index_is_exactly_its_frame(tmp_path: Path, codec: str, kind: str, options: dict[str, Any]) -> None:
     file = write(tmp_path / f"a.{kind}", codec=codec, **options)
     rng = random.Random(0)
     for data in (file, file.read_bytes()):
@@ -135,7 +136,12 @@ def test_seeking_decodes_only_what_is_needed(tmp_path: Path, monkeypatch: pytest
     import anyres.data.clips as clips
 
     pixels = clips._pixels
-    monkeypatch.setattr(clips, "_pixels", lambda frame: counted.append(frame.pts) or pixels(frame))
+
+    def counting(frame: Any) -> Any:
+        counted.append(frame.pts)
+        return pixels(frame)
+
+    monkeypatch.setattr(clips, "_pixels", counting)
     video.read([55, 3, 55])
     assert len(counted) == 2
 
@@ -320,12 +326,12 @@ def test_kinetics_annotations(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
 def test_moving_digits_are_fixed_and_apart() -> None:
     train, val, both = (MovingDigits(split, 12) for split in ("train", "val", "all"))
     assert (len(MovingDigits("train")), len(MovingDigits("val")), len(both)) == (1600, 240, 24)
-    first = train.item(5)
-    assert first.data.shape == (16, 48, 48, 3)
-    assert first.data.dtype == np.uint8
-    np.testing.assert_array_equal(first.data, MovingDigits("train").item(5).data)
-    np.testing.assert_array_equal(both.item(17).data, val.item(5).data)
-    assert (first.data != val.item(5).data).any()
+    first, other = (as_a(np.ndarray, source.item(5).data) for source in (train, val))
+    assert first.shape == (16, 48, 48, 3)
+    assert first.dtype == np.uint8
+    np.testing.assert_array_equal(first, MovingDigits("train").item(5).data)
+    np.testing.assert_array_equal(both.item(17).data, other)
+    assert (first != other).any()
     assert Counter(train.item(i).label for i in range(12)) == Counter(list(range(6)) * 2)
     known = {image.tobytes() for image in train.digits["train"]}
     assert not known & {image.tobytes() for image in val.digits["val"]}
@@ -337,7 +343,12 @@ def test_moving_digits_are_fixed_and_apart() -> None:
 @pytest.mark.parametrize("label", range(6))
 def test_digits_move_as_their_class_says(label: int, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[float, ...]] = []
-    monkeypatch.setattr(MovingDigits, "_coverage", lambda self, glyph, *way: drawn.append(way) or np.zeros((48, 48)))
+
+    def coverage(self: MovingDigits, glyph: np.ndarray, *way: float) -> np.ndarray:
+        drawn.append(way)
+        return np.zeros((48, 48))
+
+    monkeypatch.setattr(MovingDigits, "_coverage", coverage)
     MovingDigits("train")._draw("train", label, label)
     steps = (np.diff(drawn, axis=0) + 0.5) % 1 - 0.5
     axis, sign = {0: (0, -1), 1: (0, 1), 2: (1, -1), 3: (1, 1), 4: (2, -1), 5: (2, 1)}[label]
@@ -462,9 +473,10 @@ def test_crops_lie_along_the_long_side() -> None:
     assert [box[:2] for box in crop_boxes(300, 100, (50, 50), 1.0, 3)] == [(0, 0), (100, 0), (200, 0)]
     assert [box[:2] for box in crop_boxes(100, 300, (50, 50), 1.0, 3)] == [(0, 0), (0, 100), (0, 200)]
     assert crop_boxes(340, 256, (224, 224), 224 / 256, 1) == [(58, 16, 282, 240)]
+    settings: dict[str, Any] = {"size": (8, 8), "sampling": Sampling(), "mean": MEAN, "std": STD}
     for wrong in ({"crops": 2}, {"clips": 0}, {"size": (0, 8)}, {"crop_pct": 0}, {"interpolation": "x"}):
         with pytest.raises(UserError):
-            ClipTest(**{"size": (8, 8), "sampling": Sampling(), "mean": MEAN, "std": STD, **wrong})
+            ClipTest(**{**settings, **wrong})
     with pytest.raises(UserError, match="clips 2"):
         ClipTest((8, 8), Sampling(segments=True), MEAN, STD, clips=2)
 
@@ -490,8 +502,8 @@ def test_loaders_take_clips_and_skip_bad_files(tmp_path: Path) -> None:
 
 def test_mixing_takes_one_box_for_all_frames() -> None:
     clips = torch.arange(4.0)[:, None, None, None, None].expand(4, 3, 5, 16, 16)
-    for options in ({"mixup": 0.0, "cutmix": 1.0}, {"mixup": 0.8, "cutmix": 0.0}):
-        mixing = Mixing(num_classes=4, label_smoothing=0.0, **options)
+    for mixup, cutmix in ((0.0, 1.0), (0.8, 0.0)):
+        mixing = Mixing(num_classes=4, label_smoothing=0.0, mixup=mixup, cutmix=cutmix)
         mixed, targets = mixing([clips, clips[..., ::2, ::2]], torch.arange(4), 0, 3)
         assert mixed[0].shape == clips.shape
         assert torch.equal(mixed[0], mixed[0][:, :, :1].expand_as(clips))

@@ -1,5 +1,6 @@
 import io
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,15 +18,15 @@ PLAIN = Augmentation(scale=(1, 1), ratio=(1, 1), hflip=0, auto_augment=None, col
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
 
-def item(image, kind="PNG"):
+def item(image: Image.Image, kind: str = "PNG") -> Item:
     return Item("x", encode(image, kind), 0)
 
 
 @pytest.mark.parametrize("shape", [(300, 400), (400, 300), (257, 257), (100, 37), (8, 8), (1, 1), (1, 500)])
 @pytest.mark.parametrize("side", [16, 97, 224])
-def test_square_evaluation_is_the_published_one(shape, side):
-    image = noise(*shape, seed=side)
-    (got,) = evaluation_views(item(image), [(side, side)], 3)
+def test_square_evaluation_is_the_published_one(shape: tuple[int, int], side: int) -> None:
+    image = noise(shape[0], shape[1], side)
+    (got,), _ = evaluation_views(item(image), [(side, side)], 3)
     resized = TF.resize(image, int(side / 0.875), interpolation=TF.InterpolationMode.BICUBIC)
     expected = np.asarray(TF.center_crop(resized, [side, side]))
     assert np.abs(got.astype(int) - expected).max() <= 1  # fixed-point weights may round differently
@@ -34,7 +35,7 @@ def test_square_evaluation_is_the_published_one(shape, side):
 
 @pytest.mark.parametrize("size", [(96, 170), (170, 96), (64, 512)])
 @pytest.mark.parametrize("shape", [(300, 400), (400, 300), (90, 500)])
-def test_other_shapes_cover_their_box_and_crop_the_centre(shape, size):
+def test_other_shapes_cover_their_box_and_crop_the_centre(shape: tuple[int, int], size: tuple[int, int]) -> None:
     image = noise(*shape)
     box = [int(side / 0.875) for side in size]
     scale = max(box[0] / shape[0], box[1] / shape[1])
@@ -42,29 +43,34 @@ def test_other_shapes_cover_their_box_and_crop_the_centre(shape, size):
         image, [int(shape[0] * scale + 1e-9), int(shape[1] * scale + 1e-9)], TF.InterpolationMode.BICUBIC
     )
     expected = np.asarray(TF.center_crop(resized, list(size)))
-    (got,) = evaluation_views(item(image), [size], 3)
+    (got,), _ = evaluation_views(item(image), [size], 3)
     assert got.shape == (*size, 3)
     assert np.abs(got.astype(int) - expected).max() <= 2  # Pillow holds boxes in single precision
     assert (got != expected).mean() < 0.05
 
 
-def test_evaluation_of_a_shrunk_jpeg_is_close_to_the_published_one():
+def test_evaluation_of_a_shrunk_jpeg_is_close_to_the_published_one() -> None:
     image = noise(1200, 1600)
-    (got,) = evaluation_views(item(image, "JPEG"), [(96, 96)], 3)
+    (got,), _ = evaluation_views(item(image, "JPEG"), [(96, 96)], 3)
     decoded = Image.open(io.BytesIO(encode(image)))
     resized = TF.resize(decoded, int(96 / 0.875), interpolation=TF.InterpolationMode.BICUBIC)
     expected = np.asarray(TF.center_crop(resized, [96, 96])).astype(int)
     assert np.abs(got - expected).mean() < 1.5
 
 
-def test_one_decode_serves_all_sizes(monkeypatch):
+def test_one_decode_serves_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     original = Image.open
-    monkeypatch.setattr(Image, "open", lambda *a, **k: calls.append(1) or original(*a, **k))
+
+    def opened(*args: Any, **options: Any) -> Image.Image:
+        calls.append(1)
+        return original(*args, **options)
+
+    monkeypatch.setattr(Image, "open", opened)
     loads = []
     original_load = ImageFile.ImageFile.load
 
-    def counted(self):
+    def counted(self: ImageFile.ImageFile) -> Any:
         if self.tile:
             loads.append(1)
         return original_load(self)
@@ -82,7 +88,7 @@ def test_one_decode_serves_all_sizes(monkeypatch):
     assert len(calls) == len(loads) == 3
 
 
-def test_without_randomness_a_view_is_a_resize():
+def test_without_randomness_a_view_is_a_resize() -> None:
     image = noise(40, 40)
     sample = augment(item(image), [(32, 32), (16, 16)], PLAIN, random.Random(0), MEAN)
     views = finish([sample], [(32, 32), (16, 16)], PLAIN, MEAN, STD)
@@ -91,7 +97,7 @@ def test_without_randomness_a_view_is_a_resize():
         torch.testing.assert_close(view[0], expected)
 
 
-def test_shared_augmentation_resizes_the_largest_view():
+def test_shared_augmentation_resizes_the_largest_view() -> None:
     aug = Augmentation(hflip=0.5, erasing=0, separate=False)
     sizes = [(32, 48), (16, 24)]
     samples = [augment(item(noise(60, 60, n)), sizes, aug, random.Random(n), MEAN) for n in range(4)]
@@ -102,13 +108,14 @@ def test_shared_augmentation_resizes_the_largest_view():
     torch.testing.assert_close(small, normalize(expected, MEAN, STD), atol=1e-4, rtol=1e-4)
 
 
-def test_separate_augmentation_differs_by_view():
+def test_separate_augmentation_differs_by_view() -> None:
     aug = Augmentation(auto_augment=None, color_jitter=0, erasing=0)
     sample = augment(item(noise(60, 60)), [(32, 32), (32, 32)], aug, random.Random(1), MEAN)
-    assert not np.array_equal(*sample.pixels)
+    first, second = sample.pixels
+    assert not np.array_equal(first, second)
 
 
-def test_crop_boxes_have_the_drawn_area_and_ratio():
+def test_crop_boxes_have_the_drawn_area_and_ratio() -> None:
     aug = Augmentation(scale=(0.3, 0.6), ratio=(0.8, 1.25))
     rng = random.Random(0)
     areas, ratios = [], []
@@ -125,11 +132,16 @@ def test_crop_boxes_have_the_drawn_area_and_ratio():
     assert draw_box(rng, 1000, 1, Augmentation(), (32, 32)) == pytest.approx((499.3333, 0, 500.6667, 1), abs=1e-3)
 
 
-def test_training_crop_of_a_shrunk_jpeg_is_the_same_place(monkeypatch):
+def test_training_crop_of_a_shrunk_jpeg_is_the_same_place(monkeypatch: pytest.MonkeyPatch) -> None:
     jpeg = encode(noise(1200, 1600))
     whole = Image.open(io.BytesIO(jpeg)).convert("RGB")
     decoded = []
-    monkeypatch.setattr("anyres.data.views.load_image", lambda *a: decoded.append(load_image(*a)) or decoded[-1])
+
+    def load(*args: Any) -> Image.Image:
+        decoded.append(load_image(*args))
+        return decoded[-1]
+
+    monkeypatch.setattr("anyres.data.views.load_image", load)
     aug = Augmentation(scale=(0.3, 0.9), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
     for seed in range(5):
         shrunk, other = (
@@ -143,7 +155,7 @@ def test_training_crop_of_a_shrunk_jpeg_is_the_same_place(monkeypatch):
 
 @pytest.mark.parametrize("name", ["rand-m9-mstd0.5-inc1", "rand-m15-n3-mstd1", "augmix-m5-w2", "original", "v0"])
 @pytest.mark.parametrize("mean", [MEAN, (0.0,)])
-def test_automatic_augmentations_work_in_colour_and_grey(name, mean):
+def test_automatic_augmentations_work_in_colour_and_grey(name: str, mean: tuple[float, ...]) -> None:
     aug = Augmentation(auto_augment=name)
     for seed in range(30):
         sample = augment(item(noise(20, 20, seed)), [(16, 24)], aug, generator(seed), mean)
@@ -152,17 +164,22 @@ def test_automatic_augmentations_work_in_colour_and_grey(name, mean):
         assert view.isfinite().all()
 
 
-def test_colour_jitter_only_without_automatic_augmentation(monkeypatch):
+def test_colour_jitter_only_without_automatic_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
-    monkeypatch.setattr("torchvision.transforms.ColorJitter.forward", lambda self, image: used.append(1) or image)
-    common = {"hflip": 0, "erasing": 0, "color_jitter": 0.123}
+
+    def jitter(self: object, image: Image.Image) -> Image.Image:
+        used.append(1)
+        return image
+
+    monkeypatch.setattr("torchvision.transforms.ColorJitter.forward", jitter)
+    common: dict[str, Any] = {"hflip": 0, "erasing": 0, "color_jitter": 0.123}
     augment(item(noise(9, 9)), [(8, 8)], Augmentation(auto_augment="rand-m9", **common), random.Random(0), MEAN)
     assert not used
     augment(item(noise(9, 9)), [(8, 8)], Augmentation(auto_augment=None, **common), random.Random(0), MEAN)
     assert used
 
 
-def test_erasing_happens_after_normalisation_with_normal_noise():
+def test_erasing_happens_after_normalisation_with_normal_noise() -> None:
     aug = Augmentation(scale=(1, 1), ratio=(1, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=1.0)
     sizes = [(64, 64), (64, 64)]
     black = Item("x", np.zeros((64, 64, 3), dtype=np.uint8), 0)
@@ -178,7 +195,7 @@ def test_erasing_happens_after_normalisation_with_normal_noise():
     assert not torch.equal(*views)  # each replica is erased on its own
 
 
-def test_to_batch_handles_grey_and_colour():
+def test_to_batch_handles_grey_and_colour() -> None:
     assert to_batch([np.full((2, 3), 255, dtype=np.uint8)] * 4).shape == (4, 1, 2, 3)
     colour = to_batch([np.arange(24, dtype=np.uint8).reshape(2, 4, 3)])
     assert colour.is_contiguous()
@@ -199,7 +216,7 @@ def test_to_batch_handles_grey_and_colour():
         {"color_jitter": 2},
     ],
 )
-def test_wrong_values_are_refused(wrong):
+def test_wrong_values_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError) as caught:
         Augmentation(**wrong)
     assert "\n" not in str(caught.value)

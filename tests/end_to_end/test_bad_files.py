@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ OFF = ["mixup=0", "cutmix=0", "auto_augment=none", "erasing=0", "hflip=0", "warm
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("photo album")
     for split in ("train", "val"):
         for name in ("cat", "dög"):
@@ -36,7 +37,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder, tmp_path_factory):
+def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "run"
     sizes = ["sizes=24x16,16", "batch_size=10", "epochs=1", "workers=0", "max_bad_fraction=0.5"]
     arguments = ["train", "resformer_tiny", NETWORK, f"data={folder}", *sizes, *OFF, f"output={output}"]
@@ -44,7 +45,7 @@ def run(folder, tmp_path_factory):
     return output
 
 
-def test_training_counts_and_names_what_it_skipped(run) -> None:
+def test_training_counts_and_names_what_it_skipped(run: Path) -> None:
     bad = json.loads((run / "summary.json").read_text())["bad_images"]
     names = {file.rsplit("/", 1)[1] for file in bad["files"]}
     # The last, incomplete batch of the epoch is not read.
@@ -53,7 +54,9 @@ def test_training_counts_and_names_what_it_skipped(run) -> None:
     assert all(reason for reason in bad["files"].values())
 
 
-def test_too_many_bad_files_stop_with_one_sentence(folder, tmp_path, capfd) -> None:
+def test_too_many_bad_files_stop_with_one_sentence(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["train", "resformer_tiny", NETWORK, f"data={folder}", "sizes=16", "batch_size=10", "epochs=1", *OFF]
     assert main([*arguments, "workers=0", f"output={tmp_path / 'run'}"]) == 2
     error = capfd.readouterr().err
@@ -61,7 +64,7 @@ def test_too_many_bad_files_stop_with_one_sentence(folder, tmp_path, capfd) -> N
     assert [line for line in error.splitlines() if line.startswith("anyres: ")]
 
 
-def test_prediction_names_every_bad_file(run, folder, tmp_path) -> None:
+def test_prediction_names_every_bad_file(run: Path, folder: Path, tmp_path: Path) -> None:
     assert main(["predict", str(run), str(folder / "val" / "cat"), f"output={tmp_path / 'p.csv'}", "topk=1"]) == 0
     rows = list(csv.DictReader((tmp_path / "p.csv").open()))
     problems = {row["image"].rsplit("/", 1)[1] for row in rows if row["problem"]}
@@ -70,7 +73,7 @@ def test_prediction_names_every_bad_file(run, folder, tmp_path) -> None:
     assert len(rows) == 6 + len(odd_good_files()) + len(bad_files())
 
 
-def test_sweep_counts_bad_files(run, folder, tmp_path, capfd) -> None:
+def test_sweep_counts_bad_files(run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sizes = "sizes=8,16,20x12"
     assert main(["sweep", str(run), f"data={folder}", sizes, "--no-cost", f"output={tmp_path / 's'}"]) == 0
     rows = list(csv.DictReader((tmp_path / "s" / "sweep.csv").open()))
@@ -80,7 +83,9 @@ def test_sweep_counts_bad_files(run, folder, tmp_path, capfd) -> None:
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_pictures_of_twelve_bits_need_a_word_in_every_command(tmp_path, capfd) -> None:
+def test_pictures_of_twelve_bits_need_a_word_in_every_command(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
     for name in ("bright", "dark"):
         (tmp_path / "d" / name).mkdir(parents=True)
@@ -100,7 +105,9 @@ def test_pictures_of_twelve_bits_need_a_word_in_every_command(tmp_path, capfd) -
         assert main([*command, "bit_depth=12"]) == 0
 
 
-def test_weights_that_are_no_numbers_end_every_command(run, folder, tmp_path, capfd) -> None:
+def test_weights_that_are_no_numbers_end_every_command(
+    run: Path, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(run / "best", tmp_path / "spoilt")
     file = tmp_path / "spoilt" / "model.safetensors"
     state = load_file(file)

@@ -31,6 +31,9 @@ class GreySource(MapSource):
 class TableModel(nn.Module):
     """Answers an image of brightness 10·i with row i of a table, whatever its size; refuses the sizes in `refuses`."""
 
+    num_classes: int
+    """Set where names do not say it."""
+
     def __init__(self, logits: Tensor, refuses: tuple[tuple[int, int], ...] = (), **cfg: Any) -> None:
         super().__init__()
         self.table = nn.Parameter(logits.float())

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def table(rows: list[list[float]]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def test_counts_and_loss_match_hand_counts():
+def test_counts_and_loss_match_hand_counts() -> None:
     # Scores of 7 classes; places of the true class by hand: 1st, 2nd, 5th, 6th, 1st.
     logits = table(
         [
@@ -49,7 +50,7 @@ def test_counts_and_loss_match_hand_counts():
     assert model.inference == {True}
 
 
-def test_batch_size_does_not_matter():
+def test_batch_size_does_not_matter() -> None:
     source = GreySource([i % 7 for i in range(20)], classes=7)
     model = TableModel(torch.randn(26, 7, generator=torch.Generator().manual_seed(0)))
     results = [evaluate(model, source, (8, 24), batch_size) for batch_size in (1, 7, 64)]
@@ -60,14 +61,14 @@ def test_batch_size_does_not_matter():
 
 
 @pytest.mark.parametrize(("classes", "has_top5"), [(5, False), (6, True)])
-def test_top5_only_above_five_classes(classes, has_top5):
+def test_top5_only_above_five_classes(classes: int, has_top5: bool) -> None:
     source = GreySource([0, 1], classes)
     measured = evaluate(TableModel(torch.eye(classes)), source, (16, 16))
     assert ("top5" in measured.scores) is has_top5
     assert measured.scores["top1"] == 100
 
 
-def test_bad_images_are_counted_and_left_out():
+def test_bad_images_are_counted_and_left_out() -> None:
     logits = torch.eye(6)
     measured = evaluate(TableModel(logits), GreySource([0, 1, 2, 3], classes=6, broken=(1, 3)), (16, 16), batch_size=2)
     assert (measured.count, len(measured.bad_images), measured.scores["top1"]) == (2, 2, 100)
@@ -76,7 +77,7 @@ def test_bad_images_are_counted_and_left_out():
         evaluate(TableModel(logits), GreySource([0], classes=6, broken=(0,)), (16, 16))
 
 
-def test_bad_files_of_a_folder_are_counted(tmp_path: Path):
+def test_bad_files_of_a_folder_are_counted(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "val" / name).mkdir(parents=True)
         (tmp_path / "train" / name).mkdir(parents=True)
@@ -90,7 +91,7 @@ def test_bad_files_of_a_folder_are_counted(tmp_path: Path):
     assert (measured.count, len(measured.bad_images), measured.scores["top1"]) == (2, 2, 100)
 
 
-def test_labels_are_matched_by_name():
+def test_labels_are_matched_by_name() -> None:
     source = GreySource([0, 1, 2], classes=3)  # class0, class1, class2
     logits = torch.eye(4)[[2, 0, 3]]  # the model's outputs for them stand at 2, 0 and 3
     model = TableModel(logits, label_names=["class1", "other", "class0", "class2"])
@@ -101,7 +102,7 @@ def test_labels_are_matched_by_name():
         evaluate(TableModel(torch.eye(3), label_names=["cat", "dog", "cow"]), source, (16, 16))
 
 
-def test_numbers_are_matched_as_numbers():
+def test_numbers_are_matched_as_numbers() -> None:
     source = GreySource([0, 1, 2], classes=3)
     source.label_names = ["10", "2", "999"]  # as folders are sorted
     model = TableModel(torch.eye(1000), label_names=None)
@@ -112,7 +113,7 @@ def test_numbers_are_matched_as_numbers():
         DataConfig.of(model).places(source)
 
 
-def test_a_thousand_classes_take_wordnet_ids():
+def test_a_thousand_classes_take_wordnet_ids() -> None:
     source = GreySource([0], classes=1)
     source.label_names = ["n01491361"]  # tiger shark, class 3 of ImageNet-1k
     model = TableModel(torch.eye(1000), label_names=None)
@@ -120,12 +121,12 @@ def test_a_thousand_classes_take_wordnet_ids():
     assert DataConfig.of(model).places(source).tolist() == [3]
 
 
-def test_a_source_with_more_classes_is_refused():
+def test_a_source_with_more_classes_is_refused() -> None:
     with pytest.raises(UserError, match="class2"):
         evaluate(TableModel(torch.eye(2)), GreySource([5], classes=6), (16, 16))
 
 
-def test_preparation_is_the_models_own_then_the_sources():
+def test_preparation_is_the_models_own_then_the_sources() -> None:
     source = GreySource([0], classes=2)
     own = DataConfig.of(
         TableModel(torch.eye(2), mean=(0.5,), std=(0.25,), crop_pct=0.9, interpolation="bilinear"), source
@@ -141,7 +142,7 @@ def test_preparation_is_the_models_own_then_the_sources():
     ({"mean": (0.5,), "std": (0.25,)}, None), ({}, "grey"), ({"mean": (0.5,)}, "grey"),
     ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "grey"),
 ])  # fmt: skip
-def test_statistics_that_are_not_the_models_are_told(cfg, whose, caplog):
+def test_statistics_that_are_not_the_models_are_told(cfg: Any, whose: Any, caplog: pytest.LogCaptureFixture) -> None:
     """In the log where data are opened or predicted, and in the sentence of reports."""
     source, model = GreySource([0], classes=2), TableModel(torch.eye(2), **cfg)
     text = f"of {whose}, as the model states none that fit"
@@ -153,19 +154,19 @@ def test_statistics_that_are_not_the_models_are_told(cfg, whose, caplog):
     assert ("mean 0.449, std 0.226 of ImageNet" in caplog.text) == (whose is not None)
 
 
-def test_channels_that_images_have_not_are_refused():
+def test_channels_that_images_have_not_are_refused() -> None:
     with pytest.raises(UserError, match="takes 4 channels, but images have 1 or 3"):
         DataConfig.of(TableModel(torch.eye(2), input_size=(4, 32, 32)))
 
 
-def test_first_images_have_their_own_colours():
+def test_first_images_have_their_own_colours() -> None:
     source = GreySource([0, 0, 0], classes=2)
     images = sample_images(TableModel(torch.eye(2), mean=(0.4,), std=(0.2,)), source, (12, 20), 2)
     assert [image.size for image in images] == [(20, 12), (20, 12)]
     assert [image.getpixel((0, 0)) for image in images] == [(0, 0, 0), (10, 10, 10)]
 
 
-def measure_share(rank: int, port: int, answers) -> None:
+def measure_share(rank: int, port: int, answers: multiprocessing.Queue[Any]) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     source = GreySource([i % 7 for i in range(11)], classes=7, broken=(4,))
@@ -178,7 +179,7 @@ def random_table() -> TableModel:
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="starts its processes by fork")
-def test_two_processes_count_every_image_once():
+def test_two_processes_count_every_image_once() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from anyres import create_model
 from anyres.evaluation import measure_cost
 from anyres.evaluation.cost import count_flops, peak_memory_bytes
+from anyres.models.resformer import ResFormer
+from tests.typed import as_a
 
 
 def plain_vit_flops(height: int, width: int, embed_dim: int, depth: int, classes: int, local: bool = False) -> int:
@@ -19,7 +21,7 @@ def plain_vit_flops(height: int, width: int, embed_dim: int, depth: int, classes
     return 2 * (depth * block + once)
 
 
-def test_deit_small_has_the_published_number():
+def test_deit_small_has_the_published_number() -> None:
     with torch.device("cpu"):
         model = timm.create_model("deit_small_patch16_224").eval()
     flops = count_flops(model, torch.zeros(1, 3, 224, 224))
@@ -28,8 +30,8 @@ def test_deit_small_has_the_published_number():
 
 
 @pytest.mark.parametrize(("size", "gmacs"), [((224, 224), 4.61), ((128, 128), 1.44)])
-def test_resformer_small_matches_its_table(size, gmacs):
-    model = create_model("resformer_small").eval()
+def test_resformer_small_matches_its_table(size: tuple[int, int], gmacs: float) -> None:
+    model = as_a(ResFormer, create_model("resformer_small")).eval()
     images = torch.zeros(1, 3, *size)
 
     class AllTokens(nn.Module):
@@ -37,7 +39,7 @@ def test_resformer_small_matches_its_table(size, gmacs):
             return model.forward_head(model.forward_features(x))
 
     flops = count_flops(AllTokens(), images)
-    assert flops == plain_vit_flops(*size, 384, 12, 1000, local=True)
+    assert flops == plain_vit_flops(size[0], size[1], 384, 12, 1000, local=True)
     assert flops / 2e9 == pytest.approx(gmacs, abs=0.006)
     # The logits alone need one query in the last block: what runs is what counts.
     tokens, width = (size[0] // 16) * (size[1] // 16) + 1, 384
@@ -45,7 +47,7 @@ def test_resformer_small_matches_its_table(size, gmacs):
     assert count_flops(model, images) == flops - 2 * saved
 
 
-def test_fused_and_plain_attention_count_alike():
+def test_fused_and_plain_attention_count_alike() -> None:
     class Attention(nn.Module):
         def __init__(self, fused: bool) -> None:
             super().__init__()
@@ -62,7 +64,7 @@ def test_fused_and_plain_attention_count_alike():
     assert count_flops(Attention(True), x) == count_flops(Attention(False), x) == wanted
 
 
-def test_measure_cost_is_per_image_and_leaves_the_model_as_it_was():
+def test_measure_cost_is_per_image_and_leaves_the_model_as_it_was() -> None:
     model = timm.create_model("vit_tiny_patch16_224", depth=2, num_classes=10, img_size=(64, 96)).train()
     cost = measure_cost(model, (64, 96), batch_size=4, seconds=0.0)
     assert cost.gflops == plain_vit_flops(64, 96, 192, 2, 10) / 1e9
@@ -72,7 +74,7 @@ def test_measure_cost_is_per_image_and_leaves_the_model_as_it_was():
     assert model.training
 
 
-def test_batches_count_for_speed():
+def test_batches_count_for_speed() -> None:
     class Sleeps(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             import time
@@ -102,14 +104,14 @@ class Chain(nn.Module):
         return x.mean((1, 2, 3))  # the 100 units are gone here
 
 
-def test_peak_memory_is_what_lives_at_once():
+def test_peak_memory_is_what_lives_at_once() -> None:
     batch = 2
     images = torch.zeros(batch, 1, 8, 8)
     unit = batch * 64 * 4
     assert peak_memory_bytes(Chain(), images) == 4000 + unit + 1100 * unit
 
 
-def test_peak_memory_frees_what_is_dropped():
+def test_peak_memory_frees_what_is_dropped() -> None:
     depth = 50
     model = nn.Sequential(*[nn.ReLU() for _ in range(depth)])
     images = torch.zeros(1, 3, 32, 32)
@@ -117,6 +119,6 @@ def test_peak_memory_frees_what_is_dropped():
     assert peak_memory_bytes(model, images) == 3 * images.nbytes
 
 
-def test_a_wrong_precision_is_named():
+def test_a_wrong_precision_is_named() -> None:
     with pytest.raises(ValueError, match="bfloat16"):
         measure_cost(nn.Flatten(), (8, 8), precision="int3")

@@ -17,12 +17,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from anyres.data import Item, rle
-from anyres.data.detection import open_detection
+from anyres.data.detection import DigitScenes, open_detection
 from anyres.data.objects import DetectionSource, Objects
 from anyres.errors import UserError
 from anyres.evaluation import evaluate
-from anyres.tasks.detection import score
+from anyres.tasks.detection import score as score_module
 from anyres.tasks.detection.score import COCO_KEYPOINTS, average_precision
+from tests.typed import as_a
 
 pytest.importorskip("faster_coco_eval")
 
@@ -34,7 +35,7 @@ def oval(box: np.ndarray, angles: np.ndarray) -> np.ndarray:
     return (box[:2] + box[2:] / 2 * (1 + np.stack([np.cos(angles), np.sin(angles)], axis=1))).ravel()
 
 
-def random_truth(rng: np.random.Generator, keypoints: int) -> tuple[list[dict], list[dict]]:
+def random_truth(rng: np.random.Generator, keypoints: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Eight pictures of objects of all sizes, some of them crowds."""
     images = [{"id": 10 * number, "height": HEIGHT, "width": WIDTH} for number in range(1, 9)]
     truth = []
@@ -73,7 +74,9 @@ def compressed(polygons: list[list[float]]) -> dict[str, Any]:
     return {"size": [HEIGHT, WIDTH], "counts": code["counts"].decode()}
 
 
-def random_found(rng: np.random.Generator, images: list[dict], truth: list[dict]) -> list[dict]:
+def random_found(
+    rng: np.random.Generator, images: list[dict[str, Any]], truth: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Detections near the objects, some twice or of the wrong class, and on the first picture a heap of others."""
     found = []
     for entry in [*truth, *truth, *rng.choice(np.array(truth, dtype=object), 40)]:
@@ -107,7 +110,9 @@ def random_found(rng: np.random.Generator, images: list[dict], truth: list[dict]
     return found
 
 
-def reference(images: list[dict], truth: list[dict], found: list[dict], kind: str) -> dict[str, float]:
+def reference(
+    images: list[dict[str, Any]], truth: list[dict[str, Any]], found: list[dict[str, Any]], kind: str
+) -> dict[str, float]:
     """What pycocotools says of files with these contents, for the objects that count in each of the sizes."""
     coco, cocoeval = (pytest.importorskip(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
     only = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}[kind]
@@ -183,7 +188,12 @@ def test_the_result_tells_what_spread_its_keypoints_have(
     names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = []
-    monkeypatch.setattr(score, "average_precision", lambda *these: given.append(these[5]) or {"ap": 1.0})
+
+    def average_precision(*these: Any) -> dict[str, float]:
+        given.append(these[5])
+        return {"ap": 1.0}
+
+    monkeypatch.setattr(score_module, "average_precision", average_precision)
     source = Boxes()
     source.keypoint_names = names
     assert ("takes 0.05 for the spread" in evaluate(Knows(source), source, (64, 64)).note) == (len(names) < 17)
@@ -378,7 +388,7 @@ def test_result_files(tmp_path: Any) -> None:
 
 def test_composed_digits_without_detections() -> None:
     source = open_detection("digits", "val", masks=True, keypoints=True)
-    source.scenes.count = 3
+    as_a(DigitScenes, source).scenes.count = 3
 
     class Blind(nn.Module):
         num_classes = 10

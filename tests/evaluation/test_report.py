@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import base64
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 from markupsafe import escape
+from matplotlib.axes import Axes
 from PIL import Image
 
 from anyres.evaluation import plots
 from anyres.evaluation.plot_style import COLOURS, drawn_name
 from anyres.evaluation.report import Page, Samples, render
+from anyres.evaluation.results import Row
 from anyres.io.text import printable, shorten
 from tests.evaluation.helpers import make_row
 from tests.io.test_text import NASTY
@@ -18,7 +22,7 @@ SIDES = (16, 24, 32, 64)
 NAMES = ("resformer_mr", "deit <b>&'\"")
 
 
-def rows():
+def rows() -> list[Row]:
     made = []
     for number, name in enumerate(NAMES):
         for side in SIDES:
@@ -46,7 +50,7 @@ def page() -> str:
     )
 
 
-def test_every_model_and_size_is_there(page):
+def test_every_model_and_size_is_there(page: str) -> None:
     text = page.replace("\u2011", "-")
     assert "resformer_mr" in text
     assert "deit &lt;b&gt;&amp;" in text
@@ -65,7 +69,7 @@ def test_every_model_and_size_is_there(page):
     assert "some processor" in text
 
 
-def test_nothing_is_loaded_from_outside(page):
+def test_nothing_is_loaded_from_outside(page: str) -> None:
     assert "http" not in page
     assert "<script" not in page
     assert "<link" not in page
@@ -81,7 +85,7 @@ def test_nothing_is_loaded_from_outside(page):
             assert all(link.startswith("#") for link in links)
 
 
-def test_a_page_without_cost_or_curve_renders():
+def test_a_page_without_cost_or_curve_renders() -> None:
     text = render(Page([make_row("fixed", 32, 32, 70.0, gflops=None, images_per_second=None)], {}, "digits/val"))
     assert "70.0" in text
     assert "Accuracy against time" not in text
@@ -90,17 +94,17 @@ def test_a_page_without_cost_or_curve_renders():
     assert "– not possible. none at 32: too small" in text
 
 
-def markers(axes, colour):
+def markers(axes: Axes, colour: str) -> dict[int, bool]:
     """{x: filled} of the markers drawn in a colour."""
-    found = {}
+    found: dict[int, bool] = {}
     for line in axes.get_lines():
         if line.get_marker() not in ("", "None", None) and line.get_markeredgecolor() == colour:
             filled = line.get_markerfacecolor() == colour
-            found.update({round(float(x)): filled for x in line.get_xdata()})
+            found.update({round(float(x)): filled for x in np.asarray(line.get_xdata())})
     return found
 
 
-def test_training_sizes_are_filled_and_unseen_ones_hollow():
+def test_training_sizes_are_filled_and_unseen_ones_hollow() -> None:
     figure = plots.accuracy_figure(rows(), {NAMES[0]: [24, 32], NAMES[1]: [32]})
     main, others = figure.axes
     assert markers(main, COLOURS[0]) == {16: False, 24: False, 32: True, 64: False}
@@ -112,30 +116,33 @@ def test_training_sizes_are_filled_and_unseen_ones_hollow():
     assert any(label.startswith("resformer_mr\n82.0 at 64") for label in labels)
 
 
-def test_many_shapes_get_a_panel_for_each_ratio():
+def test_many_shapes_get_a_panel_for_each_ratio() -> None:
     many = [make_row("a", round(side * 0.75), round(side / 0.75), side / 10) for side in range(32, 320, 16)]
     many += [make_row("a", row.width, row.height, 50.0) for row in many]
     figure = plots.accuracy_figure([*many, make_row("a", 32, 32, 50.0), make_row("a", 64, 64, 60.0)], {})
     assert len(figure.axes) == 3
 
 
-def test_front_is_what_nothing_beats():
-    points = [(1.0, 50.0, None), (2.0, 40.0, None), (2.0, 60.0, None), (3.0, 60.0, None), (0.5, 10.0, None)]
+def test_front_is_what_nothing_beats() -> None:
+    row = make_row("a", 32, 32, None)
+    points = [(cost, score, row) for cost, score in ((1.0, 50.0), (2.0, 40.0), (2.0, 60.0), (3.0, 60.0), (0.5, 10.0))]
     assert [point[:2] for point in plots._front(points)] == [(0.5, 10.0), (1.0, 50.0), (2.0, 60.0)]
 
 
-def test_pictures_are_written(tmp_path):
+def test_pictures_are_written(tmp_path: Path) -> None:
     for number, figure in enumerate(
         (plots.accuracy_figure(rows(), {}, narrow=True), plots.pareto_figure(rows()), plots.cost_figure(rows(), {}))
     ):
         plots.save(figure, tmp_path / f"{number}.png")
         with Image.open(tmp_path / f"{number}.png") as image:
             assert image.width > 800
-            assert image.convert("L").getextrema() == (pytest.approx(20, abs=20), 255)
+            darkest, lightest = image.convert("L").getextrema()
+            assert darkest == pytest.approx(20, abs=20)
+            assert lightest == 255
 
 
 @pytest.mark.parametrize("kind", NASTY)
-def test_pictures_and_pages_hold_any_name(kind, tmp_path, recwarn):
+def test_pictures_and_pages_hold_any_name(kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     name = NASTY[kind]
     made = [make_row(label, side, side, 50.0 + side, note=name) for label in (name, name + "-", "b") for side in SIDES]
     made += [make_row(name, 24, 43, 61.0), make_row("b", 8, 8, None, note=name)]
@@ -153,7 +160,7 @@ def test_pictures_and_pages_hold_any_name(kind, tmp_path, recwarn):
         plots.save(figure, tmp_path / f"{number}.png")
         with Image.open(tmp_path / f"{number}.png") as image:
             assert max(image.size) < 4000
-    (legend,) = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    (legend,) = [legend for axes in figure.axes if (legend := axes.get_legend())]
     assert [entry.get_text() for entry in legend.get_texts()] == [
         drawn_name(label) for label in (name, name + "-", "b")
     ]

@@ -2,20 +2,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
 from anyres.errors import UserError
-from anyres.evaluation.results import area_over_log_size, areas, find, main_score, read_csv, write_csv
+from anyres.evaluation.results import Row, area_over_log_size, areas, find, main_score, read_csv, write_csv
 from tests.evaluation.helpers import make_row
 
 
-def test_area_by_hand():
+def test_area_by_hand() -> None:
     # One octave from 40 to 60 % (mean 50), two octaves from 60 to 80 % (mean 70): (50 + 2·70) / 3.
     assert area_over_log_size({64: 60.0, 32: 40.0, 256: 80.0}) == pytest.approx(190 / 3)
 
 
-def test_area_does_not_depend_on_how_dense_the_sizes_are():
+def test_area_does_not_depend_on_how_dense_the_sizes_are() -> None:
     assert area_over_log_size({32: 71.0, 48: 71.0, 224: 71.0}) == pytest.approx(71)
     line = {side: 10 * math.log2(side) for side in (32, 33, 34, 35, 36, 512)}
     assert area_over_log_size(line) == pytest.approx(area_over_log_size({32: 50.0, 512: 90.0}))
@@ -23,7 +24,7 @@ def test_area_does_not_depend_on_how_dense_the_sizes_are():
         area_over_log_size({32: 1.0})
 
 
-def test_areas_compare_models_over_the_same_squares():
+def test_areas_compare_models_over_the_same_squares() -> None:
     rows = [make_row("a", side, side, value) for side, value in ((16, 0.0), (32, 40.0), (64, 60.0))]
     rows += [make_row("b", 16, 16, None), make_row("b", 32, 32, 50.0), make_row("b", 64, 64, 50.0)]
     rows += [make_row("fixed", side, side, 99.0 if side == 64 else None) for side in (16, 32, 64)]
@@ -33,7 +34,7 @@ def test_areas_compare_models_over_the_same_squares():
     assert means == {"a": pytest.approx(50), "b": pytest.approx(50), "fixed": None}
 
 
-def test_csv_round_trip(tmp_path):
+def test_csv_round_trip(tmp_path: Path) -> None:
     rows = [
         make_row('with, comma "and" quotes', 32, 32, 100 / 3, trained=True, top5=1e-17, bad=3),
         make_row("b", 24, 43, None, loss=None, gflops=None, params=None, images_per_second=None, latency_ms=None,
@@ -49,14 +50,14 @@ def test_csv_round_trip(tmp_path):
         read_csv(tmp_path / "other.csv")
 
 
-def curve(model: str, values: dict[int, float], count: int = 50_000):
+def curve(model: str, values: dict[int, float], count: int = 50_000) -> list[Row]:
     return [make_row(model, side, side, value, count=count) for side, value in values.items()]
 
 
 MULTI = {"multi": [(32, 32), (64, 64)], "single": [(64, 64)], "other": [(32, 32), (64, 64)]}
 
 
-def test_finding_names_the_multi_resolution_model_when_it_is_better():
+def test_finding_names_the_multi_resolution_model_when_it_is_better() -> None:
     rows = curve("multi", {32: 80.0, 64: 80.0}) + curve("single", {32: 20.0, 64: 82.0})
     finding = find(rows, MULTI)
     assert (
@@ -68,7 +69,7 @@ def test_finding_names_the_multi_resolution_model_when_it_is_better():
     assert "At its training sizes (32, 64 px) multi reaches 80.0–80.0 %." in finding.details
 
 
-def test_finding_says_so_when_it_is_worse():
+def test_finding_says_so_when_it_is_worse() -> None:
     rows = curve("multi", {32: 50.0, 64: 50.0}) + curve("single", {32: 60.0, 64: 82.0})
     headline = find(rows, MULTI).headline
     assert (
@@ -77,7 +78,7 @@ def test_finding_says_so_when_it_is_worse():
     )
 
 
-def test_finding_does_not_make_much_of_noise():
+def test_finding_does_not_make_much_of_noise() -> None:
     rows = curve("multi", {32: 80.0, 64: 80.0}, count=360) + curve("single", {32: 78.0, 64: 78.0}, count=360)
     finding = find(rows, MULTI)
     assert finding.headline.startswith("No clear difference")
@@ -85,7 +86,7 @@ def test_finding_does_not_make_much_of_noise():
     assert "With 360 images, a difference below about 4.2 points is within the noise." in finding.details
 
 
-def test_finding_compares_with_the_best_of_the_other_kind():
+def test_finding_compares_with_the_best_of_the_other_kind() -> None:
     rows = (
         curve("multi", {32: 80.0, 64: 80.0})
         + curve("other", {32: 75.0, 64: 75.0})
@@ -96,14 +97,14 @@ def test_finding_compares_with_the_best_of_the_other_kind():
     assert "other averages 75.0 %." in finding.details
 
 
-def test_finding_for_one_model_and_for_none_that_runs():
+def test_finding_for_one_model_and_for_none_that_runs() -> None:
     assert find(curve("multi", {32: 80.0, 64: 90.0}), MULTI).headline == "multi averages 85.0 % from 32 to 64 px."
     only = [make_row("fixed", 64, 64, 70.0), make_row("fixed", 32, 32, None, note="no")]
     assert "70.0 % at 64×64 px" in find(only, {}).headline
     assert "none of the sizes" in find([make_row("fixed", 64, 64, None)], {}).headline
 
 
-def test_other_scores_have_columns_of_their_own(tmp_path):
+def test_other_scores_have_columns_of_their_own(tmp_path: Path) -> None:
     rows = [make_row("a", 8, 8, None), make_row("b", 8, 8, None)]
     rows[1] = dataclasses.replace(rows[1], scores={"ap": 40.5, "ap50": 61.25})
     write_csv(rows, tmp_path / "sweep.csv")

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import socket
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,24 +13,25 @@ import torch.distributed as dist
 from torch import nn
 
 from anyres.data import Item
-from anyres.data.segmentation import SegmentationSource, open_segmentation
+from anyres.data.segmentation import ComposedDigits, SegmentationSource, open_segmentation
 from anyres.errors import UserError
 from anyres.evaluation import evaluate
 from anyres.tasks.segmentation.score import ConfusionMatrix
+from tests.typed import as_a
 
 
 class Greys(SegmentationSource):
     """Pictures of blocks whose brightness is 40 times their class, of several sizes; one in `broken` cannot be read."""
 
-    def __init__(self, count=6, classes=4, broken=(), ignored=True):
+    def __init__(self, count: int = 6, classes: int = 4, broken: tuple[int, ...] = (), ignored: bool = True) -> None:
         super().__init__("greys", [f"class{number}" for number in range(classes)], in_chans=1)
         self.count, self.broken, self.ignored = count, broken, ignored
         self.mean, self.std = (0.0,), (1.0,)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.count
 
-    def _item(self, index):
+    def _item(self, index: int) -> Item:
         rng = np.random.default_rng(index)
         classes = np.kron(rng.integers(0, 4, (3, 4 + index % 2), dtype=np.uint8), np.ones((8, 8), np.uint8))
         labels = classes.copy()
@@ -41,14 +43,14 @@ class Greys(SegmentationSource):
 class Nearest(nn.Module):
     """Answers each pixel with the class of its brightness; `confused` (a, b) takes every a for b."""
 
-    def __init__(self, classes=4, confused=None, **cfg):
+    def __init__(self, classes: int = 4, confused: tuple[int, int] | None = None, **cfg: Any) -> None:
         super().__init__()
         self.classes, self.confused = classes, confused
         self.in_chans = 1
         self.pretrained_cfg = {"label_names": [f"class{place}" for place in range(classes)], **cfg}
-        self.shapes = []
+        self.shapes: list[tuple[int, ...]] = []
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.shapes.append(tuple(images.shape))
         levels = torch.arange(self.classes).view(1, -1, 1, 1) * 40 / 255
         logits = -1000 * (images - levels).abs()
@@ -58,7 +60,7 @@ class Nearest(nn.Module):
         return logits
 
 
-def test_a_matrix_counted_by_hand():
+def test_a_matrix_counted_by_hand() -> None:
     matrix = ConfusionMatrix(5)
     # Class 3 is in neither map and leaves the mean; class 4 is only predicted and counts as 0.
     matrix.add(torch.tensor([[0, 0, 1, 1], [2, 4, 2, 0]]), torch.tensor([[0, 0, 1, 0], [2, 2, 255, 255]]))
@@ -80,7 +82,7 @@ def test_a_matrix_counted_by_hand():
         matrix.add(torch.tensor([0]), torch.tensor([5]))
 
 
-def test_equals_the_jaccard_index_of_torchmetrics():
+def test_equals_the_jaccard_index_of_torchmetrics() -> None:
     metrics = pytest.importorskip("torchmetrics.classification")
     generator = torch.Generator().manual_seed(0)
     matrix = ConfusionMatrix(7)
@@ -94,7 +96,7 @@ def test_equals_the_jaccard_index_of_torchmetrics():
     assert matrix.miou == pytest.approx(metric.compute().item(), rel=1e-6)
 
 
-def test_a_model_that_knows_scores_100_and_images_of_one_shape_share_a_batch():
+def test_a_model_that_knows_scores_100_and_images_of_one_shape_share_a_batch() -> None:
     model = Nearest().train()
     measured = evaluate(model, Greys(broken=(1,)), (24, 24), batch_size=4)
     assert measured.scores == {"miou": 100, "pixel_accuracy": 100, "mean_accuracy": 100}
@@ -106,7 +108,7 @@ def test_a_model_that_knows_scores_100_and_images_of_one_shape_share_a_batch():
     assert model.training
 
 
-def test_scores_are_of_the_original_pixels_whatever_the_size():
+def test_scores_are_of_the_original_pixels_whatever_the_size() -> None:
     source = Greys()
     model = Nearest(confused=(2, 3))
     measured = evaluate(model, source, (24, 24))
@@ -122,7 +124,7 @@ def test_scores_are_of_the_original_pixels_whatever_the_size():
     assert large.scores == pytest.approx(measured.scores)
 
 
-def test_scales_mirror_images_and_windows_reach_the_model():
+def test_scales_mirror_images_and_windows_reach_the_model() -> None:
     model = Nearest()
     measured = evaluate(model, Greys(2), (24, 24), scales=(0.5, 1.0), flip=True)
     assert [shape[2:] for shape in model.shapes[:4]] == [(12, 16), (12, 16), (24, 32), (24, 32)]
@@ -132,9 +134,9 @@ def test_scales_mirror_images_and_windows_reach_the_model():
     assert model.shapes == [(1, 1, 24, 24)] * 2
 
 
-def test_classes_are_matched_by_name_and_one_that_is_absent_leaves_the_mean():
+def test_classes_are_matched_by_name_and_one_that_is_absent_leaves_the_mean() -> None:
     class Renamed(Nearest):
-        def forward(self, images):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
             return super().forward(images)[:, [3, 2, 1, 0, 4]]
 
     names = [f"class{number}" for number in (3, 2, 1, 0, 4)]
@@ -144,9 +146,9 @@ def test_classes_are_matched_by_name_and_one_that_is_absent_leaves_the_mean():
     assert measured.scores["miou"] == 100
 
 
-def test_a_pixel_without_a_number_stops_the_test():
+def test_a_pixel_without_a_number_stops_the_test() -> None:
     class Diverged(Nearest):
-        def forward(self, images):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
             logits = super().forward(images)
             logits[0, 2, 5, 5] = torch.nan
             return logits
@@ -155,7 +157,7 @@ def test_a_pixel_without_a_number_stops_the_test():
         evaluate(Diverged(), Greys(), (24, 24))
 
 
-def test_refusals():
+def test_refusals() -> None:
     with pytest.raises(UserError, match="class3"):
         evaluate(Nearest(3), Greys(), (24, 24))
     with pytest.raises(UserError, match="no readable image"):
@@ -169,13 +171,13 @@ def test_refusals():
         evaluate(Nearest(), source, (24, 24))
 
 
-def test_a_segmenter_on_composed_digits():
+def test_a_segmenter_on_composed_digits() -> None:
     from anyres.tasks.segmentation.network import Segmenter
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
     source = open_segmentation("digits", "val")
-    source.scenes.count = 2
+    as_a(ComposedDigits, source).scenes.count = 2
     model = Segmenter.build("resformer_tiny", 11, {"depth": 4}, head="semantic_fpn", channels=16)
     model.pretrained_cfg["label_names"] = source.label_names
     measured = evaluate(model, source, (64, 64), batch_size=2)
@@ -184,7 +186,7 @@ def test_a_segmenter_on_composed_digits():
     assert list(measured.by_class) == source.label_names
 
 
-def measure_share(rank, port, answers):
+def measure_share(rank: int, port: int, answers: multiprocessing.Queue[Any]) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=3)
@@ -193,7 +195,7 @@ def measure_share(rank, port, answers):
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="starts its processes by fork")
-def test_three_processes_count_every_image_once_even_if_one_has_none():
+def test_three_processes_count_every_image_once_even_if_one_has_none() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

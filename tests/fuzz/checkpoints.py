@@ -78,7 +78,7 @@ def _values() -> list[Any]:
 
 def _malicious() -> list[Any]:
     """What runs code, or breaks memory, where a reader is careless."""
-    core: Any = np._core
+    core: Any = np._core  # type: ignore[attr-defined]  # the names that pickles of arrays hold
     address = (0x4141414141414141).to_bytes(8, "little") * 4
     kinds: list[Any] = [np.dtype("O")]
     for flags in (0, 27, 63):  # whether it says that it holds objects

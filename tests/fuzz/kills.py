@@ -76,9 +76,9 @@ def on_steps(act: Callable[[], None]) -> None:
         if isinstance(path, int) or os.path.abspath(os.fsdecode(path)).startswith(here) or event == "os.rmdir":
             act()
 
-    def fsync_counted(descriptor: int) -> None:
+    def fsync_counted(fd: Any) -> None:
         act()
-        fsync(descriptor)
+        fsync(fd)
 
     sys.addaudithook(audit)
     os.fsync = fsync_counted
@@ -90,7 +90,11 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
 
 def _count_steps(file: Path) -> None:
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT)
-    on_steps(lambda: os.write(descriptor, b"x") and None)
+
+    def count() -> None:
+        os.write(descriptor, b"x")
+
+    on_steps(count)
 
 
 def at_step(number: int, act: Callable[[], None], every_later: bool = False) -> None:
@@ -219,10 +223,10 @@ def _converting(rng: random.Random, material: Material) -> str:
     if ran is not None:
         ran.verdict()
     for words in (["predict", "out", material.items["classification"]], ["convert", material.model, "out"]):
-        ran = command(*words)
-        if ran.code != 0:
-            raise Failure(f"neither the old model nor the new one is there\n{ran.err}")
-    return ran.verdict()
+        done = command(*words)
+        if done.code != 0:
+            raise Failure(f"neither the old model nor the new one is there\n{done.err}")
+    return done.verdict()
 
 
 KIND = Kind("kills", case, prepare, short=0, long=400, batch=1, megabytes=1500, seconds=120)

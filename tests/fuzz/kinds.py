@@ -6,11 +6,22 @@ import importlib
 import os
 import platform
 
-from tests.fuzz import annotations, checkpoints, folders, images, kills, options, recipes, run_states, saved_models
+from tests.fuzz import annotations as annotation_files
+from tests.fuzz import checkpoints, folders, images, kills, options, recipes, run_states, saved_models
 from tests.fuzz.core import Kind
 from tests.fuzz.runs import little_data
 
-_MODULES = (images, folders, checkpoints, saved_models, run_states, annotations, recipes, options, kills)
+_MODULES = (
+    images,
+    folders,
+    checkpoints,
+    saved_models,
+    run_states,
+    annotation_files,
+    recipes,
+    options,
+    kills,
+)
 KINDS: dict[str, Kind] = {module.KIND.name: module.KIND for module in _MODULES}
 
 

@@ -34,7 +34,7 @@ def _place(rng: random.Random, data: bytes) -> int:
     return rng.randrange(min(len(data), 64) if rng.random() < 0.4 else len(data)) if data else 0
 
 
-def _flip(rng: random.Random, data: bytes, _: Sequence[bytes]) -> bytes:
+def _flip(rng: random.Random, data: bytes, others: Sequence[bytes]) -> bytes:
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 8, 64)) if data else 0):
         changed[_place(rng, data)] ^= 1 << rng.randrange(8)

@@ -76,7 +76,7 @@ def prepare(folder: Path) -> Material:
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     hints = typing.get_type_hints(function)
     keywords = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    more = getattr(function, "more_options", dict)()
+    more: dict[str, tuple[Any, Any, Any]] = getattr(function, "more_options", dict)()
     return {name: hints[name] for name in keywords} | {name: hint for name, (hint, _, _) in more.items()}
 
 
@@ -89,7 +89,7 @@ def case(rng: random.Random, material: Material) -> str:
     for name in rng.sample(FOREIGN, rng.randint(1, 4)):
         Path("theirs", name).parent.mkdir(parents=True, exist_ok=True)
         Path("theirs", name).write_text("months of work")
-    demo.ProcessPoolExecutor = no_processes
+    demo.ProcessPoolExecutor = no_processes  # type: ignore[misc, assignment]  # this process has no others
     with kept(Path("theirs"), Path("a.png"), Path("a.mp4"), Path("pictures")):
         return until_work(lambda: command(*words), seconds=rng.choice((0, 4)))[1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ def prepare(folder: Path) -> list[Interrupted]:
     found = []
     for task in OPTIONS:
         whole = Outcome.of(finished(folder, task))
-        assert in_child(lambda task=task: interrupted(task, folder / task, after=4)) == 0
+        assert in_child(partial(interrupted, task, folder / task, after=4)) == 0
         found.append(Interrupted(task, folder / task, whole))
     return found
 

@@ -25,7 +25,7 @@ from anyres.tasks.finite import check_weights
 from anyres.tasks.segmentation.network import Segmenter
 from tests.evaluation.helpers import GreySource, TableModel
 
-SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+SMALL: dict[str, Any] = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 NUMBERS = [float("nan"), float("inf"), float("-inf")]
 
 
@@ -57,7 +57,7 @@ def test_weights_name_the_model_and_the_tensor(number: float) -> None:
     model = create_model("resformer_tiny", num_classes=3, **SMALL)
     check_weights(model)
     with torch.no_grad():
-        model.blocks[1].norm1.bias[3] = number
+        model.get_parameter("blocks.1.norm1.bias")[3] = number
     with pytest.raises(UserError, match=r"1 of the \d+ weights of resformer_tiny.* hold NaN .* blocks.1.norm1.bias"):
         check_weights(model)
     with pytest.raises(UserError, match=r"weights of my\.pth hold NaN"):

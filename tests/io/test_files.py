@@ -21,6 +21,9 @@ from anyres.errors import UserError
 from anyres.io import files, hub
 from anyres.io.files import LOCK, RECORD, atomic_folder, atomic_write, existing, locked
 from anyres.models._registry import create_model
+from anyres.models.deit import DeiT
+from anyres.models.resformer import ResFormer
+from tests.typed import as_a
 
 
 def content(folder: Path) -> dict[str, str | bytes]:
@@ -247,22 +250,22 @@ def interrupt_rename(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 def test_readers_find_what_a_killed_writer_left_and_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = create_model("resformer_tiny", depth=1)
+    model = as_a(ResFormer, create_model("resformer_tiny", depth=1))
     run = tmp_path / "run"
     model.save_pretrained(run / "best")
-    other = create_model("resformer_tiny", depth=1)
+    other = as_a(ResFormer, create_model("resformer_tiny", depth=1))
     with monkeypatch.context() as patch:
         interrupt_rename(patch, 2)
         with pytest.raises(KeyboardInterrupt):
             other.save_pretrained(run / "best")
     assert not (run / "best").exists()
     before = content(run)
-    assert torch.equal(anyres.load_pretrained(run / "best").head.weight, model.head.weight)
-    assert anyres.load_pretrained(run / "best").head.weight.equal(model.head.weight)
+    weight = model.get_parameter("head.weight")
+    assert torch.equal(anyres.load_pretrained(run / "best").get_parameter("head.weight"), weight)
     from anyres.inference.modelspec import open_model
     from anyres.tasks.weights import weights_file
 
-    assert open_model(str(run))[1].head.weight.equal(model.head.weight)
+    assert torch.equal(open_model(str(run))[1].get_parameter("head.weight"), weight)
     assert weights_file(str(run)).is_file()
     assert content(run) == before
     model.save_pretrained(run / "best")
@@ -304,11 +307,11 @@ def test_a_backup_with_the_name_of_ours_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def model() -> torch.nn.Module:
-    return create_model("resformer_tiny", depth=1)
+def model() -> ResFormer:
+    return as_a(ResFormer, create_model("resformer_tiny", depth=1))
 
 
-def test_a_model_is_not_saved_over_a_thesis(tmp_path: Path, model: torch.nn.Module) -> None:
+def test_a_model_is_not_saved_over_a_thesis(tmp_path: Path, model: ResFormer) -> None:
     for names in (["thesis.tex"], ["config.json"], ["config.json", "model.safetensors", "README.md"]):
         folder = tmp_path / str(len(names)) / names[0]
         folder.mkdir(parents=True)
@@ -320,7 +323,7 @@ def test_a_model_is_not_saved_over_a_thesis(tmp_path: Path, model: torch.nn.Modu
         assert content(tmp_path) == before
 
 
-def test_an_edited_model_card_is_kept(tmp_path: Path, model: torch.nn.Module) -> None:
+def test_an_edited_model_card_is_kept(tmp_path: Path, model: ResFormer) -> None:
     model.save_pretrained(tmp_path / "m")
     model.save_pretrained(tmp_path / "m")
     with (tmp_path / "m" / "README.md").open("a") as card:
@@ -330,7 +333,7 @@ def test_an_edited_model_card_is_kept(tmp_path: Path, model: torch.nn.Module) ->
     assert "What I found" in (tmp_path / "m" / "README.md").read_text()
 
 
-def test_a_model_of_version_0_1_is_replaced_unless_its_card_was_edited(tmp_path: Path, model: torch.nn.Module) -> None:
+def test_a_model_of_version_0_1_is_replaced_unless_its_card_was_edited(tmp_path: Path, model: ResFormer) -> None:
     model.save_pretrained(tmp_path / "m")
     lose_record(tmp_path / "m")
     model.save_pretrained(tmp_path / "m")
@@ -341,9 +344,7 @@ def test_a_model_of_version_0_1_is_replaced_unless_its_card_was_edited(tmp_path:
 
 
 @pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, '{"anyres": 1, "architecture": []}', "\x00"])
-def test_any_config_of_somebody_else_is_refused_in_a_sentence(
-    tmp_path: Path, model: torch.nn.Module, text: str
-) -> None:
+def test_any_config_of_somebody_else_is_refused_in_a_sentence(tmp_path: Path, model: ResFormer, text: str) -> None:
     for name in hub.NAMES:
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match="holds README"):
@@ -437,7 +438,7 @@ def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    network = create_model("deit_tiny")
+    network = as_a(DeiT, create_model("deit_tiny"))
     path = tmp_path_factory.mktemp("published") / "deit.pth"
     torch.save({"model": network.to_published(network.state_dict())}, path)
     return path

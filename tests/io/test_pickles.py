@@ -88,7 +88,7 @@ def test_arrays_and_tensors_of_plain_pickles(protocol: int, tmp_path: Path) -> N
         assert same(found["tensors"][name], tensor.detach()), name
 
 
-class Settings(dict):
+class Settings(dict[str, Any]):
     """As yacs' and mmengine's settings are."""
 
     def __init__(self, *args: Any, **values: Any) -> None:
@@ -106,7 +106,7 @@ class History:
         return History, (), (None, {"values": self.values})
 
 
-class Numbers(list):
+class Numbers(list[Any]):
     pass
 
 

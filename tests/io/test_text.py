@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_csv_is_read_back_as_written(texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", NASTY)
-def test_the_table_of_a_sweep_holds_any_name(kind: str, tmp_path) -> None:
+def test_the_table_of_a_sweep_holds_any_name(kind: str, tmp_path: Path) -> None:
     rows = [make_row(NASTY[kind], 8, 8, 50.0, note="-x"), make_row("b", 8, 8, 40.0)]
     write_csv(rows, tmp_path / "sweep.csv")
     read = read_csv(tmp_path / "sweep.csv")
@@ -105,7 +106,9 @@ def test_the_table_of_a_sweep_holds_any_name(kind: str, tmp_path) -> None:
 
 @pytest.mark.parametrize("kind", NASTY)
 @pytest.mark.parametrize("columns", ["20", "80", None])
-def test_tables_show_all_of_any_cell(kind: str, columns: str | None, monkeypatch, capsys) -> None:
+def test_tables_show_all_of_any_cell(
+    kind: str, columns: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     if columns is None:
         monkeypatch.delenv("COLUMNS", raising=False)
     else:
@@ -122,7 +125,7 @@ def test_tables_show_all_of_any_cell(kind: str, columns: str | None, monkeypatch
         assert "[red]z" in out
 
 
-def test_columns_of_numbers_stand_at_the_right(capsys) -> None:
+def test_columns_of_numbers_stand_at_the_right(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["name", "score", "label"], [["a", "-1.5*", "1.2.3"], ["b", "–", "x"], ["c", "100.0 ", ""]])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     ends = {line.find(word) + len(word) for line, word in zip(lines[2:], ("-1.5*", "–", "100.0"), strict=True)}
@@ -132,7 +135,7 @@ def test_columns_of_numbers_stand_at_the_right(capsys) -> None:
     ] * 2
 
 
-def test_wide_letters_keep_columns_straight(capsys) -> None:
+def test_wide_letters_keep_columns_straight(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.cells import cell_len
 
     print_table(["name", "n"], [["猫猫.png", "1"], ["é.png", "20"]])
@@ -140,7 +143,7 @@ def test_wide_letters_keep_columns_straight(capsys) -> None:
     assert cell_len(lines[2]) == cell_len(lines[3]) == cell_len(lines[0])
 
 
-def test_lines_log_and_warnings_are_made_harmless(capsys) -> None:
+def test_lines_log_and_warnings_are_made_harmless(capsys: pytest.CaptureFixture[str]) -> None:
     text = "".join(value for kind, value in NASTY.items() if kind != "long")
     with safe_streams():
         say(text)
@@ -161,7 +164,7 @@ def test_lines_log_and_warnings_are_made_harmless(capsys) -> None:
     assert len(lines) == 4
 
 
-def test_sentences_about_mistakes_are_made_harmless(capsys) -> None:
+def test_sentences_about_mistakes_are_made_harmless(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "\x1b[31mred\n/x"]) == 2
     assert capsys.readouterr().err.startswith(r"anyres: There is no model \x1b[31mred\n/x: ")
 
@@ -234,7 +237,9 @@ sys.exit(cli.main(sys.argv[1:]))
         ("trian", "2>/dev/full", 2, ""),
     ],
 )
-def test_streams_that_are_closed_or_full(arguments: str, redirection: str, code: int, error: str, tmp_path) -> None:
+def test_streams_that_are_closed_or_full(
+    arguments: str, redirection: str, code: int, error: str, tmp_path: Path
+) -> None:
     (tmp_path / "anyres").write_text(PROGRAM)
     line = f"{sys.executable} {tmp_path / 'anyres'} {arguments} {redirection}"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False)
@@ -242,7 +247,7 @@ def test_streams_that_are_closed_or_full(arguments: str, redirection: str, code:
     assert ("the end – " in done.stdout) == (redirection == "")
 
 
-def test_the_traceback_of_a_defect_is_made_harmless(tmp_path) -> None:
+def test_the_traceback_of_a_defect_is_made_harmless(tmp_path: Path) -> None:
     (tmp_path / "anyres").write_text(PROGRAM)
     done = subprocess.run([sys.executable, tmp_path / "anyres", "fail"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -252,7 +257,9 @@ def test_the_traceback_of_a_defect_is_made_harmless(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_results_are_printed_by_the_first_process(rank: str, monkeypatch, capsys) -> None:
+def test_results_are_printed_by_the_first_process(
+    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RANK", rank)
     with safe_streams():
         say("result")
@@ -262,16 +269,16 @@ def test_results_are_printed_by_the_first_process(rank: str, monkeypatch, capsys
 
 @pytest.mark.parametrize("arguments", [["show"], ["show", "layout=csv"], ["--help"]])
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
-def test_output_in_any_encoding(arguments: list[str], encoding: str, tmp_path) -> None:
+def test_output_in_any_encoding(arguments: list[str], encoding: str, tmp_path: Path) -> None:
     (tmp_path / "anyres").write_text(PROGRAM)
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0"}
-    command = [sys.executable, tmp_path / "anyres", *arguments]
+    command = [sys.executable, str(tmp_path / "anyres"), *arguments]
     done = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert ("–" if encoding == "cp1252" else r"\u2013") in done.stdout.decode(encoding)
 
 
-def test_json_keeps_the_bytes_of_a_name(tmp_path) -> None:
+def test_json_keeps_the_bytes_of_a_name(tmp_path: Path) -> None:
     from anyres.training.state import write_config, write_summary
 
     summary = {"bad_images": {NASTY["bytes"]: NASTY["lines"], "über": "\x1b"}}

@@ -25,6 +25,6 @@ def test_windows_equal_masked_attention(grid: tuple[int, int], division: int, nu
 
     windows = divide(grid, division, num_prefix, q.device)
     assert sum(count * length for count, length in windows.groups) == h * w
-    ordered = (x[:, :, windows.order] for x in (q, k, v))
-    ours = divided_attention(*ordered, windows, num_prefix)[:, :, windows.inverse]
+    q, k, v = (x[:, :, windows.order] for x in (q, k, v))
+    ours = divided_attention(q, k, v, windows, num_prefix)[:, :, windows.inverse]
     torch.testing.assert_close(ours, expected)

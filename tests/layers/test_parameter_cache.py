@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from anyres.layers.parameter_cache import cached_for_parameter
 
-calls = []
+calls: list[int] = []
 
 
 @cached_for_parameter(maximum=2)
@@ -33,7 +34,7 @@ def average(parameter: torch.nn.Parameter) -> None:
 
 
 @pytest.mark.parametrize("change", [optimizer_step, load, average])
-def test_a_changed_parameter_is_computed_anew(change) -> None:
+def test_a_changed_parameter_is_computed_anew(change: Callable[[torch.nn.Parameter], None]) -> None:
     calls.clear()
     parameter = torch.nn.Parameter(torch.ones(3))
     with torch.inference_mode():
@@ -50,6 +51,7 @@ def test_gradients_flow_and_nothing_is_kept() -> None:
     calls.clear()
     parameter = torch.nn.Parameter(torch.ones(3))
     scaled(parameter, 3).sum().backward()
+    assert parameter.grad is not None
     assert torch.equal(parameter.grad, torch.full((3,), 3.0))
     scaled(parameter, 3)
     assert calls == [3, 3]

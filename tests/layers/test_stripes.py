@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from anyres.layers.stripes import StripeAttention
+from tests.typed import as_a
 
 
 def explicit(layer: StripeAttention, x_BHWC: torch.Tensor) -> torch.Tensor:
@@ -15,7 +16,7 @@ def explicit(layer: StripeAttention, x_BHWC: torch.Tensor) -> torch.Tensor:
     columns = torch.arange(W).repeat(H)
     qkv = layer.qkv(x_BHWC).view(B, H * W, 3, len(layer.lepe), layer.branch_heads, -1).permute(2, 3, 0, 4, 1, 5)
     outs = []
-    for branch, conv in enumerate(layer.lepe):
+    for branch, conv in enumerate(as_a(torch.nn.Conv2d, part) for part in layer.lepe):
         line, side, across = (columns, W, H) if layer.width and branch == 0 else (rows, H, W)
         width = layer.width or side
         padding = -side % width

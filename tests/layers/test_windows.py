@@ -10,7 +10,7 @@ GRIDS = [((8, 12), (4, 4)), ((7, 5), (4, 3)), ((3, 10), (4, 4)), ((1, 1), (7, 7)
 
 @pytest.mark.parametrize(("grid", "window"), GRIDS)
 @pytest.mark.parametrize("shift", [(0, 0), (1, 2)])
-def test_merge_undoes_partition(grid, window, shift) -> None:
+def test_merge_undoes_partition(grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> None:
     x = torch.randn(2, *grid, 6)
     cut = partition(x, window, shift)
     padded = padded_grid(grid, window)
@@ -29,6 +29,7 @@ def test_windows_are_row_major() -> None:
 def test_padding_is_masked() -> None:
     x = torch.randn(1, 5, 5, 12)
     mask = padding_mask((5, 5), (3, 3), x.device)
+    assert mask is not None
     out = merge(window_attention(partition(x, (3, 3)), 2, mask[:, None]), (5, 5), (3, 3))
     corner = x[:, 3:, 3:].reshape(1, 1, 4, 12)
     assert torch.allclose(out[:, 3:, 3:].reshape(1, 1, 4, 4), window_attention(corner, 2), atol=1e-6)
@@ -45,7 +46,9 @@ def test_shift_mask_separates_what_the_roll_joined() -> None:
 
 @pytest.mark.parametrize(("grid", "window"), GRIDS)
 @pytest.mark.parametrize("shift", [(0, 0), (1, 2)])
-def test_windows_are_cut_from_the_rolled_map(grid, window, shift) -> None:
+def test_windows_are_cut_from_the_rolled_map(
+    grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
+) -> None:
     x = torch.randn(2, *grid, 6)
     (top, left), padded = (1, 0) if grid == (7, 5) else (0, 0), padded_grid(grid, window)
     canvas = torch.zeros(2, *padded, 6)

@@ -6,6 +6,9 @@ import argparse
 import contextlib
 import os
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,19 +19,21 @@ from safetensors.torch import save_file
 from anyres.errors import UserError
 from anyres.models._checkpoints import load_checkpoint, read_state, save_weights
 from anyres.models._registry import create_model, guess_model
+from anyres.models.deit import DeiT
+from tests.typed import as_a
 
-SMALL = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5, "img_size": 64}
+SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5, "img_size": 64}
 
 
 @pytest.fixture
-def model():
+def model() -> DeiT:
     torch.manual_seed(1)
-    return create_model("deit_tiny", **SMALL)
+    return as_a(DeiT, create_model("deit_tiny", **SMALL))
 
 
-def fresh(**options):
+def fresh(**options: Any) -> DeiT:
     torch.manual_seed(2)
-    return create_model("deit_tiny", **{**SMALL, **options})
+    return as_a(DeiT, create_model("deit_tiny", **{**SMALL, **options}))
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -46,7 +51,7 @@ NESTS = {
 
 @pytest.mark.parametrize("nest", NESTS)
 @pytest.mark.parametrize("names", ["published", "ours"])
-def test_nested_and_prefixed_files_load(model, tmp_path, nest: str, names: str) -> None:
+def test_nested_and_prefixed_files_load(model: DeiT, tmp_path: Path, nest: str, names: str) -> None:
     state = model.state_dict()
     if names == "published":
         state = model.to_published(state)
@@ -58,7 +63,7 @@ def test_nested_and_prefixed_files_load(model, tmp_path, nest: str, names: str) 
     assert same(other, model)
 
 
-def test_safetensors_and_moving_average(model, tmp_path) -> None:
+def test_safetensors_and_moving_average(model: DeiT, tmp_path: Path) -> None:
     save_file(model.to_published(model.state_dict()), tmp_path / "x.safetensors")
     other = fresh()
     assert load_checkpoint(other, tmp_path / "x.safetensors").complete
@@ -69,7 +74,7 @@ def test_safetensors_and_moving_average(model, tmp_path) -> None:
     assert same(other, model)
 
 
-def test_round_trip_to_the_published_layout(model, tmp_path) -> None:
+def test_round_trip_to_the_published_layout(model: DeiT, tmp_path: Path) -> None:
     for suffix in (".pth", ".safetensors"):
         save_weights(model.to_published(model.state_dict()), tmp_path / f"x{suffix}")
         other = fresh()
@@ -78,7 +83,7 @@ def test_round_trip_to_the_published_layout(model, tmp_path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of files")
-def test_saved_files_have_the_modes_of_others(model, tmp_path) -> None:
+def test_saved_files_have_the_modes_of_others(model: DeiT, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         model.save_pretrained(tmp_path / "model")
@@ -90,27 +95,28 @@ def test_saved_files_have_the_modes_of_others(model, tmp_path) -> None:
     assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750
 
 
-def test_another_head_is_named_and_can_be_left_out(model, tmp_path) -> None:
+def test_another_head_is_named_and_can_be_left_out(model: DeiT, tmp_path: Path) -> None:
     torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
     other = fresh(num_classes=3)
-    before = other.head.weight.clone()
+    before = as_a(torch.nn.Linear, other.head).weight.clone()
     with pytest.raises(UserError, match=r"head\.weight \(5, 48\) for \(3, 48\).*num_classes"):
         load_checkpoint(other, tmp_path / "x.pth")
     report = load_checkpoint(other, tmp_path / "x.pth", strict=False)
     assert len(report.mismatched) == 2
-    assert torch.equal(other.head.weight, before)
-    assert torch.equal(other.cls_token, model.cls_token)
+    assert torch.equal(as_a(torch.nn.Linear, other.head).weight, before)
+    assert torch.equal(other.get_parameter("cls_token"), model.get_parameter("cls_token"))
 
 
-def test_position_table_of_another_native_size_is_resized(model, tmp_path) -> None:
+def test_position_table_of_another_native_size_is_resized(model: DeiT, tmp_path: Path) -> None:
     torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
     other = fresh(img_size=(96, 64))
     report = load_checkpoint(other, tmp_path / "x.pth")
     assert report.resized == ["position.table"]
-    torch.testing.assert_close(other.position.table, model.position((6, 4)))
+    assert model.position is not None
+    torch.testing.assert_close(other.get_parameter("position.table"), model.position((6, 4)))
 
 
-def test_weights_of_another_model_leave_this_one_alone(model, tmp_path) -> None:
+def test_weights_of_another_model_leave_this_one_alone(model: DeiT, tmp_path: Path) -> None:
     torch.save({"model": create_model("resformer_tiny", **SMALL).state_dict()}, tmp_path / "x.pth")
     other = fresh()
     before = {k: v.clone() for k, v in other.state_dict().items()}
@@ -120,11 +126,11 @@ def test_weights_of_another_model_leave_this_one_alone(model, tmp_path) -> None:
 
 
 class Evil:
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
         return os.system, ("true",)
 
 
-def test_what_asks_for_code_is_left_out_and_named(model, tmp_path) -> None:
+def test_what_asks_for_code_is_left_out_and_named(model: DeiT, tmp_path: Path) -> None:
     torch.save({"model": model.state_dict(), "evil": Evil()}, tmp_path / "x.pth")
     report = load_checkpoint(fresh(), tmp_path / "x.pth")
     assert report.complete
@@ -139,21 +145,21 @@ def test_what_asks_for_code_is_left_out_and_named(model, tmp_path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 broken", b"\x80\x04K\x01."], ids=repr)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_files_that_are_no_weights(tmp_path, content: bytes, suffix: str) -> None:
+def test_files_that_are_no_weights(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match=str(path)):
         read_state(path)
 
 
-def test_a_missing_file(tmp_path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no weights file"):
         read_state(tmp_path / "none.pth")
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damaged_files_give_one_sentence(tmp_path, data) -> None:
+def test_damaged_files_give_one_sentence(tmp_path: Path, data: st.DataObject) -> None:
     suffix = data.draw(st.sampled_from([".pth", ".safetensors"]))
     path = tmp_path / f"whole{suffix}"
     save_weights({"a.weight": torch.ones(3, 2), "b": torch.zeros(4)}, path)
@@ -169,24 +175,23 @@ def test_damaged_files_give_one_sentence(tmp_path, data) -> None:
         read_state(bad)
 
 
-def test_the_model_of_a_file_is_recognised(tmp_path) -> None:
+def test_the_model_of_a_file_is_recognised(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = create_model("deit_tiny_distilled").state_dict()
     state = {name: torch.zeros(tensor.shape) for name, tensor in shapes.items()}
-    model = type(create_model("deit_tiny", **SMALL))
-    save_weights(model.to_published(state), tmp_path / "x.pth")
+    save_weights(DeiT.to_published(state), tmp_path / "x.pth")
     assert guess_model(tmp_path / "x.pth") == "deit_tiny_distilled"
     save_weights({"position.table": torch.zeros(1, 2, 3)}, tmp_path / "y.pth")
     with pytest.raises(UserError, match="fits no registered model"):
         guess_model(tmp_path / "y.pth")
 
 
-def test_a_classifier_file_fits_the_dense_form_but_for_its_norms(tmp_path) -> None:
-    options = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+def test_a_classifier_file_fits_the_dense_form_but_for_its_norms(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
     save_weights(create_model("swin_tiny", **options).state_dict(), tmp_path / "whole.pth")
     report = load_checkpoint(create_model("swin_tiny", dense=True, **options), tmp_path / "whole.pth", strict=False)
     assert not report.unexpected
     assert all(name.startswith("out_norms.") for name in report.missing)
-    pcpvt = {"embed_dims": (16, 16, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    pcpvt: dict[str, Any] = {"embed_dims": (16, 16, 16, 16), "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
     save_weights(create_model("twins_pcpvt_small", **pcpvt).state_dict(), tmp_path / "twins.pth")
     load_checkpoint(create_model("twins_pcpvt_small", dense=True, **pcpvt), tmp_path / "twins.pth")

@@ -10,7 +10,9 @@ from anyres.models.cmt import CMT, position_bias
 from tests.contract.small import small
 
 
-def by_interpolation(table, native, reduction, keys):
+def by_interpolation(
+    table: torch.Tensor, native: tuple[int, int], reduction: int, keys: tuple[int, int]
+) -> torch.Tensor:
     """The resized bias of a grid that the keys tile, with torch's own resizing: axes of the keys, then of the
     queries."""
     heads = table.shape[0]

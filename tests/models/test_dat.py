@@ -7,8 +7,15 @@ import torch
 from torch.nn import functional as F
 
 from anyres.models._registry import create_model
-from anyres.models.dat import ClampedDeformableAttention, DeformableAttention, LocalAttention, NeighbourhoodAttention
+from anyres.models.dat import (
+    DAT,
+    ClampedDeformableAttention,
+    DeformableAttention,
+    LocalAttention,
+    NeighbourhoodAttention,
+)
 from tests.systems import system
+from tests.typed import as_a
 
 
 def neighbourhood(module: NeighbourhoodAttention, x: torch.Tensor) -> torch.Tensor:
@@ -95,7 +102,8 @@ def test_padding_is_no_key(shifted: bool) -> None:
 
 def test_tables_of_another_native_size_are_resized() -> None:
     args = system("dat_tiny").SMALL["dat_*"]
-    small, large = create_model("dat_tiny", **args), create_model("dat_tiny", **args, img_size=96, window_size=4)
+    small = create_model("dat_tiny", **args)
+    large = as_a(DAT, create_model("dat_tiny", **args, img_size=96, window_size=4))
     resized = large.fit_tables(small.state_dict())
     assert {name.rpartition(".")[2] for name in resized} == {"bias_table", "rpe_table"}
     assert all(table.shape == large.state_dict()[name].shape for name, table in resized.items())

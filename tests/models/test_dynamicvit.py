@@ -8,7 +8,10 @@ from torch import Tensor
 
 from anyres.errors import UserError
 from anyres.layers.sparsify import PolicyAttention, ScorePredictor, keep_count, two_paths
+from anyres.models.dynamic_spatial import DynamicPyramid
+from anyres.models.dynamicvit import DynamicViT
 from tests.contract.small import image, small
+from tests.typed import as_a
 
 HOSTS = ("dynamicvit_deit_256", "dynamicvit_lvvit_small", "dynamicvit_convnext_tiny", "dynamicvit_swin_tiny")
 
@@ -18,15 +21,20 @@ HOSTS = ("dynamicvit_deit_256", "dynamicvit_lvvit_small", "dynamicvit_convnext_t
     [(0.5, [98, 49, 24]), (0.6, [117, 70, 42]), (0.7, [137, 96, 67]), (0.8, [156, 125, 100]), (0.9, [176, 158, 142])],
 )
 def test_published_counts(ratio: float, counts: list[int]) -> None:
-    model = small("dynamicvit_deit_256", keep_ratio=ratio)
+    model = as_a(DynamicViT, small("dynamicvit_deit_256", keep_ratio=ratio))
     assert [keep_count(196, share) for share in model.keep_ratios] == counts
     decisions = model.forward_train(image(2, (224, 224), model))["decisions"]
     assert decisions.sum(-1).tolist() == [counts, counts]
 
 
 def test_counts_of_the_hierarchical_hosts() -> None:
-    assert [keep_count(196, share) for share in small("dynamicvit_swin_tiny").keep_ratios] == [137, 97, 58]
-    shares = small("dynamicvit_convnext_tiny", keep_ratio=0.9).keep_ratios
+    shares = as_a(DynamicPyramid, small("dynamicvit_swin_tiny")).keep_ratios
+    assert [keep_count(196, share) for share in shares] == [
+        137,
+        97,
+        58,
+    ]
+    shares = as_a(DynamicPyramid, small("dynamicvit_convnext_tiny", keep_ratio=0.9)).keep_ratios
     assert [keep_count(196, share) for share in shares] == [176, 137, 98]
     assert keep_count(1, 0.3) == 1
 
@@ -55,6 +63,7 @@ def test_a_key_decided_against_counts_only_for_itself() -> None:
             alone = attention(x[b : b + 1, seen])[0, seen.index(token)]
             assert torch.allclose(out[b, token], alone, atol=1e-5)
     out.square().sum().backward()
+    assert keep.grad is not None
     assert keep.grad.all()
     assert torch.allclose(attention(x, None, torch.ones(2, 5)), attention(x), atol=1e-5)
 
@@ -72,7 +81,7 @@ def test_rows_take_one_path_each() -> None:
 
 @torch.inference_mode()
 def test_a_removed_patch_keeps_its_last_value() -> None:
-    model = small("dynamicvit_deit_256")
+    model = as_a(DynamicViT, small("dynamicvit_deit_256"))
     x = image(2, (97, 131), model)
     maps = model.forward_intermediates(x, output_fmt="NLC", intermediates_only=True)
     decisions = model.forward_train(x)["decisions"]
@@ -96,6 +105,7 @@ def test_without_predictors_it_is_the_host(name: str) -> None:
     assert all("predictors" in key or "fast" in key for key in shared.unexpected_keys)
     x = image(2, (97, 131), host)
     assert "decisions" not in host.forward_train(x)
+    assert isinstance(everything, DynamicViT | DynamicPyramid)
     if everything.keep_ratios[-1] == 1:
         assert torch.allclose(host(x), everything(x), atol=1e-5)
 

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from anyres.models.mpvit import FactorisedAttention, RelativePosition
+from tests.typed import as_a
 
 
 @torch.no_grad()
@@ -18,10 +19,11 @@ def test_attention_is_the_paper_s_equation() -> None:
     factor = q @ (k.softmax(dim=2).transpose(2, 3) @ v)
     image = v.transpose(2, 3).reshape(2, dim, H, W)
     parts = image.split([2 * dim // heads, 3 * dim // heads, 3 * dim // heads], dim=1)
+    convs = [as_a(torch.nn.Conv2d, conv) for conv in relative.conv_list]
     convolved = torch.cat(
         [
             F.conv2d(part, conv.weight, conv.bias, padding=side // 2, groups=part.shape[1])
-            for part, conv, side in zip(parts, relative.conv_list, (3, 5, 7), strict=True)
+            for part, conv, side in zip(parts, convs, (3, 5, 7), strict=True)
         ],
         dim=1,
     )

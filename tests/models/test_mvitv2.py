@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -15,14 +17,17 @@ from anyres.models.mvitv2 import (
     offset_vectors,
 )
 from tests.contract.small import small
+from tests.typed import as_a
 
 
 @pytest.mark.parametrize("prefix", [0, 1])
 @pytest.mark.parametrize(("grid", "key_grid"), [((5, 7), (3, 4)), ((4, 3), (7, 6)), ((2, 5, 3), (2, 3, 2))], ids=str)
 @pytest.mark.parametrize("gradients", [True, False])
-def test_both_forms_of_the_bias_are_the_equation(prefix: int, grid, key_grid, gradients: bool) -> None:
+def test_both_forms_of_the_bias_are_the_equation(
+    prefix: int, grid: tuple[int, ...], key_grid: tuple[int, ...], gradients: bool
+) -> None:
     B, heads, dim = 2, 3, 8
-    tokens, keys = (prefix + torch.tensor(sides).prod().item() for sides in (grid, key_grid))
+    tokens, keys = (prefix + math.prod(sides) for sides in (grid, key_grid))
     q = torch.randn(B, tokens, heads, dim, requires_grad=gradients)
     k, v = torch.randn(2, B, keys, heads, dim)
     tables = [torch.randn(9, dim) for _ in grid]
@@ -74,7 +79,7 @@ def test_flat_block_numbers_come_back(name: str) -> None:
 
 @torch.inference_mode()
 def test_tables_of_another_native_size_are_resized() -> None:
-    model = create_model("mvitv2_tiny", depths=(1, 1, 1, 1), embed_dim=16, img_size=128)
+    model = as_a(MViTv2, create_model("mvitv2_tiny", depths=(1, 1, 1, 1), embed_dim=16, img_size=128))
     state = create_model("mvitv2_tiny", depths=(1, 1, 1, 1), embed_dim=16).state_dict()
     resized = model.fit_tables(state)
     assert resized

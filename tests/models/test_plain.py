@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from anyres.layers.attention import Attention
-from anyres.models._plain import POSITIONS
+from anyres.models._plain import POSITIONS, Plain
 from anyres.models._registry import create_model
+from tests.typed import as_a
 
-SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7, "patch_size": 8, "img_size": 32}
+SMALL: dict[str, Any] = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7, "patch_size": 8, "img_size": 32}
 
 
-def filled(model: torch.nn.Module) -> torch.nn.Module:
+def filled(model: torch.nn.Module) -> Plain:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
-    return model.eval()
+    return as_a(Plain, model).eval()
 
 
 def explicit_attention(layer: Attention, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
@@ -37,7 +40,7 @@ def explicit_attention(layer: Attention, x: torch.Tensor, grid: tuple[int, int])
 @pytest.mark.parametrize("grad", [True, False])
 def test_attention_equals_its_explicit_twin(position: str, grad: bool) -> None:
     model = filled(create_model("resformer_tiny", **SMALL, position=position))
-    layer = model.blocks[0].attn
+    layer = as_a(Attention, model.get_submodule("blocks.0.attn"))
     x = torch.randn(2, 1 + 15, 48)
     with torch.set_grad_enabled(grad):
         torch.testing.assert_close(layer(x, (3, 5)), explicit_attention(layer, x, (3, 5)), atol=1e-5, rtol=1e-4)
@@ -68,7 +71,7 @@ def test_padding_and_truncation() -> None:
     pad = filled(create_model("resformer_tiny", **SMALL))
     x = torch.randn(1, 3, 33, 40)
     torch.testing.assert_close(pad(x), pad(F.pad(x, (0, 0, 0, 7))))
-    cut = create_model("resformer_tiny", **SMALL, remainder="truncate").eval()
+    cut = as_a(Plain, create_model("resformer_tiny", **SMALL, remainder="truncate")).eval()
     cut.load_state_dict(pad.state_dict())
     torch.testing.assert_close(cut(x), pad(x[:, :, :32]))
     assert pad.feature_sizes(33, 40)[0] == (5, 5)
@@ -76,13 +79,13 @@ def test_padding_and_truncation() -> None:
 
 
 def test_drop_path_rises_linearly_from_zero() -> None:
-    model = create_model("resformer_tiny", **{**SMALL, "depth": 5}, drop_path_rate=0.2)
+    model = as_a(Plain, create_model("resformer_tiny", **{**SMALL, "depth": 5}, drop_path_rate=0.2))
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]
     assert rates == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
 
 
 def test_published_training_leaves_these_without_decay() -> None:
-    names = create_model("resformer_tiny", **SMALL).no_weight_decay()
+    names = as_a(Plain, create_model("resformer_tiny", **SMALL)).no_weight_decay()
     assert "cls_token" in names
     assert "position.conv.weight" in names
     assert "blocks.0.attn.local.conv.weight" in names
@@ -98,7 +101,7 @@ def test_published_training_leaves_these_without_decay() -> None:
         ({"global_pool": "max"}, "global_pool='max'"),
     ],
 )
-def test_wrong_options_are_one_sentence(options: dict, message: str) -> None:
+def test_wrong_options_are_one_sentence(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create_model("resformer_tiny", **{**SMALL, **options})
 

@@ -19,7 +19,7 @@ from tests.contract.small import image, small
 
 
 @pytest.mark.parametrize(("grid", "regions"), [((8, 12), (2, 3)), ((7, 9), (2, 3)), ((3, 2), (1, 1)), ((4, 8), (2, 2))])
-def test_maps_come_back_from_windows(grid, regions) -> None:
+def test_maps_come_back_from_windows(grid: tuple[int, int], regions: tuple[int, int]) -> None:
     local, regional = torch.randn(2, *grid, 6), torch.randn(2, *regions, 6)
     tokens, padding = to_windows(local, regional, 4)
     assert tokens.shape == (2, regions[0] * regions[1], 17, 6)
@@ -83,6 +83,6 @@ def test_mistakes_get_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"padding of regionvit_tiny is 'both'.*clean"):
         create_model("regionvit_tiny", padding="both")
     with pytest.raises(ValueError, match="stem_depth of RegionViT is 2"):
-        RegionViT(stem_depth=2)
+        RegionViT(stem_depth=2)  # type: ignore[arg-type]  # the mistake
     with pytest.raises(ValueError, match="at least 2 blocks"):
         RegionViT(depths=(1, 2, 2, 2), peg=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -9,6 +11,9 @@ import torch
 import anyres
 from anyres.errors import UserError
 from anyres.models._registry import create_model, entries, list_models, model_info, resolve_name
+from anyres.models.deit import DeiT
+from anyres.models.resformer import ResFormer
+from tests.typed import as_a
 
 
 def test_every_promised_name_is_there() -> None:
@@ -64,49 +69,49 @@ def test_options_reach_the_model_and_none_means_default() -> None:
     assert create_model("deit_tiny", depth=1, dynamic_img_size=True)(torch.randn(1, 3, 40, 64)).shape == (1, 1000)
 
 
-def test_checkpoint_path(tmp_path) -> None:
-    model = create_model("deit_tiny", depth=1)
+def test_checkpoint_path(tmp_path: Path) -> None:
+    model = as_a(DeiT, create_model("deit_tiny", depth=1))
     torch.save({"model": model.to_published(model.state_dict())}, tmp_path / "x.pth")
     loaded = create_model("deit_tiny", depth=1, checkpoint_path=tmp_path / "x.pth")
-    assert torch.equal(loaded.head.weight, model.head.weight)
+    assert torch.equal(loaded.get_parameter("head.weight"), model.get_parameter("head.weight"))
 
 
-def test_push_to_hub_sends_the_folder(monkeypatch) -> None:
+def test_push_to_hub_sends_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The Hub itself cannot be reached in a test: what would be sent is looked at instead."""
     import huggingface_hub
 
-    sent = {}
+    sent: dict[str, list[str]] = {}
 
     class FakeApi:
-        def create_repo(self, repository, private, exist_ok):
+        def create_repo(self, repository: str, private: bool, exist_ok: bool) -> str:
             return f"address of {repository}"
 
-        def file_exists(self, repository, name):
+        def file_exists(self, repository: str, name: str) -> bool:
             return repository == "me/edited"
 
-        def upload_folder(self, folder_path, repo_id, allow_patterns):
+        def upload_folder(self, folder_path: Path, repo_id: str, allow_patterns: list[str]) -> None:
             sent[repo_id] = sorted(path.name for path in folder_path.iterdir() if path.name in allow_patterns)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", FakeApi)
-    model = create_model("resformer_tiny", depth=1)
+    model = as_a(ResFormer, create_model("resformer_tiny", depth=1))
     assert model.push_to_hub("me/mine") == "address of me/mine"
     assert sent == {"me/mine": ["README.md", "config.json", "model.safetensors"]}
     model.push_to_hub("me/edited")
     assert sent["me/edited"] == ["config.json", "model.safetensors"]  # the model card there stays
 
 
-def test_from_the_hub(monkeypatch, tmp_path) -> None:
+def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub
 
-    model = create_model("resformer_tiny", depth=1, num_classes=3)
+    model = as_a(ResFormer, create_model("resformer_tiny", depth=1, num_classes=3))
     model.save_pretrained(tmp_path / "snapshot")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **_: str(tmp_path / "snapshot"))
     loaded = anyres.load_pretrained("hf-hub:me/mine@v1")
-    assert torch.equal(loaded.head.weight, model.head.weight)
+    assert torch.equal(loaded.get_parameter("head.weight"), model.get_parameter("head.weight"))
 
 
-def test_damaged_folder_is_one_sentence(tmp_path) -> None:
-    create_model("resformer_tiny", depth=1).save_pretrained(tmp_path / "m")
+def test_damaged_folder_is_one_sentence(tmp_path: Path) -> None:
+    as_a(ResFormer, create_model("resformer_tiny", depth=1)).save_pretrained(tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text("{")
     with pytest.raises(UserError, match="damaged"):
         anyres.load_pretrained(tmp_path / "m")

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from anyres.layers.maps import on_map
-from anyres.models.scalablevit import InteractiveWindowAttention, ScalableAttention
+from anyres.models.scalablevit import InteractiveWindowAttention, ScalableAttention, ScalableViT
 from tests.contract.small import image, small
+from tests.typed import as_a
 
 
 @pytest.mark.parametrize("grid", [(14, 7), (9, 10), (3, 2)], ids=str)
 @torch.inference_mode()
-def test_windows_at_the_edge_are_smaller_windows(grid) -> None:
+def test_windows_at_the_edge_are_smaller_windows(grid: tuple[int, int]) -> None:
     torch.manual_seed(0)
     attn = InteractiveWindowAttention(12, 2, 7)
     x = torch.randn(2, *grid, 12)
@@ -29,7 +30,7 @@ def test_windows_at_the_edge_are_smaller_windows(grid) -> None:
 
 @pytest.mark.parametrize("ratio", [0.5, 1, 1.5])
 @torch.inference_mode()
-def test_scalable_attention_against_its_equation(ratio) -> None:
+def test_scalable_attention_against_its_equation(ratio: float) -> None:
     """Queries and keys narrower and wider than the values, and a map that the reduction does not divide."""
     torch.manual_seed(0)
     attn = ScalableAttention(16, 2, 4, ratio)
@@ -49,7 +50,7 @@ def test_scalable_attention_against_its_equation(ratio) -> None:
 @torch.inference_mode()
 def test_head_with_and_without_hidden_layer() -> None:
     for plain, width in ((False, 4096), (True, 48)):
-        model = small("scalablevit_small", plain_head=plain)
+        model = as_a(ScalableViT, small("scalablevit_small", plain_head=plain))
         x = image(2, (64, 64), model)
         hidden = model.forward_head(model.forward_features(x), pre_logits=True)
         assert hidden.shape == (2, width) == (2, model.head_hidden_size)
@@ -57,9 +58,9 @@ def test_head_with_and_without_hidden_layer() -> None:
         names = type(model).to_published(model.state_dict())
         assert ("head.weight" in names) == plain
         assert ("head.3.weight" in names) != plain
-    model = small("scalablevit_small")
-    kept = model.hidden[0].weight
+    model = as_a(ScalableViT, small("scalablevit_small"))
+    kept = model.get_parameter("hidden.0.weight")
     model.reset_classifier(3)
-    assert model.hidden[0].weight is kept
+    assert model.get_parameter("hidden.0.weight") is kept
     model.prune_intermediate_layers([0])
     assert not list(model.hidden.parameters())

@@ -26,7 +26,7 @@ def test_each_half_of_the_heads_sees_its_own_scale() -> None:
     torch.manual_seed(0)
     attention = ShuntedAttention(16, 4, 4)
     x = torch.randn(1, 8, 8, 16)
-    attention.proj = torch.nn.Identity()
+    attention.set_submodule("proj", torch.nn.Identity())
     out = attention(x).view(64, 4, 4).transpose(0, 1)  # (heads, N, d)
     q = attention.q(x).view(64, 4, 4).transpose(0, 1)
     for heads, group in zip((slice(0, 2), slice(2, 4)), attention.groups, strict=True):

@@ -24,7 +24,8 @@ def attention_token_by_token(attn: ShiftedWindowAttention, x_HWC: Tensor, shift:
     M, heads = attn.window_size, attn.num_heads
     q, k, v = attn.qkv(x_HWC).unflatten(-1, (3, heads, -1)).unbind(2)
     mixed = torch.empty_like(q)
-    for tokens in windows(x_HWC.shape[:2], M, shift):
+    height, width, _ = x_HWC.shape
+    for tokens in windows((height, width), M, shift):
         for r, c in tokens:
             bias = torch.stack([attn.bias_table[:, r - i + M - 1, c - j + M - 1] for i, j in tokens])
             products = torch.stack([(q[r, c] * k[i, j]).sum(-1) for i, j in tokens])
@@ -37,7 +38,7 @@ def attention_token_by_token(attn: ShiftedWindowAttention, x_HWC: Tensor, shift:
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("shifted", [False, True])
 @torch.inference_mode()
-def test_attention_stays_among_the_real_tokens_of_a_window(grid, shifted) -> None:
+def test_attention_stays_among_the_real_tokens_of_a_window(grid: tuple[int, int], shifted: bool) -> None:
     torch.manual_seed(0)
     attn = ShiftedWindowAttention(8, 2, 4, shifted, dense=False)
     attn.bias_table.normal_()
@@ -61,7 +62,7 @@ def test_the_dense_form_attends_to_padding_and_always_shifts() -> None:
 @pytest.mark.parametrize("grid", [(14, 7), (14, 21), (9, 10), (3, 5)])
 @pytest.mark.parametrize("shifted", [False, True])
 @torch.inference_mode()
-def test_mixing_pads_four_before_and_three_after(grid, shifted) -> None:
+def test_mixing_pads_four_before_and_three_after(grid: tuple[int, int], shifted: bool) -> None:
     """With M = 7 the two padding widths differ."""
     mixing = WindowMixing(4, 2, 7, shifted)
     mixing.weight.normal_()
@@ -88,7 +89,7 @@ def test_window_rule() -> None:
 
 def test_merging_reads_its_cell_column_by_column() -> None:
     merging = PatchMerging(1, 4)
-    merging.norm = torch.nn.Identity()
+    merging.set_submodule("norm", torch.nn.Identity())
     torch.nn.init.eye_(merging.reduction.weight)
     x = torch.tensor([[1.0, 2, 3], [4, 5, 6]])[None, :, :, None]
     assert merging(x).tolist() == [[[[1, 4, 2, 5], [3, 6, 0, 0]]]]

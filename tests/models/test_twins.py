@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from anyres.layers.attention import Block
-from anyres.models.twins import LocallyGroupedAttention
+from anyres.models.twins import LocallyGroupedAttention, Twins
 from tests.contract.small import image, small
+from tests.typed import as_a
 
 
 def by_hand(attn: LocallyGroupedAttention, x: torch.Tensor, hide: bool) -> torch.Tensor:
@@ -32,7 +33,7 @@ def by_hand(attn: LocallyGroupedAttention, x: torch.Tensor, hide: bool) -> torch
 @pytest.mark.parametrize("mask_padding", [False, True])
 @pytest.mark.parametrize("grid", [(14, 7), (14, 9), (9, 14), (9, 10), (3, 2)], ids=str)
 @torch.inference_mode()
-def test_windows_against_the_published_padding_rules(grid, mask_padding) -> None:
+def test_windows_against_the_published_padding_rules(grid: tuple[int, int], mask_padding: bool) -> None:
     torch.manual_seed(0)
     attn = LocallyGroupedAttention(12, 2, mask_padding=mask_padding)
     x = torch.randn(2, *grid, 12)
@@ -43,7 +44,7 @@ def test_windows_against_the_published_padding_rules(grid, mask_padding) -> None
 @torch.inference_mode()
 def test_dense_svt_has_the_stage_norms_inline() -> None:
     dense = small("twins_svt_small", dense=True)
-    whole = small("twins_svt_small", stage_norms=True)
+    whole = as_a(Twins, small("twins_svt_small", stage_norms=True))
     missing, unexpected = dense.load_state_dict(whole.state_dict(), strict=False)
     assert not missing
     assert set(unexpected) == {"norm.weight", "norm.bias", "head.weight", "head.bias"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from anyres.models._checkpoints import load_checkpoint
 from anyres.models._registry import create_model, entries
 from tests.parity.reference import Case, cases
 from tests.systems import system
+from tests.typed import as_a
 
 TOLERANCE = {"mpvit": 1e-4}
 """MPViT's activations grow with these weights; 1e-5 for every other system."""
@@ -41,8 +43,8 @@ def registered(case: Case) -> str:
 def build(case: Case) -> Backbone:
     """The model of a case, with the options that its manifest asks for."""
     name = registered(case)
-    chosen = getattr(system(name), "options", lambda about, record: {})(case.about, case.record)
-    return create_model(chosen.pop("name", name), **chosen).eval()
+    chosen: dict[str, Any] = getattr(system(name), "options", lambda about, record: {})(case.about, case.record)
+    return as_a(Backbone, create_model(chosen.pop("name", name), **chosen)).eval()
 
 
 def outputs(case: Case) -> dict[str, Callable[[Any, Tensor], Tensor]]:
@@ -73,7 +75,7 @@ def block0(model: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.manifest.stem}-{case.tag}")
 @torch.inference_mode()
-def test_outputs_equal_the_recorded_ones(case: Case, tmp_path) -> None:
+def test_outputs_equal_the_recorded_ones(case: Case, tmp_path: Path) -> None:
     model = build(case)
     path = tmp_path / "published.pth"
     torch.save({"model": case.weights()}, path)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from anyres.models._checkpoints import load_checkpoint
+from anyres.models._plain import Plain
 from anyres.models._registry import create_model
 from anyres.tasks.losses import distilled_loss, soft_cross_entropy
 from anyres.training.losses import backward_replicas
 from tests.parity.reference import Case, cases, image
+from tests.typed import as_a
 
 TOLERANCE = 1e-5
 LOSS_CASES = [case for case in cases() if "losses" in case.record["outputs"]]
@@ -21,9 +25,9 @@ def by_system(system: str) -> list[Case]:
     return [case for case in LOSS_CASES if case.about["system"] == system]
 
 
-def loaded(case: Case, name: str, tmp_path) -> torch.nn.Module:
+def loaded(case: Case, name: str, tmp_path: Path) -> Plain:
     torch.save({"model": case.weights()}, tmp_path / "published.pth")
-    model = create_model(name)
+    model = as_a(Plain, create_model(name))
     load_checkpoint(model, tmp_path / "published.pth")
     return model.train()
 
@@ -34,7 +38,7 @@ def test_there_are_cases() -> None:
 
 
 @pytest.mark.parametrize("case", by_system("resformer"), ids=lambda case: case.about["variant"])
-def test_the_chain_over_three_sizes(case: Case, tmp_path) -> None:
+def test_the_chain_over_three_sizes(case: Case, tmp_path: Path) -> None:
     config = case.about["config"]
     sizes, target = config["input_sizes"], config["distillation_target"]
     model = loaded(case, "resformer_tiny", tmp_path)
@@ -62,7 +66,7 @@ def test_the_chain_over_three_sizes(case: Case, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("case", by_system("deit"), ids=lambda case: case.about["variant"])
-def test_distillation_from_a_teacher(case: Case, tmp_path) -> None:
+def test_distillation_from_a_teacher(case: Case, tmp_path: Path) -> None:
     config = case.about["config"]
     model = loaded(case, "deit_tiny_distilled", tmp_path)
     out = model.forward_train(case.input())

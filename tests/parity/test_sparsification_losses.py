@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from torch import Tensor
 from anyres.layers import sparsify
 from anyres.models._checkpoints import load_checkpoint
 from anyres.models._registry import create_model
+from anyres.models.dynamic_spatial import DynamicPyramid
+from anyres.models.dynamicvit import DynamicViT
 from anyres.tasks.classification.sparsification import sparsification_losses
 from anyres.tasks.losses import soft_cross_entropy
 from tests.parity.reference import Case, cases
@@ -22,7 +26,7 @@ LOSS_CASES = [c for c in cases() if c.about["system"] == "dynamicvit" and "losse
 ONE_HOT = torch.nn.functional.one_hot(torch.tensor([7]), 1000).float()
 
 
-def recorded_noise(channels_first: bool):
+def recorded_noise(channels_first: bool) -> Callable[[Tensor], Tensor]:
     """The noise of predictor call i is RandomState(500 + i)'s, in the layout of the published log-probabilities."""
     calls = count()
 
@@ -41,11 +45,14 @@ def test_there_are_cases() -> None:
 
 
 @pytest.mark.parametrize("case", LOSS_CASES, ids=lambda case: case.about["variant"])
-def test_a_training_pass(case: Case, tmp_path, monkeypatch) -> None:
+def test_a_training_pass(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host, config = case.about["variant"].partition("_")[0], case.about["config"]
     monkeypatch.setattr(sparsify, "gumbel_noise", recorded_noise(host.startswith("convnext")))
     torch.save({"model": case.weights()}, tmp_path / "published.pth")
-    student, teacher = (create_model(f"dynamicvit_{HOSTS[host]}", **options) for options in ({}, {"prune_before": ()}))
+    name = f"dynamicvit_{HOSTS[host]}"
+    student, teacher = create_model(name), create_model(name, prune_before=())
+    assert isinstance(student, DynamicViT | DynamicPyramid)
+    assert isinstance(teacher, DynamicViT | DynamicPyramid)
     assert load_checkpoint(student, tmp_path / "published.pth").complete
     assert not load_checkpoint(teacher, tmp_path / "published.pth", strict=False).missing
     student.train()

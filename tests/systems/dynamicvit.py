@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +35,6 @@ def kept(model: Any, x: Tensor, predictor: int) -> Tensor:
 OUTPUTS = {
     "cls": lambda model, x: model.forward_features(x)[:, 0],
     "tokens": lambda model, x: model.forward_features(x)[:, 1:],
-    **{f"score{i + 1}": lambda model, x, i=i: score(model, x, i) for i in range(3)},
-    **{f"keep{i + 1}": lambda model, x, i=i: kept(model, x, i) for i in range(3)},
+    **{f"score{i + 1}": partial(score, predictor=i) for i in range(3)},
+    **{f"keep{i + 1}": partial(kept, predictor=i) for i in range(3)},
 }

@@ -20,12 +20,16 @@ def stage1(model: Any, x: Tensor) -> Tensor:
     return model.forward_intermediates(x, [-1], norm=True, intermediates_only=True)[0]
 
 
+def stage(index: int) -> Callable[[Any, Tensor], Tensor]:
+    return lambda model, x: model(x)[index]
+
+
 def layer(index: int) -> Callable[[Any, Tensor], Tensor]:
     return lambda model, x: model.forward_intermediates(x, [index], output_fmt="NLC", intermediates_only=True)[0]
 
 
 OUTPUTS = {
     "stage1": stage1,
-    **{f"stage{i + 1}": lambda model, x, i=i: model(x)[i] for i in (1, 2, 3)},
+    **{f"stage{i + 1}": stage(i) for i in (1, 2, 3)},
     **{f"layer{i}": layer(i) for i in (0, 1, 11)},
 }

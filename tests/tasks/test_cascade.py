@@ -73,7 +73,7 @@ def labels_of(heights: list[float], moves: list[list[list[float]]]) -> list[int]
             found.append(labels[0][off.argmin()].item())
             return proposals, matched, labels, wanted
 
-        part.select_training_samples = watch
+        part.select_training_samples = watch  # type: ignore[assignment]  # torch knows tensors and modules alone
     cascade(LEVELS, [torch.tensor([[0.0, 0.0, 20.0, heights[0]]])], SIZES, objects([0.0, 0.0, 20.0, 20.0]))
     return found
 

@@ -21,13 +21,14 @@ from anyres.models._registry import create_model, entries
 from anyres.tasks.detection.heads import Anchors, ProposalHead, Proposals, RegionPool
 from anyres.tasks.detection.network import HEADS, DetectionView, Detector, paste_masks
 from tests.contract.small import small_args
+from tests.typed import as_a
 
 QUICK = {
     "channels": 16, "hidden": 32, "rpn_pre_nms": [60, 60], "rpn_post_nms": 20, "rpn_batch": 32, "box_batch": 8,
     "num_keypoints": 2, "detections": 10,
 }  # fmt: skip
-PLAIN = {"embed_dim": 32, "depth": 4, "num_heads": 2}
-SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "mlp_ratio": 2.0}
+PLAIN: dict[str, Any] = {"embed_dim": 32, "depth": 4, "num_heads": 2}
+SWIN: dict[str, Any] = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2), "mlp_ratio": 2.0}
 
 
 def detector(name: str, head: str, **options: Any) -> Detector:
@@ -387,7 +388,7 @@ def test_a_scaled_start_leaves_the_head_its_own() -> None:
     model.init_scaled()
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in after if not name.startswith("backbone."))
-    layer = model.backbone.stages[-1].blocks[0].mlp.fc1
+    layer = as_a(nn.Linear, model.backbone.get_submodule("stages.3.blocks.0.mlp.fc1"))
     assert before["backbone.stages.3.blocks.0.mlp.fc1.weight"].std() < 0.03
     assert layer.weight.detach().std() == pytest.approx(layer.in_features**-0.5, rel=0.1)
 

@@ -22,6 +22,7 @@ from anyres.tasks.segmentation.network import (
     slide,
 )
 from tests.contract.small import distinct_models, image, small, small_args
+from tests.typed import as_a
 
 CLASSES = 5
 NETWORKS = list(
@@ -134,7 +135,7 @@ def test_mistakes_are_one_sentence() -> None:
             Segmenter(backbone, CLASSES, channels=channels)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="swin_tiny gives no maps"):
         Segmenter(small("swin_tiny"), CLASSES)
-    video: Backbone = create_model("mvitv2_small_16x4", dense=True, **small_args("mvitv2_small_16x4"))
+    video = as_a(Backbone, create_model("mvitv2_small_16x4", dense=True, **small_args("mvitv2_small_16x4")))
     with pytest.raises(UserError, match="mvitv2_small_16x4 gives no maps of images"):
         Segmenter(video, CLASSES)
     with pytest.raises(UserError, match="batch of 1"):
@@ -148,7 +149,7 @@ def test_mistakes_are_one_sentence() -> None:
 def test_semantic_fpn_takes_a_step_for_each_halving() -> None:
     head = SemanticFPN(INFO, CLASSES, 16)
     assert head.paths == [[0], [0], [1, 0], [2, 1, 0]]
-    assert [len(tower) for tower in head.towers] == [1, 1, 2, 3]
+    assert [len(as_a(nn.Sequential, tower)) for tower in head.towers] == [1, 1, 2, 3]
     equal = SemanticFPN([{"num_chs": 8, "reduction": 16}] * 4, CLASSES, 16)
     assert equal.paths == [[0]] * 4
 
@@ -161,7 +162,7 @@ def test_semantic_fpn_is_the_sum_of_its_levels() -> None:
     total = torch.zeros(2, 8, 16, 24)
     for tower, level in zip(head.towers, head.fpn({str(i): x for i, x in enumerate(inputs)}).values(), strict=True):
         x = level
-        for conv in tower:
+        for conv in as_a(nn.Sequential, tower):
             x = conv(x)
             if x.shape[-1] < 24:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
@@ -199,7 +200,7 @@ def test_the_segformer_head_equals_concatenation_at_the_first_size() -> None:
 @pytest.mark.parametrize("head", HEADS)
 @torch.inference_mode()
 def test_heads_keep_the_layout_of_channels_last_maps(head: str) -> None:
-    model = HEADS[head][0](INFO, CLASSES, 16).eval()  # type: ignore[call-arg]
+    model = HEADS[head][0](INFO, CLASSES, 16).eval()
     out = model([x.to(memory_format=torch.channels_last) for x in maps(PYRAMID)])
     assert out.is_contiguous(memory_format=torch.channels_last)
 

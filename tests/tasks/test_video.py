@@ -17,9 +17,10 @@ from anyres.models._checkpoints import save_weights
 from anyres.models._registry import create_model
 from anyres.models.mvitv2 import MViTv2
 from anyres.tasks.video.network import RegionTime, SpaceTime, create_video_model
+from tests.typed import as_a
 
-PLAIN = {"embed_dim": 48, "depth": 3, "num_heads": 3, "patch_size": 8, "img_size": 32}
-REGION = {"embed_dims": (32, 64, 128, 256), "depths": (2, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
+PLAIN: dict[str, Any] = {"embed_dim": 48, "depth": 3, "num_heads": 3, "patch_size": 8, "img_size": 32}
+REGION: dict[str, Any] = {"embed_dims": (32, 64, 128, 256), "depths": (2, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "resformer": ("resformer_tiny", PLAIN),
     "deit": ("deit_tiny", PLAIN),
@@ -52,7 +53,7 @@ def filled(model: SpaceTime) -> SpaceTime:
 def image_model(kind: str, video: SpaceTime) -> Backbone:
     """The image classifier with the video's weights; a distilled model's two heads are the video's one."""
     name, args = MODELS[kind]
-    model = create_model(name, num_classes=5, **args).eval()
+    model = as_a(Backbone, create_model(name, num_classes=5, **args)).eval()
     state = dict(video.backbone.state_dict())
     for key, tensor in video.head.state_dict().items():
         state |= {f"{head}.{key}": tensor for head in ("head", "head_dist") if hasattr(model, head)}
@@ -81,8 +82,9 @@ def test_a_fresh_model_on_a_still_clip_is_the_image_model(kind: str, gradients: 
 def test_a_fresh_model_without_class_token_averages_its_frames(kind: str) -> None:
     video = build(kind)
     if kind == "mean":  # its class token, averaged over frames, acts on the patches: taken away
-        torch.nn.init.zeros_(video.backbone.cls_token)
-        for block in video.backbone.blocks:
+        backbone: Any = video.backbone
+        torch.nn.init.zeros_(backbone.cls_token)
+        for block in backbone.blocks:
             torch.nn.init.zeros_(block.attn.proj.weight)
     image, x = image_model(kind, video), clip()
     with torch.no_grad():
@@ -108,7 +110,8 @@ def test_the_equations_written_out_in_the_published_layout() -> None:
     frames = torch.stack([backbone.embed(x[:, :, t])[0] for t in range(T)], dim=1)
     N = frames.shape[2] - 1
     cls, patches = frames[:, 0, :1], (frames[:, :, 1:] + model.time[:, :, None]).transpose(1, 2)
-    for block, part in zip(backbone.blocks, model.temporal, strict=True):
+    parts: Any = model.temporal
+    for block, part in zip(backbone.blocks, parts, strict=True):
         lines = patches.reshape(B * N, T, D)
         patches = patches + part.fc(attend(part.attn, part.norm(lines))).view(B, N, T, D)
         space = torch.cat((cls[:, None].expand(-1, T, -1, -1), patches.transpose(1, 2)), dim=2)
@@ -128,7 +131,9 @@ def test_the_equations_written_out_in_the_published_layout() -> None:
 @torch.no_grad()
 def test_local_positions_act_in_space_only_and_start_copied() -> None:
     model = build("resformer")
-    for block, part in zip(model.backbone.blocks, model.temporal, strict=True):
+    backbone: Any = model.backbone
+    parts: Any = model.temporal
+    for block, part in zip(backbone.blocks, parts, strict=True):
         assert block.attn.local is not None
         assert part.attn.local is None
         assert torch.equal(part.attn.qkv.weight, block.attn.qkv.weight)
@@ -166,9 +171,10 @@ def test_a_scaled_start_knows_the_order_and_adds_no_time_attention_yet(kind: str
     model = build(kind)
     model.init_scaled()
     assert model.time.std() == pytest.approx(0.5, rel=0.2)
-    for layer in model.temporal.modules():
-        if hasattr(layer, "qkv"):
-            assert layer.qkv.weight.std() == pytest.approx(layer.qkv.in_features**-0.5, rel=0.1)
+    for name, layer in model.temporal.named_modules():
+        if name.endswith("qkv"):
+            qkv = as_a(torch.nn.Linear, layer)
+            assert qkv.weight.std() == pytest.approx(qkv.in_features**-0.5, rel=0.1)
     torch.nn.init.zeros_(model.time)
     x = clip(1)[:, :, 0]
     expected = image_model(kind, model)(x)
@@ -190,7 +196,8 @@ def test_gradients_reach_every_parameter_and_checkpointing_keeps_them(kind: str)
         model.set_grad_checkpointing(checkpointing)
         out = model.forward_train(clip(3, 40, 64), ("cls", "gap"))
         generator = torch.Generator().manual_seed(5)
-        sum((value * torch.randn(value.shape, generator=generator)).sum() for value in out.values()).backward()
+        terms = [(value * torch.randn(value.shape, generator=generator)).sum() for value in out.values()]
+        torch.stack(terms).sum().backward()
         return {name: parameter.grad for name, parameter in model.named_parameters()}
 
     plain, checkpointed = gradients(False), gradients(True)
@@ -204,7 +211,7 @@ def test_drop_path_leaves_one_class_token() -> None:
     torch.manual_seed(0)
     model = filled(SpaceTime.build("deit_tiny", 5, {**PLAIN, "drop_path_rate": 0.7})).train()
     seen = []
-    model.backbone.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model.backbone.get_submodule("norm").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     out = model.forward_train(clip(), ("gap",))
     classes = seen[0].unflatten(0, (2, 4))[:, :, 0]
     torch.testing.assert_close(classes, classes[:, :1].expand_as(classes))
@@ -214,7 +221,7 @@ def test_drop_path_leaves_one_class_token() -> None:
 @pytest.mark.parametrize("kind", ["resformer", "region"])
 def test_image_weights_come_from_a_file(kind: str, tmp_path: Path) -> None:
     name, args = MODELS[kind]
-    image = create_model(name, num_classes=9, **args)
+    image = as_a(Backbone, create_model(name, num_classes=9, **args))
     with torch.no_grad():
         for parameter in image.parameters():
             parameter.normal_(std=0.1)

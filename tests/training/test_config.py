@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,7 +22,8 @@ def test_text_from_yaml_and_command_lines_becomes_the_option_type() -> None:
     assert config.lr == 1e-3
     assert config.shapes == [(224, 224), (160, 256), (128, 128)]
     assert (config.distillation, config.resume, config.teacher) == ("none", "no", None)
-    for nothing in ("", "none", "[]", [], None):
+    nothings: tuple[Any, ...] = ("", "none", "[]", [], None)
+    for nothing in nothings:
         assert load_config({"decay": "linear", "drops": nothing}, "detection").drops == []
     assert load_config({"drops": "3,4.5"}, "detection").drops == [3, 4.5]
 

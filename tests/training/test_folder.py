@@ -254,7 +254,12 @@ def test_a_damaged_state_gives_way_to_the_one_before(
     DAMAGE[damage](newest / state.STATE_FILE)
     validations: list[Any] = []
     original = loop.validate
-    monkeypatch.setattr(loop, "validate", lambda *given: validations.append(given) or original(*given))
+
+    def validate(*given: Any) -> Any:
+        validations.append(given)
+        return original(*given)
+
+    monkeypatch.setattr(loop, "validate", validate)
     with caplog.at_level(logging.WARNING):
         assert train(small_config(run, **QUICK)).status == "finished"
     assert len(validations) == 2  # of the weights and their average, for the last epoch alone

@@ -164,7 +164,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, monke
     monkeypatch.setattr(classification, "soft_cross_entropy", poisoned)
     updates: list[int] = []
     step = torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *args: updates.append(1) or step(self, *args))
+
+    def counted(*args: Any) -> Any:
+        updates.append(1)
+        return step(*args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
     named = r"loss is nan at epoch 2, batch 2, size 12, images digits/\d{4}, .*, \.\.\."
     with pytest.raises(UserError, match=named) as error:
         train(small_config(tmp_path))

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from anyres.models._registry import create_model
+from anyres.models.resformer import ResFormer
 from anyres.tasks.losses import distilled_loss, soft_cross_entropy
 from anyres.training.losses import backward_replicas, scale_consistency
+from tests.typed import as_a
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:
@@ -100,7 +103,7 @@ def test_the_chain_goes_from_each_replica_to_the_next_larger_one(kind: str, targ
         return {name: torch.tensor(record[name]) for name in ("logits", *wanted)}
 
     views = [torch.tensor(index) for index in range(3)]
-    options = {"kind": kind, "target": target, "alpha": 0.5}
+    options: Any = {"kind": kind, "target": target, "alpha": 0.5}
     losses = backward_replicas(
         forward, views, [torch.tensor(soft).float()] * 3, base_loss, backward=lambda loss: None, **options
     )
@@ -113,23 +116,24 @@ def test_the_chain_goes_from_each_replica_to_the_next_larger_one(kind: str, targ
 
 
 @pytest.fixture
-def network() -> nn.Module:
+def network() -> ResFormer:
     torch.manual_seed(0)
-    return create_model("resformer_tiny", num_classes=4, img_size=32, embed_dim=24, depth=2, num_heads=3, patch_size=8)
+    size: dict[str, Any] = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 3, "patch_size": 8}
+    return as_a(ResFormer, create_model("resformer_tiny", num_classes=4, **size))
 
 
 @pytest.mark.parametrize(("kind", "target"), [("smooth-l1", "cls"), ("l2", "gap"), ("kl", "logit"), ("none", "cls")])
-def test_replicas_one_by_one_give_the_joint_gradient(network: nn.Module, kind: str, target: str) -> None:
+def test_replicas_one_by_one_give_the_joint_gradient(network: ResFormer, kind: str, target: str) -> None:
     batches = [
         ([torch.randn(4, 3, side, side) for side in (32, 24, 16)], torch.rand(4, 4).softmax(-1)) for _ in range(2)
     ]
-    options = {"kind": kind, "target": target, "alpha": 0.7}
+    options: dict[str, Any] = {"kind": kind, "target": target, "alpha": 0.7}
 
     parts: list[Tensor] = []
     for views, soft in batches:
         backward_replicas(network.forward_train, views, [soft] * 3, base_loss, backward=parts.append, **options)
-    (sum(parts) / 2).backward()
-    joint = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+    torch.stack(parts).sum().div(2).backward()
+    joint = {name: as_a(Tensor, parameter.grad).clone() for name, parameter in network.named_parameters()}
     network.zero_grad()
 
     for views, soft in batches:
@@ -138,7 +142,7 @@ def test_replicas_one_by_one_give_the_joint_gradient(network: nn.Module, kind: s
         torch.testing.assert_close(parameter.grad, joint[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_only_the_last_backward_exchanges_gradients(network: nn.Module) -> None:
+def test_only_the_last_backward_exchanges_gradients(network: ResFormer) -> None:
     events: list[str] = []
 
     @contextmanager

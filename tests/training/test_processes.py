@@ -59,8 +59,8 @@ def same_run(folder: Path, whole: Path) -> None:
     rows, expected = metrics(folder), metrics(whole)
     assert len(rows) == len(expected)
     for row, single in zip(rows, expected, strict=True):
-        for name, value in single.items():
-            assert row[name] == value or float(row[name]) == pytest.approx(float(value), rel=2e-5, abs=1e-6), name
+        for name, number in single.items():
+            assert row[name] == number or float(row[name]) == pytest.approx(float(number), rel=2e-5, abs=1e-6), name
     for name in ("last", "best"):
         ours, theirs = (load_file(place / name / "model.safetensors") for place in (folder, whole))
         assert ours.keys() == theirs.keys()
@@ -118,7 +118,7 @@ class Launcher:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        processes = []
+        processes: list[BaseProcess] = []
         for rank in range(world):
             process = self.context.Process(target=run_rank, args=(self.recipe, rank, world, port, self.log))
             process.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from anyres.training.schedule import learning_rate, learning_rate_by_epoch
 
 
 def test_resformer_schedule_at_its_landmarks() -> None:
-    shape = {"peak": 1e-3, "epochs": 300, "warmup_epochs": 5, "min_lr": 1e-5}
+    shape: dict[str, Any] = {"peak": 1e-3, "epochs": 300, "warmup_epochs": 5, "min_lr": 1e-5}
     assert learning_rate(0.0, **shape) == 0
     assert learning_rate(2.5, **shape) == pytest.approx(5e-4)
     assert learning_rate(5.0, **shape) == pytest.approx(1e-3)
@@ -42,7 +43,7 @@ def test_no_warmup_and_constant_rate() -> None:
 
 
 def test_other_falls_after_the_same_warmup() -> None:
-    shape = {"peak": 1.0, "epochs": 11, "warmup_epochs": 1, "min_lr": 0.1}
+    shape: dict[str, Any] = {"peak": 1.0, "epochs": 11, "warmup_epochs": 1, "min_lr": 0.1}
     assert learning_rate(0.5, **shape, decay="linear") == 0.5
     assert learning_rate(6.0, **shape, decay="linear") == pytest.approx(0.1 + 0.9 * 0.5)
     assert learning_rate(6.0, **shape, decay="poly") == pytest.approx(0.1 + 0.9 * 0.5**0.9)

@@ -14,8 +14,10 @@ from anyres.errors import UserError
 from anyres.io import files
 from anyres.io.files import locked
 from anyres.models._registry import create_model
+from anyres.models.resformer import ResFormer
 from anyres.training import state
 from anyres.training.state import Position
+from tests.typed import as_a
 
 
 def test_generators_continue_where_they_were_saved(tmp_path: Path) -> None:
@@ -51,7 +53,7 @@ def test_what_killed_saves_left_is_removed_and_nothing_else(tmp_path: Path) -> N
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").touch()
     (tmp_path / ".anyres-12345678.tmp.csv").touch()
-    create_model("resformer_tiny", depth=1).save_pretrained(tmp_path / "last")
+    as_a(ResFormer, create_model("resformer_tiny", depth=1)).save_pretrained(tmp_path / "last")
     (tmp_path / "last").rename(tmp_path / ".last.old")  # a kill between the two renames of a replacement
     with locked(tmp_path):
         state.prepare_folder(tmp_path)

@@ -28,7 +28,6 @@ from anyres.tasks import TASKS, task_of
 from anyres.tasks.detection.network import Detector
 from anyres.training import load_config, loop, train
 from anyres.training.setup import open_validation
-from anyres.training.task import open_task
 from tests.contract.small import small_args
 from tests.training.helpers import SMALL, metrics, small_config, weights
 
@@ -95,7 +94,7 @@ def test_a_run_its_weights_and_its_resumption(task: str, tmp_path: Path, monkeyp
     assert {f"loss_{side}" for side in RUNS[task]["sizes"]} <= row.keys()
 
     model = load_pretrained(tmp_path / "whole" / "last")
-    assert task_of(model) == task
+    assert task_of(model).name == task
     assert model.pretrained_cfg["train_sizes"] == [[side, side] for side in RUNS[task]["sizes"]]
     x = random_input(model, 1, (48, 40))
     with torch.inference_mode():
@@ -215,15 +214,16 @@ def test_shared_statistics_concern_several_processes(tmp_path: Path, monkeypatch
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
-    for task, changes, words in (
+    settings: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("segmentation", {"head_lr": 2.0, "layer_decay": 0.9}, "leave one out"),
         ("segmentation", {"decay": "step"}, "step needs drops"),
         ("detection", {"head": "yolo"}, "head is 'yolo'"),
         ("video", {"frames": 0}, "frames is 0"),
-    ):
+    )
+    for task, changes, words in settings:
         with pytest.raises(UserError, match=words):
             config(task, tmp_path, **changes)
-    for task, changes, words in (
+    runs: tuple[tuple[str, dict[str, Any], str], ...] = (
         ("segmentation", {"head_args": {"widht": 3}}, "widht"),
         ("segmentation", {"model_args": {"depths": 3}}, "depths of pvt_v2_b0 is 3; it must be four values"),
         ("segmentation", {"data": str(tmp_path / "none")}, "none"),
@@ -232,7 +232,8 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         ("detection", {"jitter": [1.0]}, r"jitter \(1.0,\) must be two positive shares"),
         ("video", {"model": "pvt_v2_b0", "model_args": {}}, "has no video form"),
         ("video", {"data": str(tmp_path / "none")}, "none"),
-    ):
+    )
+    for task, changes, words in runs:
         with pytest.raises((UserError, FileNotFoundError), match=words) as caught:
             train(config(task, tmp_path / "run", **changes))
         assert "\n" not in str(caught.value)
@@ -287,8 +288,8 @@ def test_a_folder_for_validation_alone_is_used_whole(task: str, tmp_path: Path) 
     for name, count in expected.items():
         val_data = None if name is None else str(tmp_path / "data" / ".." / name)
         options = {**RUNS.get(task, SMALL), **more, "data": str(tmp_path / "data"), "val_data": val_data}
-        opened = open_task(load_config(options, task, output=str(tmp_path / "run")))
-        assert len(opened.open_source("val", like=opened.open_source("train"))) == count
+        chosen, opened = load_config(options, task, output=str(tmp_path / "run")), TASKS[task]
+        assert len(opened.open_source(chosen, "val", like=opened.open_source(chosen, "train"))) == count
 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link, None])
@@ -306,8 +307,9 @@ def test_files_of_both_splits_are_noticed(link: Any, tmp_path: Path, caplog: pyt
         Image.new("L", (8, 8), 2).save(first)
 
     def opened(**data: Any) -> int:
-        task = open_task(small_config(tmp_path / "run", **{name: str(tmp_path / at) for name, at in data.items()}))
-        return len(open_validation(task, task.open_source("train")))
+        chosen = small_config(tmp_path / "run", **{name: str(tmp_path / at) for name, at in data.items()})
+        task = TASKS["classification"]
+        return len(open_validation(chosen, task, task.open_source(chosen, "train")))
 
     if link is None:
         assert opened(data="") == 9
@@ -335,15 +337,15 @@ def test_pictures_of_both_splits_are_noticed_whatever_is_marked_in_them(task: st
         images = [{"id": 1, "file_name": f"{split}/{split}.png", "height": 8, "width": 8}]
         (tmp_path / "data" / "annotations" / f"{split}.json").write_text(json.dumps({"images": images, **marks}))
     more: dict[str, Any] = {"num_classes": 2} if task == "segmentation" else {}
-    made = open_task(config(task, tmp_path / "run", data=str(tmp_path / "data"), **more))
+    chosen, made = config(task, tmp_path / "run", data=str(tmp_path / "data"), **more), TASKS[task]
     if task == "segmentation":  # of which annotations are another name
         shutil.rmtree(tmp_path / "data" / "annotations")
-    train = made.open_source("train")
-    assert len(open_validation(made, train)) == 1
+    train = made.open_source(chosen, "train")
+    assert len(open_validation(chosen, made, train)) == 1
     (tmp_path / "data" / "images" / "val" / "val.png").unlink()
     (tmp_path / "data" / "images" / "val" / "val.png").symlink_to("../train/train.png")
     with pytest.raises(UserError, match=r"1 of the 1 files .*val\.png: remove"):
-        open_validation(made, train)
+        open_validation(chosen, made, train)
 
 
 def test_black_and_white_masks_are_no_single_class(tmp_path: Path) -> None:
@@ -385,7 +387,12 @@ def test_clips_are_cut_out_as_in_training(
     assert evaluate(model, source, (24, 24)).scores["loss"] == pytest.approx(float(row["val_loss_24"]), rel=1e-4)
     seen: list[tuple[int, ...]] = []
     boxes = video_views.crop_boxes
-    monkeypatch.setattr(video_views, "crop_boxes", lambda *args: seen.append(args[3:]) or boxes(*args))
+
+    def crop_boxes(*args: Any) -> Any:
+        seen.append(args[3:])
+        return boxes(*args)
+
+    monkeypatch.setattr(video_views, "crop_boxes", crop_boxes)
     sample_images(model, source, (24, 24), 1)
     ((found, _),) = draw_results(Predictor(model, 24), [Item("x", source.item(0).data, None)], tmp_path / "seen")
     assert found.rows()
