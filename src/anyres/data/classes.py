@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from anyres.errors import UserError
+from anyres.io.parsing import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +114,8 @@ def read_names(file: str | Path) -> list[str]:
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of class names {path}: check the path")
+    text = read_text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
         if isinstance(content, dict):
             numbered = {int(number): name for number, name in content.items()}

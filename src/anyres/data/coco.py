@@ -16,6 +16,7 @@ from anyres.data.base import Item
 from anyres.data.objects import REPORT, DetectionSource, Objects, Segment, pixel_wide
 from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, find_split
 from anyres.errors import UserError
+from anyres.io.parsing import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -236,10 +237,15 @@ def _image_folder(folder: Path, split: str, first_file: str) -> Path:
     raise FileNotFoundError(f"{folder} has none of the folders {', '.join(names)}: put the images of {split} in one")
 
 
+MAX_ANNOTATIONS = 4 << 30
+"""Bytes of a file of annotations: those of COCO's training images have half a gigabyte."""
+
+
 def _read(path: Path) -> tuple[list[Entry], list[Entry], list[Entry]]:
     """The images, the categories by their ids, and the annotations of a file."""
+    text = read_text(path, MAX_ANNOTATIONS)
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON ({error}): copy or download it again") from error
     images = _entries(path, data, "images", {"id": int, "file_name": str, "height": int, "width": int})

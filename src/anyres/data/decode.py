@@ -155,6 +155,8 @@ def _layout(image: Image.Image) -> str:
 def _opened(data: bytes | Path, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """An image file that is not too large, not decoded yet."""
     with _reading(name):
+        if isinstance(data, Path) and data.exists() and not data.is_file():  # a pipe would be waited for
+            raise BadImage(name, "it is no regular file")
         handle = BytesIO(data) if isinstance(data, bytes) else data.open("rb")
     with handle:
         with _reading(name):

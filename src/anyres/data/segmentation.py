@@ -18,6 +18,7 @@ from anyres.data.huggingface import cell, open_table, rows
 from anyres.data.sources import check_beside_splits, folders, held_out
 from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, check_split, find_split
 from anyres.errors import UserError
+from anyres.io.parsing import read_text
 from anyres.shapes import Size
 
 logger = logging.getLogger(__name__)
@@ -349,7 +350,7 @@ def class_names(root: Path) -> list[str]:
     file = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
     if file is None:
         return []
-    lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line for line in read_text(file).splitlines() if line.strip()]
     if file.name == NAME_FILES[0]:  # a table with a line of headings, the name in the last column
         return [line.split("\t")[-1].strip() for line in lines[1:]]
     return [line.strip() for line in lines]

@@ -24,6 +24,7 @@ from anyres.data.decode import EXTENSIONS, BadImage, Data
 from anyres.data.seeding import generator
 from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, check_split
 from anyres.errors import UserError
+from anyres.io.parsing import read_text
 
 SHUFFLE_BUFFER = 1000
 MAX_MEMBER_BYTES = 256 * 2**20
@@ -50,9 +51,7 @@ class Shards(StreamSource):
         classes = self.shards[0].parent / "classes.txt"
         scanned: list[tuple[str, Any]] | None = None
         if classes.is_file():
-            self.label_names = [
-                line.strip() for line in classes.read_text(encoding="utf-8").splitlines() if line.strip()
-            ]
+            self.label_names = [line.strip() for line in read_text(classes).splitlines() if line.strip()]
         else:
             # Classes come from the whole set, also where only a share is used: both shares must number them alike.
             scanned = [
@@ -206,7 +205,7 @@ def _indexed_size(shards: Sequence[Path]) -> int | None:
     counts: dict[str, int] = {}
     for index in sorted(shards[0].parent.glob("*.json")):
         try:
-            content = json.loads(index.read_text(encoding="utf-8"))
+            content = json.loads(read_text(index))
             counts.update((Path(shard["url"]).name, int(shard["nsamples"])) for shard in content["shardlist"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # another kind of file

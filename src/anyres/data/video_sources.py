@@ -18,6 +18,7 @@ from anyres.data.sources import Digits, ImageFolder
 from anyres.data.splits import check_split, find_split
 from anyres.errors import UserError
 from anyres.extras import require
+from anyres.io.parsing import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
     """(path relative to the list, label) of every video."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no list {path}: give FOLDER/train.csv and FOLDER/val.csv, or class folders")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     if lines and "youtube_id" in next(csv.reader(lines[:1], skipinitialspace=True)):
         pairs = _read_annotations(path, lines)
     else:

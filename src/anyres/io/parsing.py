@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from anyres.errors import UserError
 
 MAX_JSON = 16 << 20
 MAX_YAML = 256 << 10
+MAX_TEXT = 256 << 20
+"""A list of a few million files."""
 MAX_DEPTH = 20
 """Lists and mappings inside each other in a YAML text."""
 
@@ -24,7 +27,7 @@ def read_json(path: Path) -> Any:
     Raises UserError for what is no JSON, nested too deeply, more than 16 MiB, or has a key twice or a number that is
     not finite.
     """
-    text = _read(path, MAX_JSON)
+    text = read_text(path, MAX_JSON)
     try:
         return json.loads(text, object_pairs_hook=_once, parse_constant=_not_finite)
     except (ValueError, RecursionError) as error:
@@ -46,7 +49,7 @@ def _not_finite(word: str) -> Any:
 
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file; see `parse_yaml`. Raises FileNotFoundError, and UserError with the path and line."""
-    return parse_yaml(_read(path, MAX_YAML), str(path))
+    return parse_yaml(read_text(path, MAX_YAML), str(path))
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -110,8 +113,16 @@ _resolve("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]
 _resolve("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.")
 
 
-def _read(path: Path, most: int) -> str:
-    if path.stat().st_size > most:
+def read_text(path: Path, most: int = MAX_TEXT) -> str:
+    """The text of a file that others wrote, without a byte order mark.
+
+    Raises FileNotFoundError; UserError for what is no regular file (a pipe would be waited for), for more than `most`
+    bytes, and for what is not UTF-8.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is no regular file: give one.")
+    if status.st_size > most:
         raise UserError(f"{path} has more than {most >> 10} KiB, which no such file needs: give the right one.")
     try:
         return path.read_text(encoding="utf-8-sig")
