@@ -1,13 +1,15 @@
 """Options: typed values with their help and their bounds beside them, from text, YAML or Python.
 
-A component states its options as a subclass of `Options`; what is made of several components inherits from their
-options and hands each its `part`. pydantic does the checking; here are what text means, and one sentence for a mistake.
+What is made of several components, such as a training run, states its options as a subclass of `Options` and builds
+each component from those that bear the names of its parameters. pydantic does the checking; here are what text means,
+and one sentence for a mistake.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+import inspect
+from collections.abc import Callable, Collection, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
@@ -19,7 +21,6 @@ from pydantic.fields import FieldInfo
 
 from anyres.errors import UserError
 
-Part = TypeVar("Part", bound="Options")
 T = TypeVar("T")
 LARGEST = 1 << 24
 LONGEST = 1024
@@ -78,9 +79,10 @@ class Options(BaseModel):
     def _read(cls, value: Any, info: Any) -> Any:
         return read(value, cls.model_fields[info.field_name].annotation)
 
-    def part(self, component: type[Part]) -> Part:
-        """The options of one component, under their own names."""
-        return component(**{name: getattr(self, name) for name in component.model_fields})
+    def build(self, component: Callable[..., T], **others: Any) -> T:
+        """`component(…)` with the options that have its parameters' names, and with what else it takes, `others`."""
+        names = inspect.signature(component).parameters.keys() & type(self).model_fields - others.keys()
+        return component(**{name: getattr(self, name) for name in names}, **others)
 
     def changed(self, **values: Any) -> Self:
         """A copy with other values, checked like the first."""

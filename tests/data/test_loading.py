@@ -16,7 +16,7 @@ from tests.data.loaders import eval_loader, train_loader
 from tests.data.pictures import bad_files, huge_png, odd_good_files, write_folder
 
 SIZES = [(16, 16), (12, 20)]
-PLAIN = Augmentation(scale=(0.5, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
+PLAIN = Augmentation(crop_scale=(0.5, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
 
 
 def loader(source, batch_size=8, augmentation=PLAIN, sizes=SIZES, **options):
@@ -36,7 +36,7 @@ def folder(tmp_path):
     return open_source(write_folder(tmp_path / "images", each=20), "all")
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(erasing=0.5), Augmentation(separate=False, erasing=0.5)])
+@pytest.mark.parametrize("augmentation", [Augmentation(erasing=0.5), Augmentation(separate_aug=False, erasing=0.5)])
 def test_workers_change_nothing(folder, augmentation):
     runs = []
     for workers in (0, 2):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from anyres.data import Augmentation, Mixing, SizeSchedule
+from anyres.data.clips import Sampling
+from anyres.data.detection_views import DetectionViews
+from anyres.data.segmentation_views import SegmentationViews
 from anyres.errors import UserError
 from anyres.models._registry import list_models
 from anyres.tasks import TASKS
@@ -128,6 +135,35 @@ def test_drop_paths_of_published_dense_recipes() -> None:
     assert pvt.warmup_lr == pytest.approx(0.001 * pvt.lr)
     steps = [epochs * 117266 / 16 for epochs in load_config("regionvit_mask_rcnn_1x", "detection").drops]
     assert steps == [pytest.approx(60_000, rel=0.01), pytest.approx(80_000, rel=0.01)]
+
+
+IMAGES: list[Callable[..., Any]] = [Augmentation, Mixing, SizeSchedule]
+COMPONENTS: dict[str, list[Callable[..., Any]]] = {
+    "classification": IMAGES,
+    "segmentation": [SegmentationViews, SizeSchedule],
+    "detection": [DetectionViews, SizeSchedule],
+    "video": [*IMAGES, Sampling],
+}
+FROM_DATA = {"mean", "std", "flip_pairs", "num_classes", "max_pixels"}
+"""Parameters of components that follow from the data."""
+
+
+@pytest.mark.parametrize("task", COMPONENTS)
+def test_what_a_component_takes_is_an_option_of_the_same_name(task: str) -> None:
+    for component in COMPONENTS[task]:
+        own = inspect.signature(component).parameters.keys() - FROM_DATA - {"segments"}  # a clip's other kind
+        assert own <= CONFIGS[task].model_fields.keys(), component
+
+
+def test_components_are_built_from_the_options_of_their_names() -> None:
+    options = {"crop_scale": "0.2,0.9", "separate_aug": False, "mix_prob": 0.25, "smoothing": 0, "seed": 3}
+    config = load_config(options | {"separate_mix": True, "frames": 4, "stride": 2.5}, "video")
+    augmentation, mixing = config.build(Augmentation), config.build(Mixing, num_classes=7)
+    assert (augmentation.crop_scale, augmentation.separate_aug) == ((0.2, 0.9), False)
+    assert augmentation.interpolation == "bilinear"  # the option's default, not the component's
+    assert (mixing.num_classes, mixing.mix_prob, mixing.smoothing, mixing.separate_mix) == (7, 0.25, 0, True)
+    assert mixing.seed == 3
+    assert config.build(Sampling, stride=9) == Sampling(4, 9)
 
 
 @pytest.mark.parametrize("name", list_recipes())
