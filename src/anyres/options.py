@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -67,6 +67,10 @@ class Options(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), validate_default=False
     )
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Old name → new name. Whoever gives the old one is told the new one."""
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Likewise, the values of an option: by its name, old spelling → new spelling."""
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -77,7 +81,27 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read(cls, value: Any, info: Any) -> Any:
+        new = cls.renamed_values.get(info.field_name, {}).get(str(value))
+        if new is not None:
+            raise UserError(f"{value!r}, which is spelt {new!r} now")
         return read(value, cls.model_fields[info.field_name].annotation)
+
+    @classmethod
+    def check_name(cls, name: str) -> None:
+        """Raise UserError unless there is such an option, with its new name or the nearest one."""
+        if name in cls.renamed:
+            raise UserError(f"option {name!r} is called {cls.renamed[name]!r} now")
+        if name not in cls.model_fields:
+            raise UserError(f"option {name!r:.80} does not exist{did_you_mean(name, cls.model_fields)}")
+
+    @classmethod
+    def translated(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values that an earlier version wrote, by the names and in the spelling of today."""
+        found = {}
+        for old, value in values.items():
+            name = cls.renamed.get(old, old)
+            found[name] = cls.renamed_values.get(name, {}).get(str(value), value)
+        return found
 
     def build(self, component: Callable[..., T], **others: Any) -> T:
         """`component(…)` with the options that have its parameters' names, and with what else it takes, `others`."""
@@ -187,8 +211,10 @@ def _sentence(options: type[Options], error: ValidationError) -> str:
     if not problem["loc"]:  # a rule over several options, which says itself what is wrong
         return str(problem["ctx"]["error"])
     name = str(problem["loc"][0])
-    if name not in options.model_fields:
-        return f"option {name!r:.80} does not exist{did_you_mean(name, options.model_fields)}"
+    try:
+        options.check_name(name)
+    except UserError as unknown:
+        return str(unknown)
     field = options.model_fields[name]
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, UserError):

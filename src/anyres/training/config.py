@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar, Literal
 
@@ -12,11 +13,15 @@ from anyres.options import option
 from anyres.tasks import TASKS
 from anyres.tasks.options import TaskOptions
 
+CONFIG_FILE = "config.yaml"
+"""Where a run folder keeps its options."""
+
 
 class RunConfig(TaskOptions):
     """Options that every training run has, besides those of its task; `config_of` puts the two together."""
 
     task: ClassVar[str]
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"precision": {"bf16": "bfloat16", "fp16": "float16"}}
 
     # What is trained, on what, into which folder
     output: str = option("runs/train", "Run folder: weights, metrics, logs and the state to resume from.")
@@ -81,8 +86,8 @@ class RunConfig(TaskOptions):
 
     # Machine
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
-    precision: Literal["auto", "float32", "bf16", "fp16"] = option(
-        "auto", "auto is bf16 on GPUs and CPUs that do it in hardware (AMX), float32 elsewhere."
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "auto is bfloat16 on GPUs and CPUs that do it in hardware (AMX), float32 elsewhere."
     )
     compile: bool = option(False, "torch.compile, one graph per size.")
     grad_checkpointing: bool = option(False, "Compute activations again in the backward pass to save memory.")

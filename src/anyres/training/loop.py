@@ -40,6 +40,7 @@ from anyres.training.processes import (
     load_whole_states,
     no_sync,
     peers_explained,
+    precision_of,
     refresh_plain,
     start_processes,
     start_vote,
@@ -267,7 +268,7 @@ def validate(run: Run, model: Any, prefix: str) -> dict[str, float]:
     """The task's scores at every training size, and before them the mean of the main one, by which the best weights
     are chosen."""
     accelerator, score = run.accelerator, run.task.score
-    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[accelerator.mixed_precision]
+    precision = precision_of(accelerator)
     columns: dict[str, float] = {}
     for shape in run.config.shapes:
         batch_size = run.config.eval_batch_size
@@ -337,7 +338,7 @@ def write_results(run: Run, status: str) -> None:
         "seconds": round(position.seconds, 1),
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
-        "precision": accelerator.mixed_precision.replace("no", "float32"),
+        "precision": precision_of(accelerator),
         "versions": {"torch": torch.__version__, "timm": timm.__version__, "accelerate": accelerate.__version__},
     }
     state.write_summary(run.folder, summary)
@@ -486,6 +487,7 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def check_identity(run: Run, saved: dict[str, Any]) -> None:
+    saved = run.config.translated(saved)
     for name, value in identity(run).items():
         if saved.get(name, value) != value:
             raise UserError(
