@@ -16,7 +16,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 from pydantic.fields import FieldInfo
 
 from anyres.errors import UserError
@@ -114,8 +114,9 @@ class Options(BaseModel):
 
 
 def read(value: Any, hint: Any) -> Any:
-    """What text, or YAML's idea of it, means for an option of this type: `none` for None, commas for a list, `no` for
-    the word that YAML takes for False. Numbers in text are left to pydantic: YAML reads 1e-5 as text."""
+    """What text, or YAML's idea of it, means for an option of this type: `none` for None, commas for a list or a
+    tuple, `no` for the word that YAML takes for False. Numbers in text are left to pydantic: YAML reads 1e-5 as
+    text."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return read(value, arguments[0])
@@ -127,7 +128,7 @@ def read(value: Any, hint: Any) -> Any:
     if origin is Literal:
         words = {None: "none", False: "no", True: "yes"}
         return words[value] if isinstance(value, bool | None) and words[value] in arguments else value
-    if origin is list:
+    if origin in (list, tuple):
         if value is None or value in ("", "none", "[]"):
             return []
         return list(value) if isinstance(value, list | tuple) else str(value).split(",")
@@ -187,17 +188,12 @@ def check_kind(name: str, value: Any, hint: Any) -> None:
         raise UserError(f"{name} is {value!r:.80}; it must be {type_words(hint)}{bound}.")
 
 
-def listed(options: type[Options], without: Collection[str] = ()) -> dict[str, tuple[Any, Any, str]]:
-    """Every option as (type, default, help) by its name."""
-    found = {}
-    for name, field in options.model_fields.items():
-        if name in without:
-            continue
-        default = field.default
-        shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
-        note = "" if default in (None, {}, "") or isinstance(default, bool) or not shown else f" (default {shown})"
-        found[name] = (field.annotation, default, f"{field.description}{note}")
-    return found
+def without(options: type[Options], names: Collection[str]) -> type[Options]:
+    """The options but for some."""
+    fields: Any = {name: (field.annotation, field) for name, field in options.model_fields.items() if name not in names}
+    made: type[Options] = create_model(options.__name__, __base__=Options, **fields)
+    made.renamed, made.renamed_values = options.renamed, options.renamed_values
+    return made
 
 
 def did_you_mean(word: str, words: Collection[str]) -> str:
@@ -220,13 +216,13 @@ def _sentence(options: type[Options], error: ValidationError) -> str:
     if isinstance(cause, UserError):
         return f"{name} is {cause}"
     value = problem["input"]
-    shown = f"{value:g}" if isinstance(value, float) else f"{value!r:.80}"
     bounds = problem["type"] in ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
+    shown = f"{value:g}" if isinstance(value, float) else f"{value!s:.80}" if bounds else f"{value!r:.80}"
     verb = "is" if len(problem["loc"]) == 1 else "holds"
-    return f"{name} {verb} {shown}; it must be {_bounds(field) if bounds else type_words(field.annotation)}"
+    return f"{name} {verb} {shown}; it must be {bounds_words(field) if bounds else type_words(field.annotation)}"
 
 
-def _bounds(field: FieldInfo) -> str:
+def bounds_words(field: FieldInfo) -> str:
     """The bounds of an option in words."""
     found = {
         name: value
