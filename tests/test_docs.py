@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import anyres
-from anyres.cli.arguments import parse
+from anyres.cli.arguments import Group, parse
 from anyres.cli.commands import COMMANDS
 from anyres.models._registry import resolve_name
 from anyres.training import load_config
@@ -42,8 +42,9 @@ def commands() -> list[str]:
 def test_commands_in_the_pages_can_be_typed(command: str) -> None:
     words = shlex.split(command, comments=True)[1:]
     function, values = parse("anyres", "", COMMANDS, words)
-    name = next(name for name, known in COMMANDS.items() if known is function)
+    name = next(" ".join(path) for path, known in Group("", COMMANDS).walk() if known is function)
     if name in TASKS:
+        values = {option: value for option, value in values.items() if value is not None}
         assert resolve_name(load_config(values.pop("recipe", None), TASKS[name], **values).model)
 
 

@@ -1,25 +1,26 @@
 """Options: typed values with their help and their bounds beside them, from text, YAML or Python.
 
-A component states its options as a subclass of `Options`; what is made of several components inherits from their
-options and hands each its `part`. pydantic does the checking; here are what text means, and one sentence for a mistake.
+What is made of several components, such as a training run, states its options as a subclass of `Options` and builds
+each component from those that bear the names of its parameters. pydantic does the checking; here are what text means,
+and one sentence for a mistake.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 from pydantic.fields import FieldInfo
 
 from anyres.errors import UserError
 
-Part = TypeVar("Part", bound="Options")
 T = TypeVar("T")
 LARGEST = 1 << 24
 LONGEST = 1024
@@ -66,6 +67,10 @@ class Options(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), validate_default=False
     )
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Old name → new name. Whoever gives the old one is told the new one."""
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Likewise, the values of an option: by its name, old spelling → new spelling."""
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -76,11 +81,32 @@ class Options(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read(cls, value: Any, info: Any) -> Any:
+        new = cls.renamed_values.get(info.field_name, {}).get(str(value))
+        if new is not None:
+            raise UserError(f"{value!r}, which is spelt {new!r} now")
         return read(value, cls.model_fields[info.field_name].annotation)
 
-    def part(self, component: type[Part]) -> Part:
-        """The options of one component, under their own names."""
-        return component(**{name: getattr(self, name) for name in component.model_fields})
+    @classmethod
+    def check_name(cls, name: str) -> None:
+        """Raise UserError unless there is such an option, with its new name or the nearest one."""
+        if name in cls.renamed:
+            raise UserError(f"option {name!r} is called {cls.renamed[name]!r} now")
+        if name not in cls.model_fields:
+            raise UserError(f"option {name!r:.80} does not exist{did_you_mean(name, cls.model_fields)}")
+
+    @classmethod
+    def translated(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values that an earlier version wrote, by the names and in the spelling of today."""
+        found = {}
+        for old, value in values.items():
+            name = cls.renamed.get(old, old)
+            found[name] = cls.renamed_values.get(name, {}).get(str(value), value)
+        return found
+
+    def build(self, component: Callable[..., T], **others: Any) -> T:
+        """`component(…)` with the options that have its parameters' names, and with what else it takes, `others`."""
+        names = inspect.signature(component).parameters.keys() & type(self).model_fields - others.keys()
+        return component(**{name: getattr(self, name) for name in names}, **others)
 
     def changed(self, **values: Any) -> Self:
         """A copy with other values, checked like the first."""
@@ -88,8 +114,9 @@ class Options(BaseModel):
 
 
 def read(value: Any, hint: Any) -> Any:
-    """What text, or YAML's idea of it, means for an option of this type: `none` for None, commas for a list, `no` for
-    the word that YAML takes for False. Numbers in text are left to pydantic: YAML reads 1e-5 as text."""
+    """What text, or YAML's idea of it, means for an option of this type: `none` for None, commas for a list or a
+    tuple, `no` for the word that YAML takes for False. Numbers in text are left to pydantic: YAML reads 1e-5 as
+    text."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return read(value, arguments[0])
@@ -101,7 +128,7 @@ def read(value: Any, hint: Any) -> Any:
     if origin is Literal:
         words = {None: "none", False: "no", True: "yes"}
         return words[value] if isinstance(value, bool | None) and words[value] in arguments else value
-    if origin is list:
+    if origin in (list, tuple):
         if value is None or value in ("", "none", "[]"):
             return []
         return list(value) if isinstance(value, list | tuple) else str(value).split(",")
@@ -161,17 +188,12 @@ def check_kind(name: str, value: Any, hint: Any) -> None:
         raise UserError(f"{name} is {value!r:.80}; it must be {type_words(hint)}{bound}.")
 
 
-def listed(options: type[Options], without: Collection[str] = ()) -> dict[str, tuple[Any, Any, str]]:
-    """Every option as (type, default, help) by its name."""
-    found = {}
-    for name, field in options.model_fields.items():
-        if name in without:
-            continue
-        default = field.default
-        shown = ",".join(map(str, default)) if isinstance(default, list) else str(default)
-        note = "" if default in (None, {}, "") or isinstance(default, bool) or not shown else f" (default {shown})"
-        found[name] = (field.annotation, default, f"{field.description}{note}")
-    return found
+def without(options: type[Options], names: Collection[str]) -> type[Options]:
+    """The options but for some."""
+    fields: Any = {name: (field.annotation, field) for name, field in options.model_fields.items() if name not in names}
+    made: type[Options] = create_model(options.__name__, __base__=Options, **fields)
+    made.renamed, made.renamed_values = options.renamed, options.renamed_values
+    return made
 
 
 def did_you_mean(word: str, words: Collection[str]) -> str:
@@ -185,20 +207,22 @@ def _sentence(options: type[Options], error: ValidationError) -> str:
     if not problem["loc"]:  # a rule over several options, which says itself what is wrong
         return str(problem["ctx"]["error"])
     name = str(problem["loc"][0])
-    if name not in options.model_fields:
-        return f"option {name!r:.80} does not exist{did_you_mean(name, options.model_fields)}"
+    try:
+        options.check_name(name)
+    except UserError as unknown:
+        return str(unknown)
     field = options.model_fields[name]
     cause = problem.get("ctx", {}).get("error")
     if isinstance(cause, UserError):
         return f"{name} is {cause}"
     value = problem["input"]
-    shown = f"{value:g}" if isinstance(value, float) else f"{value!r:.80}"
     bounds = problem["type"] in ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
+    shown = f"{value:g}" if isinstance(value, float) else f"{value!s:.80}" if bounds else f"{value!r:.80}"
     verb = "is" if len(problem["loc"]) == 1 else "holds"
-    return f"{name} {verb} {shown}; it must be {_bounds(field) if bounds else type_words(field.annotation)}"
+    return f"{name} {verb} {shown}; it must be {bounds_words(field) if bounds else type_words(field.annotation)}"
 
 
-def _bounds(field: FieldInfo) -> str:
+def bounds_words(field: FieldInfo) -> str:
     """The bounds of an option in words."""
     found = {
         name: value

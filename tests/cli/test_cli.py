@@ -199,7 +199,7 @@ def test_flags_and_empty_lists_as_words() -> None:
     for word, value in (("cost=false", False), ("--cost=True", True), ("--no-cost", False), ("--cost", True)):
         assert values("sweep", "x", word)["cost"] is value
     given = values("detect", "train", "decay=linear", "drops=", "wandb=true")
-    assert given == {"recipe": None, "decay": "linear", "drops": "", "wandb": True}
+    assert given == {"model": None, "recipe": None, "decay": "linear", "drops": "", "wandb": True}
     # Options may stand between the files of a list, and behind -- is none.
     given = values("predict", "run", "a b.png", "size=3", "ä=1.png", "--topk", "2", "--", "-c.png", "--size=4")
     assert given["files"] == ["a b.png", "ä=1.png", "-c.png", "--size=4"]

@@ -19,7 +19,7 @@ from tests.data.loaders import eval_loader, open_map, train_loader
 from tests.data.pictures import bad_files, huge_png, odd_good_files, write_folder
 
 SIZES = [(16, 16), (12, 20)]
-PLAIN = Augmentation(scale=(0.5, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
+PLAIN = Augmentation(crop_scale=(0.5, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
 
 
 def loader(
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> MapSource:
     return open_map(write_folder(tmp_path / "images", each=20), "all")
 
 
-@pytest.mark.parametrize("augmentation", [Augmentation(erasing=0.5), Augmentation(separate=False, erasing=0.5)])
+@pytest.mark.parametrize("augmentation", [Augmentation(erasing=0.5), Augmentation(separate_aug=False, erasing=0.5)])
 def test_workers_change_nothing(folder: MapSource, augmentation: Augmentation) -> None:
     runs = []
     for workers in (0, 2):

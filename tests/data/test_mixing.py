@@ -18,7 +18,7 @@ def batch(*sizes: tuple[int, int]) -> list[torch.Tensor]:
 
 def test_smoothing_alone_leaves_images_alone() -> None:
     views = batch((8, 8))
-    mixed, targets = Mixing(num_classes=5, mixup=0, cutmix=0, label_smoothing=0.1)(views, LABELS, 0, 0)
+    mixed, targets = Mixing(num_classes=5, mixup=0, cutmix=0, smoothing=0.1)(views, LABELS, 0, 0)
     assert torch.equal(mixed[0], views[0])
     expected = F.one_hot(LABELS, 5) * 0.9 + 0.1 / 5
     torch.testing.assert_close(targets[0], expected)
@@ -31,7 +31,7 @@ def test_smoothing_alone_leaves_images_alone() -> None:
 
 def test_mixup_is_the_same_blend_of_every_view_and_of_the_labels() -> None:
     views = batch((8, 8), (6, 6), (4, 5))
-    mixing = Mixing(num_classes=3, mixup=0.8, cutmix=0, label_smoothing=0.1, seed=3)
+    mixing = Mixing(num_classes=3, mixup=0.8, cutmix=0, smoothing=0.1, seed=3)
     mixed, targets = mixing(views, LABELS, 2, 7)
     # λ from the first view: mixed = λ·x + (1-λ)·flip
     flipped = views[0].flip(0)
@@ -57,7 +57,7 @@ def box_of(original: torch.Tensor, mixed: torch.Tensor) -> tuple[int, int, int, 
 def test_cutmix_shares_one_box_scaled_with_truncation(step: int) -> None:
     sizes = [(40, 32), (25, 20), (11, 13)]
     views = batch(*sizes)
-    mixed, targets = Mixing(num_classes=3, mixup=0, cutmix=1.0, label_smoothing=0, seed=1)(views, LABELS, 0, step)
+    mixed, targets = Mixing(num_classes=3, mixup=0, cutmix=1.0, smoothing=0, seed=1)(views, LABELS, 0, step)
     top, bottom, left, right = box_of(views[0], mixed[0])
     lam = 1 - (bottom - top) * (right - left) / (40 * 32)
     one_hot = F.one_hot(LABELS, 3).float()
@@ -90,7 +90,7 @@ def test_cutmix_box_follows_the_formula() -> None:
 def test_probabilities() -> None:
     views = batch((8, 8))
     kinds = {"none": 0, "mixup": 0, "cutmix": 0}
-    mixing = Mixing(num_classes=3, prob=0.6, switch_prob=0.25)
+    mixing = Mixing(num_classes=3, mix_prob=0.6, switch_prob=0.25)
     for step in range(400):
         (mixed,), _ = mixing(views, LABELS, 0, step)
         share = (mixed == views[0]).float().mean()
@@ -106,7 +106,7 @@ def test_shared_and_separate_draws() -> None:
     shared, targets = Mixing(num_classes=3, seed=1)(views, LABELS, 0, 0)
     assert torch.equal(shared[0], shared[1])
     assert torch.equal(targets[0], targets[1])
-    apart, targets = Mixing(num_classes=3, seed=1, separate=True)(views, LABELS, 0, 0)
+    apart, targets = Mixing(num_classes=3, seed=1, separate_mix=True)(views, LABELS, 0, 0)
     assert not torch.equal(apart[0], apart[1])
     assert not torch.equal(targets[0], targets[1])
 
@@ -126,14 +126,14 @@ def test_draws_depend_on_epoch_and_step_only_and_inputs_are_kept() -> None:
 
 def test_targets_sum_to_one() -> None:
     for step in range(20):
-        _, targets = Mixing(num_classes=7, separate=True)(batch((8, 8), (5, 5)), LABELS, 0, step)
+        _, targets = Mixing(num_classes=7, separate_mix=True)(batch((8, 8), (5, 5)), LABELS, 0, step)
         for target in targets:
             torch.testing.assert_close(target.sum(1), torch.ones(4))
     assert smooth_labels(LABELS, 4, 0.0).tolist() == F.one_hot(LABELS, 4).tolist()
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"mixup": -1}, {"cutmix": float("inf")}, {"prob": 2}, {"label_smoothing": -0.1}, {"num_classes": 0}]
+    "wrong", [{"mixup": -1}, {"cutmix": float("inf")}, {"mix_prob": 2}, {"smoothing": -0.1}, {"num_classes": 0}]
 )
 def test_wrong_values_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError):

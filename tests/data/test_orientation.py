@@ -56,7 +56,7 @@ def test_masks_lie_on_what_they_mark(shape: tuple[int, int], orientation: int, k
         assert image.shape == tuple(round(side * 64 / min(shape)) for side in marks.shape)
         resized = np.asarray(Image.fromarray(labels).resize(image.shape[::-1], Image.Resampling.NEAREST))
         assert ((image >= 128) != resized).mean() < 0.03
-        views = SegmentationViews(**GREY, scale=(1, 1), jitter=False, largest_share=1)
+        views = SegmentationViews(**GREY, scale=(1, 1), photometric=False, largest_share=1)
         for view, target in views.augment(item, [(64, 64), (40, 48)], random.Random(0)):
             assert ((view >= 128) != target).mean() < 0.06
 

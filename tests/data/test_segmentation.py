@@ -278,7 +278,7 @@ def agreement(view: torch.Tensor, labels: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("separate", [True, False])
 def test_labels_stay_on_their_pixels(separate: bool) -> None:
-    views = SegmentationViews(MEAN, STD, jitter=False, separate=separate)
+    views = SegmentationViews(MEAN, STD, photometric=False, separate_aug=separate)
     sizes = [(64, 64), (48, 40)]
     items = [item(seed=seed, width=60 + seed) for seed in range(8)]
     samples = [views.augment(one, sizes, random.Random(number)) for number, one in enumerate(items)]
@@ -356,7 +356,7 @@ def test_views_come_from_the_generator_alone() -> None:
 def test_a_large_jpeg_is_decoded_smaller() -> None:
     labels = blocks(1200, 1600, (0, 1, 2))
     jpeg = encode(Image.fromarray(np.stack([50 * labels] * 3, -1)))
-    views = SegmentationViews(MEAN, STD, scale=(1, 1), jitter=False, hflip=0)
+    views = SegmentationViews(MEAN, STD, scale=(1, 1), photometric=False, hflip=0)
     small, large = (views.augment(Item("big", data, Mask(labels, TABLE)), [(96, 96)], random.Random(0))[0]
                     for data in (jpeg, np.asarray(Image.open(__import__("io").BytesIO(jpeg)))))  # fmt: skip
     assert np.array_equal(small[1], large[1])

@@ -23,7 +23,7 @@ from anyres.errors import UserError
 from tests.typed import as_a
 
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
-PLAIN = Augmentation(scale=(1, 1), ratio=(1, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
+PLAIN = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
 
 
 def write(
@@ -96,7 +96,7 @@ def test_segments_give_one_frame_each() -> None:
 
 
 def test_nonsense_is_refused() -> None:
-    for wrong in ({"num_frames": 0}, {"stride": 0}, {"stride": float("nan")}):
+    for wrong in ({"frames": 0}, {"stride": 0}, {"stride": float("nan")}):
         with pytest.raises(UserError, match="must be"):
             Sampling(**wrong)
 
@@ -441,7 +441,7 @@ def test_training_clips_have_the_frames_of_the_sampling() -> None:
 
 
 def test_one_augmentation_for_all_sizes() -> None:
-    views = ClipViews(Augmentation(separate=False, erasing=0), Sampling(2, 2), MEAN, STD)
+    views = ClipViews(Augmentation(separate_aug=False, erasing=0), Sampling(2, 2), MEAN, STD)
     item = Item("a", ramp(), 0)
     sizes = [(32, 32), (16, 16)]
     (large, small), _ = views.collate([item], [views.augment(item, sizes, random.Random(0))], sizes)
@@ -503,7 +503,7 @@ def test_loaders_take_clips_and_skip_bad_files(tmp_path: Path) -> None:
 def test_mixing_takes_one_box_for_all_frames() -> None:
     clips = torch.arange(4.0)[:, None, None, None, None].expand(4, 3, 5, 16, 16)
     for mixup, cutmix in ((0.0, 1.0), (0.8, 0.0)):
-        mixing = Mixing(num_classes=4, label_smoothing=0.0, mixup=mixup, cutmix=cutmix)
+        mixing = Mixing(num_classes=4, smoothing=0.0, mixup=mixup, cutmix=cutmix)
         mixed, targets = mixing([clips, clips[..., ::2, ::2]], torch.arange(4), 0, 3)
         assert mixed[0].shape == clips.shape
         assert torch.equal(mixed[0], mixed[0][:, :, :1].expand_as(clips))

@@ -14,7 +14,7 @@ from anyres.data.views import augment, draw_box, finish
 from anyres.errors import UserError
 from tests.data.pictures import encode, noise
 
-PLAIN = Augmentation(scale=(1, 1), ratio=(1, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
+PLAIN = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
 
 
@@ -80,7 +80,7 @@ def test_one_decode_serves_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         augment(
             item(noise(50, 60), "JPEG"),
             [(32, 32), (24, 24), (16, 16)],
-            Augmentation(separate=separate),
+            Augmentation(separate_aug=separate),
             random.Random(0),
             MEAN,
         )
@@ -98,7 +98,7 @@ def test_without_randomness_a_view_is_a_resize() -> None:
 
 
 def test_shared_augmentation_resizes_the_largest_view() -> None:
-    aug = Augmentation(hflip=0.5, erasing=0, separate=False)
+    aug = Augmentation(hflip=0.5, erasing=0, separate_aug=False)
     sizes = [(32, 48), (16, 24)]
     samples = [augment(item(noise(60, 60, n)), sizes, aug, random.Random(n), MEAN) for n in range(4)]
     assert all(len(sample.pixels) == 1 for sample in samples)
@@ -116,7 +116,7 @@ def test_separate_augmentation_differs_by_view() -> None:
 
 
 def test_crop_boxes_have_the_drawn_area_and_ratio() -> None:
-    aug = Augmentation(scale=(0.3, 0.6), ratio=(0.8, 1.25))
+    aug = Augmentation(crop_scale=(0.3, 0.6), crop_ratio=(0.8, 1.25))
     rng = random.Random(0)
     areas, ratios = [], []
     for _ in range(500):
@@ -142,7 +142,7 @@ def test_training_crop_of_a_shrunk_jpeg_is_the_same_place(monkeypatch: pytest.Mo
         return decoded[-1]
 
     monkeypatch.setattr("anyres.data.views.load_image", load)
-    aug = Augmentation(scale=(0.3, 0.9), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
+    aug = Augmentation(crop_scale=(0.3, 0.9), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
     for seed in range(5):
         shrunk, other = (
             augment(Item("x", data, 0), [(48, 48)], aug, random.Random(seed), MEAN).pixels[0].astype(int)
@@ -180,7 +180,7 @@ def test_colour_jitter_only_without_automatic_augmentation(monkeypatch: pytest.M
 
 
 def test_erasing_happens_after_normalisation_with_normal_noise() -> None:
-    aug = Augmentation(scale=(1, 1), ratio=(1, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=1.0)
+    aug = Augmentation(crop_scale=(1, 1), crop_ratio=(1, 1), hflip=0, auto_augment=None, color_jitter=0, erasing=1.0)
     sizes = [(64, 64), (64, 64)]
     black = Item("x", np.zeros((64, 64, 3), dtype=np.uint8), 0)
     samples = [augment(black, sizes, aug, random.Random(n), MEAN) for n in range(8)]
@@ -205,9 +205,9 @@ def test_to_batch_handles_grey_and_colour() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"scale": (0, 1)},
-        {"scale": (0.9, 0.5)},
-        {"ratio": (0, 1)},
+        {"crop_scale": (0, 1)},
+        {"crop_scale": (0.9, 0.5)},
+        {"crop_ratio": (0, 1)},
         {"hflip": 1.5},
         {"erasing": -1},
         {"interpolation": "cubic"},
@@ -227,7 +227,13 @@ def test_zooming_out_places_the_whole_image_on_the_mean_colour() -> None:
     place."""
     white = Item("white", Image.new("L", (8, 8), 255), 0)
     zoom = Augmentation(
-        scale=(2.0, 2.0), ratio=(1.0, 1.0), hflip=0, auto_augment=None, color_jitter=0, erasing=0, separate=True
+        crop_scale=(2.0, 2.0),
+        crop_ratio=(1.0, 1.0),
+        hflip=0,
+        auto_augment=None,
+        color_jitter=0,
+        erasing=0,
+        separate_aug=True,
     )
     shares, corners = [], set()
     for seed in range(40):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import random
 import shutil
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from anyres.cli import demo
+from anyres.cli.arguments import Command, Group, more_options, own_options
 from anyres.cli.commands import COMMANDS
 from tests.data.pictures import encode, noise
 from tests.fuzz.core import Kind, command, kept
@@ -70,14 +68,12 @@ def prepare(folder: Path) -> Material:
     for number in range(3):
         (folder / "pictures").mkdir(exist_ok=True)
         (folder / "pictures" / f"{number}.png").write_bytes(encode(noise(32, 32, number), "PNG"))
-    return Material(folder, runs, {name: _hints(function) for name, function in COMMANDS.items()})
+    return Material(folder, runs, {" ".join(words): _hints(function) for words, function in Group("", COMMANDS).walk()})
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    hints = typing.get_type_hints(function)
-    keywords = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    more: dict[str, tuple[Any, Any, Any]] = getattr(function, "more_options", dict)()
-    return {name: hints[name] for name in keywords} | {name: hint for name, (hint, _, _) in more.items()}
+def _hints(function: Command) -> dict[str, Any]:
+    fields = {**own_options(function).model_fields, **more_options(function).model_fields}
+    return {name: field.annotation for name, field in fields.items() if not field.is_required()}
 
 
 def case(rng: random.Random, material: Material) -> str:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 import yaml
 
+from anyres.data import Augmentation, Mixing, SizeSchedule
+from anyres.data.clips import Sampling
+from anyres.data.detection_views import DetectionViews
+from anyres.data.segmentation_views import SegmentationViews
 from anyres.errors import UserError
 from anyres.models._registry import list_models
+from anyres.options import Options, option
 from anyres.tasks import TASKS
 from anyres.training.config import config_of
 from anyres.training.recipe import RECIPES, field_help, list_recipes, load_config
@@ -45,6 +52,7 @@ def test_text_from_yaml_and_command_lines_becomes_the_option_type() -> None:
         ({"wandb": "maybe"}, "wandb is 'maybe'; it must be true or false"),
         ({"model_args": 3}, "model_args is 3"),
         ({"crop_scale": [1.0, 0.5]}, "crop_scale is"),
+        ({"precision": "bf16"}, "precision is 'bf16', which is spelt 'bfloat16' now"),
         ({"drop_path": 1.0}, "drop_path is 1; it must be at least 0 and below 1"),
         ({"batch_size": 10, "accumulation": 3}, "batch_size 10 must be a multiple of accumulation, 3"),
         ({"epochs": 3}, "warmup_epochs is 5; it must be less than epochs, 3"),
@@ -92,6 +100,32 @@ def test_a_saved_config_is_a_recipe(tmp_path: Path) -> None:
     assert load_config(tmp_path / "config.yaml") == config
 
 
+def test_the_file_of_a_run_may_be_in_an_earlier_spelling_but_no_recipe(tmp_path: Path) -> None:
+    text = yaml.safe_dump(load_config(precision="float16").to_dict()).replace("float16", "fp16")
+    for name in ("config.yaml", "mine.yaml"):
+        (tmp_path / name).write_text(text)
+    assert load_config(tmp_path / "config.yaml").precision == "float16"
+    with pytest.raises(UserError, match="precision is 'fp16', which is spelt 'float16' now"):
+        load_config(tmp_path / "mine.yaml")
+
+
+class Renamed(Options):
+    """Options that were renamed once."""
+
+    renamed: ClassVar = {"sides": "sizes"}
+    renamed_values: ClassVar = {"mode": {"all": "replicate"}}
+    sizes: int = option(1, "Sizes.")
+    mode: Literal["replicate", "sample"] = option("sample", "Mode.")
+
+
+def test_renamed_options_and_values_name_the_new_one() -> None:
+    with pytest.raises(UserError, match="option 'sides' is called 'sizes' now"):
+        Renamed(sides=3)
+    with pytest.raises(UserError, match="mode is 'all', which is spelt 'replicate' now"):
+        Renamed(mode="all")
+    assert Renamed(**Renamed.translated({"sides": 3, "mode": "all"})) == Renamed(sizes=3, mode="replicate")
+
+
 def test_published_recipes() -> None:
     sizes = {name: load_config(name).shapes for name in list_recipes()}
     for name in ("resformer_tiny", "resformer_small", "resformer_base"):
@@ -130,6 +164,35 @@ def test_drop_paths_of_published_dense_recipes() -> None:
     assert pvt.warmup_lr == pytest.approx(0.001 * pvt.lr)
     steps = [epochs * 117266 / 16 for epochs in load_config("regionvit_mask_rcnn_1x", "detection").drops]
     assert steps == [pytest.approx(60_000, rel=0.01), pytest.approx(80_000, rel=0.01)]
+
+
+IMAGES: list[Callable[..., Any]] = [Augmentation, Mixing, SizeSchedule]
+COMPONENTS: dict[str, list[Callable[..., Any]]] = {
+    "classification": IMAGES,
+    "segmentation": [SegmentationViews, SizeSchedule],
+    "detection": [DetectionViews, SizeSchedule],
+    "video": [*IMAGES, Sampling],
+}
+FROM_DATA = {"mean", "std", "flip_pairs", "num_classes", "max_pixels"}
+"""Parameters of components that follow from the data."""
+
+
+@pytest.mark.parametrize("task", COMPONENTS)
+def test_what_a_component_takes_is_an_option_of_the_same_name(task: str) -> None:
+    for component in COMPONENTS[task]:
+        own = inspect.signature(component).parameters.keys() - FROM_DATA - {"segments"}  # a clip's other kind
+        assert own <= config_of(task).model_fields.keys(), component
+
+
+def test_components_are_built_from_the_options_of_their_names() -> None:
+    options = {"crop_scale": "0.2,0.9", "separate_aug": False, "mix_prob": 0.25, "smoothing": 0, "seed": 3}
+    config = load_config(options | {"separate_mix": True, "frames": 4, "stride": 2.5}, "video")
+    augmentation, mixing = config.build(Augmentation), config.build(Mixing, num_classes=7)
+    assert (augmentation.crop_scale, augmentation.separate_aug) == ((0.2, 0.9), False)
+    assert augmentation.interpolation == "bilinear"  # the option's default, not the component's
+    assert (mixing.num_classes, mixing.mix_prob, mixing.smoothing, mixing.separate_mix) == (7, 0.25, 0, True)
+    assert mixing.seed == 3
+    assert config.build(Sampling, stride=9) == Sampling(4, 9)
 
 
 @pytest.mark.parametrize("name", list_recipes())

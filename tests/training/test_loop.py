@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from anyres.data import open_source
 from anyres.errors import UserError
-from anyres.io.files import LOCK, RECORD
+from anyres.io.files import LOCK, RECORD, adopt
 from anyres.models._checkpoints import save_weights
 from anyres.tasks import load_pretrained
 from anyres.training import classification, load_config, loop, setup, state, train
@@ -338,7 +339,7 @@ def test_a_teacher_of_other_classes_is_refused(whole: Path, tmp_path: Path) -> N
         ({"data": "/no/such/folder"}, "no data set '/no/such/folder'"),
         ({"optimizer": "adamww"}, "optimizer 'adamww' is unknown; did you mean 'adamw'"),
         ({"device": "tpu"}, "device 'tpu' is unknown"),
-        ({"precision": "fp16"}, "precision fp16 needs a GPU"),
+        ({"precision": "float16"}, "precision float16 needs a GPU"),
         ({"fsdp": True}, "fsdp needs several processes"),
         ({"batch_size": 4096}, "fewer than batch_size 4096"),
         ({"teacher": "no_such_net"}, "teacher 'no_such_net' cannot be loaded"),
@@ -353,10 +354,29 @@ def test_mistakes_get_one_sentence(tmp_path: Path, changes: dict[str, Any], sent
 
 
 def test_bf16_and_checkpointing_run(tmp_path: Path) -> None:
-    result = train(small_config(tmp_path, precision="bf16", grad_checkpointing=True, clip_grad=1.0, schedule="epoch"))
+    result = train(
+        small_config(tmp_path, precision="bfloat16", grad_checkpointing=True, clip_grad=1.0, schedule="epoch")
+    )
     assert result.status == "finished"
-    assert json.loads((tmp_path / "summary.json").read_text())["precision"] == "bf16"
+    assert json.loads((tmp_path / "summary.json").read_text())["precision"] == "bfloat16"
     assert load_pretrained(tmp_path / "last").head.weight.dtype == torch.float32
+
+
+def test_a_run_in_the_spelling_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    train(small_config(tmp_path, precision="bfloat16", save_every_steps=2, keep=9))
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("precision: bfloat16", "precision: bf16"))
+    for path in state.saved_states(tmp_path):
+        content = torch.load(path / state.STATE_FILE, weights_only=True)
+        if content["position"]["updates"] == 6:
+            shutil.rmtree(path)
+            continue
+        content["identity"]["precision"] = "bf16"
+        torch.save(content, path / state.STATE_FILE)
+        adopt(path, "state", [state.STATE_FILE])
+    assert newest_state(tmp_path)[1]["identity"]["precision"] == "bf16"
+    result = train(load_config(config))
+    assert (result.status, result.rows[-1]["updates"]) == ("finished", 6)
 
 
 # Kills ------------------------------------------------------------------------------------------------------------

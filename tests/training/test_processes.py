@@ -196,8 +196,8 @@ def test_kills_at_any_moment_end_the_others_and_any_number_continues(tmp_path: P
 
 
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [_pick_precision(name, cpu=True) for name in ("float32", "bf16")] == ["no", "bf16"]
-    for amx, avx, expected in ((True, False, "bf16"), (False, True, "no"), (False, False, "no")):
+    assert [_pick_precision(name, cpu=True) for name in ("float32", "bfloat16")] == ["float32", "bfloat16"]
+    for amx, avx, expected in ((True, False, "bfloat16"), (False, True, "float32"), (False, False, "float32")):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda value=amx: value)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda value=avx: value)
         assert _pick_precision("auto", cpu=True) == expected

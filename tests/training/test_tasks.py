@@ -229,7 +229,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         ("segmentation", {"data": str(tmp_path / "none")}, "none"),
         ("detection", {"head_args": {"chanels": 3}}, "did you mean 'channels'"),
         ("detection", {"data": str(tmp_path / "none")}, "none"),
-        ("detection", {"jitter": [1.0]}, r"jitter \(1.0,\) must be two positive shares"),
+        ("detection", {"jitter": [1.0]}, r"jitter \[1.0\] must be two positive shares"),
         ("video", {"model": "pvt_v2_b0", "model_args": {}}, "has no video form"),
         ("video", {"data": str(tmp_path / "none")}, "none"),
     )

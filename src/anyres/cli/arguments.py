@@ -1,6 +1,7 @@
 """Typed functions to command-line parsers: the signature is the interface, the docstring is the help.
 
-Built on argparse alone, so that `--help` answers before torch is loaded.
+argparse finds the words of each option and `Options` reads them, so that text means the same here and in a recipe.
+Nothing here loads torch, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -10,15 +11,36 @@ import difflib
 import inspect
 import os
 import re
-import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic import ConfigDict, Field, create_model
+from pydantic_core import PydanticUndefined
 
 from anyres.errors import UserError
+from anyres.options import Options
 
 Command = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands that share their first word."""
+
+    about: str
+    commands: Mapping[str, Command | Group]
+
+    def walk(self, *words: str) -> Iterator[tuple[tuple[str, ...], Command]]:
+        """Every command of the group and of the groups in it, with its words."""
+        for word, entry in self.commands.items():
+            if isinstance(entry, Group):
+                yield from entry.walk(*words, word)
+            else:
+                yield (*words, word), entry
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,70 +50,114 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`.")
 
 
+class _Arguments(Options):
+    """Base of the options that a command's signature states."""
+
+    model_config = ConfigDict(validate_default=True)
+
+
 def parse(
-    program: str, description: str, commands: dict[str, Command], arguments: Sequence[str]
+    program: str, description: str, commands: Mapping[str, Command | Group], arguments: Sequence[str]
 ) -> tuple[Command, dict[str, Any]]:
     """The chosen command and its keyword arguments.
 
     A parameter without a default is positional; a `list` one takes several values; keyword-only ones are options.
     Options may be written `--batch-size 8`, `--batch_size=8` or `batch_size=8`, flags `--cost`, `--no-cost` or
-    `cost=false`. A command may have two words, such as
-    `segment train`. Errors: UserError with one sentence.
+    `cost=false`. The words of a group come before those of its commands: `segment train`. Types, and bounds beside
+    them (`Annotated[int, Field(ge=1)]`), are those of `Options`. A function that takes `**options` states them in its
+    attribute `more_options`, which returns a subclass of `Options`; they arrive as text. Errors: UserError with one
+    sentence.
     """
-    arguments = _join_words(arguments, list(commands))
-    parser = _Parser(prog=program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="store_true", help="print the version and stop")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, function in commands.items():
-        about, helps = read_docstring(function)
-        sub = subparsers.add_parser(
-            name, help=about.split("\n")[0], description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        add_parameters(sub, function, helps)
-    options = {name: _option_names(subparsers.choices[name]) for name in commands}
-    command = next((word for word in arguments if not word.startswith("-")), None)
-    if command is not None and command not in commands:
-        raise UserError(f"There is no command {command!r}{_near(command, list(commands))}; see `{program} --help`.")
-    values = vars(parser.parse_args(_normalise(arguments, options.get(command or "", []))))
-    if values.pop("version"):
-        from importlib.metadata import version
+    words, entry, rest = _choose(program, Group(description, commands), arguments)
+    parser = build_parser(" ".join([program, *words]), entry)
+    if isinstance(entry, Group):
+        if not words:
+            parser.add_argument("--version", action="store_true", help="print the version and stop")
+        found = vars(parser.parse_args(_normalise(rest, parser, {})))
+        if found.get("version"):
+            from importlib.metadata import version
 
-        print(f"{program} {version(program)}")
+            print(f"{program} {version(program)}")
+        else:
+            parser.print_help()
         raise SystemExit(0)
-    chosen = values.pop("command")
-    if chosen is None:
-        parser.print_help()
-        raise SystemExit(0)
-    return commands[chosen], values
+    more = more_options(entry)
+    found = vars(parser.parse_args(_normalise(rest, parser, more.renamed)))
+    own = own_options(entry)
+    values = dict(own(**{name: value for name, value in found.items() if name in own.model_fields}))
+    return entry, {**found, **values}
 
 
-def _join_words(arguments: Sequence[str], commands: list[str]) -> list[str]:
-    """The words of a command of two words as one argument; a first word alone lists what may follow it."""
-    words = [word for word in arguments if not word.startswith("-")]
-    group = [command for command in commands if words and command.startswith(f"{words[0]} ")]
-    if not group:
-        return list(arguments)
-    name = " ".join(words[:2])
-    if name not in group:
-        known = ", ".join(group)
-        if len(words) < 2:
-            raise UserError(f"{words[0]} is not a whole command; there are {known}.")
-        raise UserError(f"There is no command {name!r}{_near(name, group)}; there are {known}.")
+def _choose(program: str, group: Group, arguments: Sequence[str]) -> tuple[list[str], Command | Group, list[str]]:
+    """(words of the command, the command or where no word is left a group, the other arguments)."""
+    words: list[str] = []
     rest = list(arguments)
-    rest.remove(words[0])
-    rest.remove(words[1])
-    return [name, *rest]
+    entry: Command | Group = group
+    while isinstance(entry, Group):
+        word = next((word for word in rest if not word.startswith("-")), None)
+        if word is None:
+            break
+        if word not in entry.commands:
+            near = _near(word, list(entry.commands))
+            see = " ".join([program, *words])
+            raise UserError(f"There is no command {' '.join([*words, word])!r}{near}; see `{see} --help`.")
+        rest.remove(word)
+        words.append(word)
+        entry = entry.commands[word]
+    return words, entry, rest
 
 
-def _option_names(parser: argparse.ArgumentParser) -> list[str]:
-    return [word for action in parser._actions for word in action.option_strings if word.startswith("--")]
+def build_parser(program: str, entry: Command | Group) -> argparse.ArgumentParser:
+    """The parser of a command, which leaves values as text; or that of a group, which lists its commands."""
+    about, _ = _about(entry)
+    parser = _Parser(prog=program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if isinstance(entry, Group):
+        places = parser.add_subparsers(metavar="COMMAND")
+        for word, inner in entry.commands.items():
+            places.add_parser(word, help=_escape(_about(inner)[0].split("\n")[0]))
+        return parser
+    positional = [
+        parameter.name
+        for parameter in inspect.signature(entry).parameters.values()
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    add_arguments(parser, own_options(entry), positional)
+    add_arguments(parser, more_options(entry))
+    return parser
 
 
-def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
+def _about(entry: Command | Group) -> tuple[str, dict[str, str]]:
+    return (entry.about, {}) if isinstance(entry, Group) else read_docstring(entry)
+
+
+def own_options(function: Command) -> type[Options]:
+    """The parameters that a command's signature names, and their help in its docstring, as options."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    helps = read_docstring(function)[1]
+    fields: dict[str, Any] = {
+        name: (
+            hints[name],
+            Field(... if parameter.default is parameter.empty else parameter.default, description=helps.get(name, "")),
+        )
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    return create_model("Arguments", __base__=_Arguments, **fields)
+
+
+def more_options(function: Command) -> type[Options]:
+    """What a command takes besides."""
+    more: type[Options] = getattr(function, "more_options", lambda: Options)()
+    return more
+
+
+def _normalise(arguments: Sequence[str], parser: argparse.ArgumentParser, renamed: Mapping[str, str]) -> list[str]:
     """`batch_size=8` and `--batch_size 8` → `--batch-size=8`, `--batch-size 8`; `cost=false` → `--no-cost`; an unknown
     option is an error with a near miss. So is a word NAME=VALUE whose NAME is close to an option's, unless VALUE looks
     like a path. What follows `--option` is its value, whatever it looks like; nothing behind a bare `--` is an option.
-    The command comes first, its options next, the rest last: argparse wants the files of a list side by side."""
+    Options come first, the rest last: argparse wants the files of a list side by side."""
+    options = [word for action in parser._actions for word in action.option_strings if word.startswith("--")]
+    old = {f"--{name.replace('_', '-')}": f"--{new.replace('_', '-')}" for name, new in renamed.items()}
     given: list[str] = []
     rest: list[str] = []
     words = iter(arguments)
@@ -103,12 +169,14 @@ def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
         if bare:
             name = f"--{bare[1].replace('_', '-')}"
             path = "/" in word or any(map(os.path.exists, (word, bare[2])))
-            if name in options or (not path and _near(name, options, cutoff=0.75)):
+            if name in options or name in old or (not path and _near(name, options, cutoff=0.75)):
                 word = f"--{word}"
         if word.startswith("--"):
             name, sign, value = word.partition("=")
             name = name.replace("_", "-")
-            if options and name not in options:
+            if name in old:
+                raise UserError(f"Option {name} is called {old[name]} now.")
+            if name not in options:
                 raise UserError(f"There is no option {name}{_near(name, options)}")
             word = name + sign + value
             if sign and f"--no-{name.removeprefix('--')}" in options:  # argparse's flags take no value
@@ -125,7 +193,7 @@ def _normalise(arguments: Sequence[str], options: list[str]) -> list[str]:
             raise UserError(f"There is no option {word}; write a file's name that begins with - as ./{word}.")
         else:
             (given if word == "-h" else rest).append(word)
-    return [*rest[:1], *given, *(["--"] if rest[1:] else []), *rest[1:]]
+    return [*given, *(["--"] if rest else []), *rest]
 
 
 def _near(word: str, known: list[str], cutoff: float = 0.6) -> str:
@@ -149,44 +217,31 @@ def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     return about.strip(), helps
 
 
-def add_parameters(parser: argparse.ArgumentParser, function: Callable[..., Any], helps: dict[str, str]) -> None:
-    """One argument per parameter. A function that takes `**options` lists them in its attribute `more_options`, which
-    returns (type, default, help) by name."""
-    hints = typing.get_type_hints(function)
-    for parameter in inspect.signature(function).parameters.values():
-        name, text = parameter.name, helps.get(parameter.name, "")
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            add_positional(parser, name, hints[name], parameter.default, text)
-        elif parameter.kind is parameter.KEYWORD_ONLY:
-            add_option(parser, name, hints[name], parameter.default, text)
-    for name, (hint, default, text) in getattr(function, "more_options", dict)().items():
-        add_option(parser, name, hint, default, text, given_only=True)
+def add_arguments(parser: argparse.ArgumentParser, options: type[Options], positional: Collection[str] = ()) -> None:
+    """Add an argument for every option. What is not given is absent from the result; values are text, flags truth."""
+    for name, field in options.model_fields.items():
+        hint = _without_none(field.annotation)
+        settings: dict[str, Any] = {"help": _escape(f"{field.description}{_shown(field.default)}")}
+        if name in positional:
+            settings["nargs"] = "+" if get_origin(hint) is list else None if field.is_required() else "?"
+            settings["metavar"] = name.upper()
+        elif hint is bool:
+            settings["action"] = argparse.BooleanOptionalAction
+        elif get_origin(hint) is Literal:
+            settings["metavar"] = f"{{{','.join(map(str, get_args(hint)))}}}"
+        else:
+            settings["metavar"] = name.upper().split("_")[-1]
+        flag = name if name in positional else f"--{name.replace('_', '-')}"
+        parser.add_argument(flag, default=argparse.SUPPRESS, **settings)
 
 
-def add_positional(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, text: str) -> None:
-    """Add a positional argument; one with a default may be left out."""
-    optional = default is not inspect.Parameter.empty
-    number = "+" if get_origin(hint) is list else "?" if optional else None
-    extra: dict[str, Any] = {"default": argparse.SUPPRESS} if optional else {}
-    parser.add_argument(name, metavar=name.upper(), nargs=number, type=_reader(hint), help=_escape(text), **extra)
-
-
-def add_option(
-    parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, text: str, given_only: bool = False
-) -> None:
-    """Add an option. `given_only`: absent from the result unless the user gave it, as text for the receiver to read."""
-    hint = _without_none(hint)
-    if not given_only and default not in (None, "", False) and not isinstance(default, bool):
-        text += f" (default {default})"
-    settings: dict[str, Any] = {"help": _escape(text), "default": argparse.SUPPRESS if given_only else default}
-    flag = f"--{name.replace('_', '-')}"
-    if hint is bool:
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
-    elif get_origin(hint) is Literal:
-        parser.add_argument(flag, choices=get_args(hint), **settings)
-    else:
-        reader = str if given_only else _reader(hint)
-        parser.add_argument(flag, metavar=name.upper().split("_")[-1], type=reader, **settings)
+def _shown(default: Any) -> str:
+    """A default in a help text; what is off or empty says nothing."""
+    if default is True:
+        return " (default true)"
+    if isinstance(default, list | tuple):
+        default = ",".join(map(str, default))
+    return "" if default in (None, False, "", {}, PydanticUndefined) else f" (default {default})"
 
 
 def _escape(text: str) -> str:
@@ -194,21 +249,6 @@ def _escape(text: str) -> str:
 
 
 def _without_none(hint: Any) -> Any:
-    if get_origin(hint) is types.UnionType:
-        return next(choice for choice in get_args(hint) if choice is not types.NoneType)
+    if get_origin(hint) in (Union, UnionType):
+        return next(choice for choice in get_args(hint) if choice is not NoneType)
     return hint
-
-
-def _reader(hint: Any) -> Callable[[str], Any]:
-    hint = _without_none(hint)
-    if get_origin(hint) is list:
-        hint = get_args(hint)[0]
-    words = {int: "a whole number", float: "a number"}
-
-    def read(text: str) -> Any:
-        try:
-            return hint(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {words.get(hint, hint.__name__)}") from None
-
-    return read

@@ -24,7 +24,7 @@ RATE = 30.0
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames make a clip "T×τ": T = `num_frames`, one in τ = `stride` at 30 frames per second.
+    """Which frames make a clip "T×τ": T = `frames`, one in τ = `stride` at 30 frames per second.
 
     A clip spans T·τ/30·fps frames of its video; its frames are linspace(start, start + span - 1, T), truncated to
     integers. A video shorter than that repeats its last frame. With `segments` a clip is one frame of each of T equal
@@ -33,40 +33,40 @@ class Sampling:
     that is not above 0.
     """
 
-    num_frames: int = 8
+    frames: int = 8
     stride: float = 4
     segments: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_frames < 1:
-            raise UserError(f"num_frames {self.num_frames} must be at least 1")
+        if self.frames < 1:
+            raise UserError(f"frames {self.frames} must be at least 1")
         if not self.stride > 0:
             raise UserError(f"stride {self.stride} must be above 0")
 
     def span(self, fps: float) -> float:
         """Frames of the video from a clip's first to its last, both included; for `segments` the fewest it needs."""
-        return self.num_frames if self.segments else self.num_frames * self.stride / RATE * fps
+        return self.frames if self.segments else self.frames * self.stride / RATE * fps
 
-    def train(self, frames: int, fps: float, rng: random.Random) -> list[int]:
-        """Indices of a random clip: a uniform start, or a uniform frame of each part."""
+    def train(self, length: int, fps: float, rng: random.Random) -> list[int]:
+        """Indices of a random clip of a video of `length` frames: a uniform start, or a uniform frame of each part."""
         if self.segments:
-            return self._parts(frames, [rng.random() for _ in range(self.num_frames)])
-        return self._clip(rng.uniform(0, max(frames - self.span(fps), 0)), frames, fps)
+            return self._parts(length, [rng.random() for _ in range(self.frames)])
+        return self._clip(rng.uniform(0, max(length - self.span(fps), 0)), length, fps)
 
-    def test(self, frames: int, fps: float, clip: int, clips: int) -> list[int]:
+    def test(self, length: int, fps: float, clip: int, clips: int) -> list[int]:
         """Indices of clip number `clip` of `clips`, spread evenly from the first frame to the last; of one, the middle.
         With `segments` the middle frame of each part."""
         if self.segments:
-            return self._parts(frames, [0.5] * self.num_frames)
-        rest = max(frames - self.span(fps), 0)
-        return self._clip(clip * (rest // (clips - 1)) if clips > 1 else rest // 2, frames, fps)
+            return self._parts(length, [0.5] * self.frames)
+        rest = max(length - self.span(fps), 0)
+        return self._clip(clip * (rest // (clips - 1)) if clips > 1 else rest // 2, length, fps)
 
-    def _clip(self, start: float, frames: int, fps: float) -> list[int]:
-        indices = np.linspace(start, start + self.span(fps) - 1, self.num_frames).astype(int)
-        return np.clip(indices, 0, frames - 1).tolist()
+    def _clip(self, start: float, length: int, fps: float) -> list[int]:
+        indices = np.linspace(start, start + self.span(fps) - 1, self.frames).astype(int)
+        return np.clip(indices, 0, length - 1).tolist()
 
-    def _parts(self, frames: int, places: Sequence[float]) -> list[int]:
-        return [int((part + place) * frames / len(places)) for part, place in enumerate(places)]
+    def _parts(self, length: int, places: Sequence[float]) -> list[int]:
+        return [int((part + place) * length / len(places)) for part, place in enumerate(places)]
 
 
 class Video:

@@ -93,15 +93,14 @@ class DetectionViews:
     longest: float = LONGEST
     hflip: float = 0.5
     multi_scale: bool = False
-    jitter: tuple[float, float] | None = None
+    jitter: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         if not self.longest >= 1:
             raise UserError(f"longest {self.longest} is the long side over the short side: it must be at least 1")
         if not 0 <= self.hflip <= 1:
             raise UserError(f"hflip {self.hflip} must be a probability from 0 to 1")
-        if self.jitter is not None:
-            object.__setattr__(self, "jitter", tuple(self.jitter))  # a list from a YAML file
+        if self.jitter:
             if len(self.jitter) != 2 or not 0 < self.jitter[0] <= self.jitter[1] < math.inf:
                 raise UserError(f"jitter {self.jitter} must be two positive shares of the size, low <= high")
             if self.multi_scale:
@@ -130,7 +129,7 @@ class DetectionViews:
     def _draw(self, rng: random.Random, full: Size, size: Size) -> Crop:
         height, width = full
         flip = rng.random() < self.hflip
-        if self.jitter is not None:
+        if self.jitter:
             return Crop(*_jitter(rng, height, width, size, rng.uniform(*self.jitter)), flip)
         box: Box = (0, 0, width, height)
         if not self.multi_scale:

@@ -21,11 +21,11 @@ Box = tuple[int, int, int, int]
 class Mixing:
     """Mix every image with its partner, the image at the mirrored place of the batch, and soften the labels.
 
-    With `prob` a batch is mixed: by CutMix with probability `switch_prob` and by mixup otherwise (where only one of
-    `cutmix` and `mixup`, the parameters of the Beta distributions, is above 0, by that one). `separate` False makes one
-    draw for all views: the same λ and mode, and the CutMix box drawn for the largest (first) view and scaled to the
-    others with truncation, λ corrected by the clipped area at the largest size. `separate` True draws for each view on
-    its own.
+    With `mix_prob` a batch is mixed: by CutMix with probability `switch_prob` and by mixup otherwise (where only one of
+    `cutmix` and `mixup`, the parameters of the Beta distributions, is above 0, by that one). `separate_mix` False makes
+    one draw for all views: the same λ and mode, and the CutMix box drawn for the largest (first) view and scaled to the
+    others with truncation, λ corrected by the clipped area at the largest size. `separate_mix` True draws for each view
+    on its own.
 
     Drawn from (seed, epoch, step) alone, so it is the same on every rank. Source: mixup (Zhang et al., ICLR 2018)
     and CutMix (Yun et al., ICCV 2019) as DeiT trains with them (Touvron et al., ICML 2021, table 9).
@@ -34,17 +34,17 @@ class Mixing:
     num_classes: int
     mixup: float = 0.8
     cutmix: float = 1.0
-    prob: float = 1.0
+    mix_prob: float = 1.0
     switch_prob: float = 0.5
-    label_smoothing: float = 0.1
-    separate: bool = False
+    smoothing: float = 0.1
+    separate_mix: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("mixup", "cutmix"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UserError(f"{name} {getattr(self, name)} must be 0 (off) or a positive number")
-        for name in ("prob", "switch_prob", "label_smoothing"):
+        for name in ("mix_prob", "switch_prob", "smoothing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)} must be from 0 to 1")
         if self.num_classes < 1:
@@ -55,10 +55,10 @@ class Mixing:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Mix views (B, C, H_i, W_i), large to small, with labels (B,); return new views and a soft target (B, K) for
         each view."""
-        soft = smooth_labels(labels, self.num_classes, self.label_smoothing, views[0].dtype)
+        soft = smooth_labels(labels, self.num_classes, self.smoothing, views[0].dtype)
         mixed: list[Tensor] = []
         targets: list[Tensor] = []
-        if self.separate:
+        if self.separate_mix:
             for place, view in enumerate(views):
                 lam, box = self._draw(generator("mix", self.seed, epoch, step, place), *view.shape[-2:])
                 mixed.append(_mix_images(view, lam, box))
@@ -74,7 +74,7 @@ class Mixing:
 
     def _draw(self, rng: random.Random, height: int, width: int) -> tuple[float, Box | None]:
         """Return λ, the share of the image itself, and the CutMix box, or None for mixup."""
-        if rng.random() >= self.prob or (self.mixup == 0 and self.cutmix == 0):
+        if rng.random() >= self.mix_prob or (self.mixup == 0 and self.cutmix == 0):
             return 1.0, None
         cut = rng.random() < self.switch_prob if self.mixup > 0 and self.cutmix > 0 else self.cutmix > 0
         if not cut:

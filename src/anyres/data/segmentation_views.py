@@ -34,23 +34,23 @@ class SegmentationViews:
     The picture is resized with its ratio kept (see `fit`): its short side to that of the view times a factor drawn from
     `scale`, its long side to at most `longest` times that. Of ten crops of the view's size the first is taken in which
     no class covers more than `largest_share` of the pixels that are not ignored, else the tenth. `hflip` is the
-    probability of a flip; `jitter` says whether to shift brightness, contrast, saturation and hue (see
+    probability of a flip; `photometric` says whether to shift brightness, contrast, saturation and hue (see
     `jitter_colours`). Pictures that are smaller than the crop are padded at the right and bottom: with the mean colour,
     which is 0 after normalisation, and with labels to ignore.
 
-    `separate` True crops every view on its own; False crops the largest one, and the smaller views are resizes of it,
-    bilinear (antialiased), labels nearest. Source: the usual ADE20K protocol, as in Swin (Liu et al., ICCV
-    2021, section A2.3).
+    `separate_aug` True crops every view on its own; False crops the largest one, and the smaller views are resizes of
+    it, bilinear (antialiased), labels nearest. Source: the usual ADE20K protocol, as in Swin (Liu et al., ICCV 2021,
+    section A2.3).
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    scale: tuple[float, float] = (0.5, 2.0)
+    scale: Sequence[float] = (0.5, 2.0)
     longest: float = 4.0
     largest_share: float = 0.75
     hflip: float = 0.5
-    jitter: bool = True
-    separate: bool = True
+    photometric: bool = True
+    separate_aug: bool = True
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class SegmentationViews:
     def augment(self, item: Item, sizes: Sequence[Size], rng: random.Random) -> list[Pixels]:
         """Decode `item` once and make its crops at `sizes` (large to small), not padded yet; only the largest if the
         views share it. Raises BadImage."""
-        drawn = list(sizes) if self.separate else list(sizes[:1])
+        drawn = list(sizes) if self.separate_aug else list(sizes[:1])
         labels = Image.fromarray(item.label.labels(item.name, self.max_pixels))
         full: Size = (labels.height, labels.width)
         crops: list[tuple[Box, Image.Image]] = []
@@ -84,7 +84,7 @@ class SegmentationViews:
             view = _resize(image, (labels.height, labels.width), box, full, "bilinear")
             if rng.random() < self.hflip:
                 view, labels = (picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in (view, labels))
-            if self.jitter:
+            if self.photometric:
                 view = jitter_colours(view, rng)
             samples.append((np.asarray(view), np.asarray(labels)))
         return samples

@@ -37,7 +37,7 @@ class ClipViews:
 
     One clip is drawn from a video and shown at every size. Its frames are augmented as images are, all by the same
     draws: one crop, flip, RandAugment, and box of random erasing for the clip (for each size its own, unless
-    `augmentation.separate` is off).
+    `augmentation.separate_aug` is off).
     """
 
     augmentation: Augmentation

@@ -41,35 +41,35 @@ Box = tuple[float, float, float, float]
 class Augmentation:
     """How a training view is made: crop, flip, RandAugment or colour jitter, normalisation, random erasing.
 
-    `scale` is the range of the crop's share of the image area; `ratio` that of its width over height, relative to the
-    view's own (1 for a square). A `scale` that reaches beyond 1 also zooms out: the image is placed somewhere on a
-    canvas of the mean colour (the scale jitter of Ghiasi et al., "Simple Copy-Paste", CVPR 2021), and the share is
-    then drawn log-uniformly. `auto_augment` is a string of timm ("rand-m9-mstd0.5-inc1", "augmix-m5", "original") or
-    None; with it, `color_jitter` does nothing. `erasing` is the probability of random erasing with normal noise per
-    pixel.
+    `crop_scale` is the range of the crop's share of the image area; `crop_ratio` that of its width over height,
+    relative to the view's own (1 for a square). A `crop_scale` that reaches beyond 1 also zooms out: the image is
+    placed somewhere on a canvas of the mean colour (the scale jitter of Ghiasi et al., "Simple Copy-Paste", CVPR 2021),
+    and the share is then drawn log-uniformly. `auto_augment` is a string of timm ("rand-m9-mstd0.5-inc1", "augmix-m5",
+    "original") or None; with it, `color_jitter` does nothing. `erasing` is the probability of random erasing with
+    normal noise per pixel.
 
-    `separate` True augments every view on its own; False augments the largest one, and the smaller views are bicubic
-    (antialiased) resizes of it, each normalised and erased on its own. Source: ResFormer (Tian et al., CVPR
+    `separate_aug` True augments every view on its own; False augments the largest one, and the smaller views are
+    bicubic (antialiased) resizes of it, each normalised and erased on its own. Source: ResFormer (Tian et al., CVPR
     2023).
     """
 
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     hflip: float = 0.5
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
     color_jitter: float = 0.3
     erasing: float = 0.25
     interpolation: str = "bicubic"
-    separate: bool = True
+    separate_aug: bool = True
 
     def __post_init__(self) -> None:
         # Lists (from a YAML file) become tuples: the value is a key of the caches below.
-        object.__setattr__(self, "scale", tuple(self.scale))
-        object.__setattr__(self, "ratio", tuple(self.ratio))
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 16:
-            raise UserError(f"scale {self.scale} must be two shares of the image area, 0 < low <= high <= 16")
-        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
-            raise UserError(f"ratio {self.ratio} must be two positive numbers, low <= high")
+        object.__setattr__(self, "crop_scale", tuple(self.crop_scale))
+        object.__setattr__(self, "crop_ratio", tuple(self.crop_ratio))
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 16:
+            raise UserError(f"crop_scale {self.crop_scale} must be two shares of the image area, 0 < low <= high <= 16")
+        if len(self.crop_ratio) != 2 or not 0 < self.crop_ratio[0] <= self.crop_ratio[1] < math.inf:
+            raise UserError(f"crop_ratio {self.crop_ratio} must be two positive numbers, low <= high")
         for name in ("hflip", "erasing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)} must be a probability from 0 to 1")
@@ -105,7 +105,7 @@ def augment(
 
     Seeds the global generators where a transform draws from those. Raises BadImage.
     """
-    drawn = list(sizes) if augmentation.separate else list(sizes[:1])
+    drawn = list(sizes) if augmentation.separate_aug else list(sizes[:1])
     full: Size = (0, 0)
     boxes: list[Box] = []
 
@@ -136,16 +136,16 @@ def draw_box(rng: random.Random, width: int, height: int, augmentation: Augmenta
     """Draw the crop of a view: random area, ratio and place, ten attempts, then the largest fitting centre crop.
 
     As torchvision's RandomResizedCrop, except that corners are not rounded to whole pixels (which would leave tiny
-    images a handful of crops), and that the ratio is relative to the view's own. Where `scale` allows zooming out,
-    every draw counts, and a side that is longer than the image's holds all of it.
+    images a handful of crops), and that the ratio is relative to the view's own. Where `crop_scale` allows zooming
+    out, every draw counts, and a side that is longer than the image's holds all of it.
     """
     shape = size[1] / size[0]
-    low, high = augmentation.ratio[0] * shape, augmentation.ratio[1] * shape
+    low, high = augmentation.crop_ratio[0] * shape, augmentation.crop_ratio[1] * shape
     for _ in range(10):
-        area = width * height * _draw_scale(rng, augmentation.scale)
+        area = width * height * _draw_scale(rng, augmentation.crop_scale)
         ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
         w, h = math.sqrt(area * ratio), math.sqrt(area / ratio)
-        if (w <= width and h <= height) or augmentation.scale[1] > 1:
+        if (w <= width and h <= height) or augmentation.crop_scale[1] > 1:
             left, top = (rng.uniform(min(0, rest), max(0, rest)) for rest in (width - w, height - h))
             return left, top, left + w, top + h
     ratio = min(max(width / height, low), high)
@@ -234,7 +234,7 @@ def finish(
     std: tuple[float, ...],
 ) -> list[Tensor]:
     """Batch, normalise and erase: one (B, C, H, W) float32 tensor per size. Erasing seeds the global generators."""
-    if augmentation.separate:
+    if augmentation.separate_aug:
         views = [to_batch([sample.pixels[place] for sample in samples]) for place in range(len(sizes))]
     else:
         largest = to_batch([sample.pixels[0] for sample in samples])

@@ -68,6 +68,25 @@ def parse_yaml(text: str, name: str) -> Any:
         raise UserError(f"{name} cannot be read as YAML ({reason}{place})") from error
 
 
+def read_mapping(value: Any) -> Any:
+    """`embed_dim=96,depth=4`, or a YAML mapping, as a dictionary. What is no text stays as it is.
+
+    Raises UserError, without a name for the text, for any other one.
+    """
+    if not isinstance(value, str):
+        return value
+    pair = r"(^|,)\s*(\w+)\s*="
+    pairs = re.sub(pair, r"\1 \2: ", value)
+    fix = f"{value!r:.80}; write it as embed_dim=96,depth=4"
+    try:
+        found = parse_yaml(f"{{{pairs}}}" if re.match(pair, value) else value, "it")
+    except UserError as error:
+        raise UserError(f"{fix}: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(fix)
+    return found
+
+
 class _Loader(yaml.SafeLoader):
     """YAML without what surprises; it resolves values by the patterns below alone."""
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from anyres.errors import UserError
+from anyres.io.parsing import read_mapping
 from anyres.options import Options, Range, Sides, option
+
+Arguments = Annotated[dict[str, Any], BeforeValidator(read_mapping)]
+"""Further arguments of a function, by name."""
 
 
 class TaskOptions(Options):
     """What a task is trained on: model, data, sizes."""
 
     model: str = option("resformer_tiny", "Architecture, a name from `anyres models`.")
-    model_args: dict[str, Any] = option({}, "Further arguments of create_model, such as {embed_dim: 96, depth: 4}.")
+    model_args: Arguments = option({}, "Further arguments of create_model, such as {embed_dim: 96, depth: 4}.")
     data: str = option("digits", "Training data: digits, a folder, hf:NAME, hf-stream:NAME or wds:PATTERN.")
     val_data: str | None = option(
         None, "Validation data, if not the other split of `data`: its validation split, or all."
@@ -84,7 +88,7 @@ class DenseOptions(TaskOptions):
     """Options of runs with a head on a dense backbone; a task gives those without a default here their own."""
 
     head: str = option("", "Head on the backbone.")
-    head_args: dict[str, Any] = option({}, "Further arguments of the head, such as {channels: 128}.")
+    head_args: Arguments = option({}, "Further arguments of the head, such as {channels: 128}.")
     head_lr: float = option(1.0, "Learning rate factor of the head.", gt=0)
     batch_norm: Literal["train", "sync", "frozen"] = option(
         "train",

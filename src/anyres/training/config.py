@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar, Literal
 
@@ -12,11 +13,16 @@ from anyres.options import option
 from anyres.tasks import TASKS
 from anyres.tasks.options import TaskOptions
 
+CONFIG_FILE = "config.yaml"
+"""Where a run folder keeps its options."""
+
 
 class RunConfig(TaskOptions):
     """Options that every training run has, besides those of its task; `config_of` puts the two together."""
 
     task: ClassVar[str]
+    renamed: ClassVar[Mapping[str, str]] = {"window": "sizes_per_step"}
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"precision": {"bf16": "bfloat16", "fp16": "float16"}}
 
     # What is trained, on what, into which folder
     output: str = option("runs/train", "Run folder: weights, metrics, logs and the state to resume from.")
@@ -35,7 +41,9 @@ class RunConfig(TaskOptions):
     per: Literal["iteration", "epoch"] = option(
         "iteration", "How often mode=sample draws a size, the same on all processes."
     )
-    window: int | None = option(None, "mode=replicate with only this many neighbouring sizes per step, sliding.", ge=1)
+    sizes_per_step: int | None = option(
+        None, "mode=replicate with only this many neighbouring sizes per step, sliding.", ge=1
+    )
     distillation: Literal["none", "smooth-l1", "l2", "cosine", "kl"] = option(
         "smooth-l1", "Scale consistency: how a replica is compared with the next larger one."
     )
@@ -81,8 +89,8 @@ class RunConfig(TaskOptions):
 
     # Machine
     device: str = option("auto", "auto, cpu, cuda, cuda:1, mps.")
-    precision: Literal["auto", "float32", "bf16", "fp16"] = option(
-        "auto", "auto is bf16 on GPUs and CPUs that do it in hardware (AMX), float32 elsewhere."
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "auto is bfloat16 on GPUs and CPUs that do it in hardware (AMX), float32 elsewhere."
     )
     compile: bool = option(False, "torch.compile, one graph per size.")
     grad_checkpointing: bool = option(False, "Compute activations again in the backward pass to save memory.")
@@ -110,8 +118,8 @@ class RunConfig(TaskOptions):
     def check(self) -> None:
         super().check()
         count = len(self.shapes)
-        if self.window is not None and self.window > count:
-            raise UserError(f"window is {self.window}; it must not exceed the number of sizes, {count}")
+        if self.sizes_per_step is not None and self.sizes_per_step > count:
+            raise UserError(f"sizes_per_step is {self.sizes_per_step}; it must not exceed the number of sizes, {count}")
         if self.batch_size % self.accumulation:
             raise UserError(f"batch_size {self.batch_size} must be a multiple of accumulation, {self.accumulation}")
         if self.warmup_epochs >= self.epochs:

@@ -24,6 +24,7 @@ from anyres.training.processes import (
     clip_gradients,
     no_sync,
     peers_explained,
+    precision_of,
     refresh_plain,
     start_processes,
     start_vote,
@@ -171,7 +172,7 @@ def validate(run: Run, model: Any, prefix: str) -> dict[str, float]:
     """The task's scores at every training size, and before them the mean of the main one, by which the best weights
     are chosen."""
     accelerator, score = run.accelerator, run.task.score
-    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[accelerator.mixed_precision]
+    precision = precision_of(accelerator)
     columns: dict[str, float] = {}
     for shape in run.config.shapes:
         batch_size = run.config.eval_batch_size

@@ -27,6 +27,14 @@ from anyres.tasks.network import TaskModel, blocks_of
 from anyres.training.config import RunConfig
 from anyres.training.run import Run
 
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+"""torch's name of a precision → Accelerate's."""
+
+
+def precision_of(accelerator: Accelerator) -> str:
+    """The precision of the arithmetic, one of `PRECISIONS`."""
+    return next(name for name, value in PRECISIONS.items() if value == accelerator.mixed_precision)
+
 
 def start_processes(config: RunConfig) -> Accelerator:
     """The Accelerator of this process; reads the environment that torchrun or accelerate launch set up."""
@@ -52,7 +60,7 @@ def start_processes(config: RunConfig) -> Accelerator:
     with waiting_for_peers():
         accelerator = Accelerator(
             cpu=cpu,
-            mixed_precision=_pick_precision(config.precision, cpu),
+            mixed_precision=PRECISIONS[_pick_precision(config.precision, cpu)],
             log_with=trackers,
             project_config=ProjectConfiguration(config.output, logging_dir=str(Path(config.output) / "tensorboard")),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.unused_parameters)],
@@ -67,17 +75,17 @@ def start_processes(config: RunConfig) -> Accelerator:
 
 
 def _pick_precision(precision: str, cpu: bool) -> str:
-    """Accelerate's name for it: no, bf16 or fp16."""
-    if precision == "fp16" and cpu:
-        raise UserError("precision fp16 needs a GPU; choose auto, bf16 or float32")
+    """One of `PRECISIONS` that this machine does fast, unless a certain one is asked for."""
+    if precision == "float16" and cpu:
+        raise UserError("precision float16 needs a GPU; choose auto, bfloat16 or float32")
     if precision == "auto":
         if cpu:
             # AVX512-BF16 alone is slower than float32 (docs/speed.md).
             fast = torch.cpu._is_amx_tile_supported()
         else:
             fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bf16" if fast else "no"
-    return "no" if precision == "float32" else precision
+        return "bfloat16" if fast else "float32"
+    return precision
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from anyres.errors import UserError
 from anyres.io.parsing import read_yaml
 from anyres.options import did_you_mean
-from anyres.training.config import config_of
+from anyres.training.config import CONFIG_FILE, config_of
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -44,6 +44,8 @@ def read_recipe(name: str | Path, task: str = "classification") -> dict[str, Any
     found = options.pop("task", task)
     if found != task:
         raise UserError(f"{path} is a recipe for {found}, not for {task}; choose the command of its task")
+    if path.name == CONFIG_FILE:  # a run's own, maybe an earlier version's
+        options = config_of(task).translated(options)
     check_names(options, task, where=str(path))
     return options
 
@@ -59,9 +61,9 @@ def load_config(
 
 
 def check_names(options: Mapping[str, Any], task: str = "classification", where: str = "") -> None:
-    """Raise `UserError` for the first option that does not exist, with the nearest that does."""
-    known = field_help(task)
+    """Raise `UserError` for the first option that does not exist, with its new name or the nearest one."""
     for name in options:
-        if name not in known:
-            prefix = f"{where}: " if where else ""
-            raise UserError(f"{prefix}option {name!r:.80} does not exist{did_you_mean(str(name), list(known))}")
+        try:
+            config_of(task).check_name(str(name))
+        except UserError as error:
+            raise UserError(f"{where}: {error}" if where else str(error)) from None

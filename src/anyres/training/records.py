@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from anyres.training import state
-from anyres.training.processes import gather
+from anyres.training.processes import gather, precision_of
 from anyres.training.run import Run
 
 FLOAT64 = ("cpu", "cuda")
@@ -162,7 +162,7 @@ def write_results(run: Run, status: str) -> None:
         "seconds": round(position.seconds, 1),
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
-        "precision": accelerator.mixed_precision.replace("no", "float32"),
+        "precision": precision_of(accelerator),
         "versions": {"torch": torch.__version__, "timm": timm.__version__, "accelerate": accelerate.__version__},
     }
     state.write_summary(run.folder, summary)

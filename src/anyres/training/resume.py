@@ -172,6 +172,7 @@ def identity(run: Run) -> dict[str, Any]:
 
 def check_identity(run: Run, saved: dict[str, Any]) -> None:
     """Raises UserError for a state of another run; what it does not say, since an earlier version wrote it, passes."""
+    saved = run.config.translated(saved)
     for name, value in identity(run).items():
         if saved.get(name, value) != value:
             raise UserError(

@@ -100,7 +100,7 @@ def build_loader(config: RunConfig, accelerator: Accelerator, source: Any, views
         workers = 0 if config.data == "digits" else max(0, min(share - 1, 8))
     return TrainLoader(
         source,
-        SizeSchedule(config.shapes, mode=config.mode, per=config.per, sizes_per_step=config.window, seed=config.seed),
+        config.build(SizeSchedule, sizes=config.shapes),
         views,
         config.batch_size // config.accumulation,
         seed=config.seed,

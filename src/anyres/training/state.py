@@ -26,10 +26,10 @@ from anyres.errors import UserError
 from anyres.io import files, hub
 from anyres.io.files import atomic_folder, atomic_write
 from anyres.io.text import csv_text
+from anyres.training.config import CONFIG_FILE, RunConfig
 
 FOLDERS = ("best", "best_ema", "last", "last_ema")
-FILES = ("config.yaml", "metrics.csv", "summary.json")
-CONFIG_FILE = FILES[0]
+FILES = (CONFIG_FILE, "metrics.csv", "summary.json")
 STATE_FILE = "state.pt"
 TENSORBOARD = Path("tensorboard", "anyres")
 KIND = "run"
@@ -94,7 +94,7 @@ def check_folder(folder: Path, options: dict[str, Any]) -> None:
     if not files.is_recorded(folder, KIND) and _lacks_record(folder):
         files.adopt(folder, KIND, FILES)
     # An edited config.yaml that says what the run is to do stays as it is.
-    files.check_files(folder, KIND, FILES if _read_yaml(folder / CONFIG_FILE) != options else FILES[1:])
+    files.check_files(folder, KIND, FILES if _read_config(folder) != options else FILES[1:])
     for name in FOLDERS:
         hub.check_target(folder / name)
     if not files.is_recorded(folder, KIND):
@@ -107,15 +107,17 @@ def check_folder(folder: Path, options: dict[str, Any]) -> None:
 
 def _lacks_record(folder: Path) -> bool:
     """Whether version 0.1, which kept no record, began a run in the folder."""
-    options = _read_yaml(folder / CONFIG_FILE)
-    return bool(saved_states(folder)) and isinstance(options, dict) and {"model", "data", "output"} <= options.keys()
+    options = _read_config(folder)
+    return bool(saved_states(folder)) and {"model", "data", "output"} <= options.keys()
 
 
-def _read_yaml(path: Path) -> Any:
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The options in config.yaml, in the spelling of today; none if it says nothing."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):  # any config.yaml at all
-        return None
+        return {}
+    return RunConfig.translated(found) if isinstance(found, dict) else {}
 
 
 def _is_empty(path: Path) -> bool:
@@ -181,7 +183,7 @@ def load_state(path: Path) -> tuple[Position, dict[str, Any]]:
 
 def write_config(folder: Path, options: dict[str, Any]) -> None:
     """config.yaml: every option of the run, as a recipe that repeats it."""
-    if _read_yaml(folder / CONFIG_FILE) != options:
+    if _read_config(folder) != options:
         with atomic_write(folder / CONFIG_FILE, KIND) as path:
             path.write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding="utf-8")
 

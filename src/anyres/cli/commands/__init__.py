@@ -5,8 +5,7 @@ Nothing heavy is imported before a command runs, so that `anyres --help` answers
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from anyres.cli.arguments import Command, Group
 from anyres.cli.commands.convert import convert
 from anyres.cli.commands.demo import demo_command
 from anyres.cli.commands.info import info
@@ -16,13 +15,20 @@ from anyres.cli.commands.sweep import sweep
 from anyres.cli.commands.test import test_command
 from anyres.cli.commands.train import train_command
 from anyres.tasks import TASKS
+from anyres.tasks.base import Task
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    **{
-        f"{task.group} {name}".strip(): command(task)
-        for task in TASKS.values()
-        for name, command in (("demo", demo_command), ("train", train_command), ("test", test_command))
-    },
+
+def _commands_of(task: Task) -> dict[str, Command | Group]:
+    own: dict[str, Command | Group] = {
+        "demo": demo_command(task),
+        "train": train_command(task),
+        "test": test_command(task),
+    }
+    return {task.group: Group(f"Demo, training and test of {task.name}.", own)} if task.group else own
+
+
+COMMANDS: dict[str, Command | Group] = {
+    **{word: entry for task in TASKS.values() for word, entry in _commands_of(task).items()},
     "sweep": sweep,
     "predict": predict,
     "models": models,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from anyres.cli.commands.values import check_batch_size, check_device
+from pydantic import Field
+
+from anyres.cli.commands.values import Device, Positive
 from anyres.cli.terminal import (
     note,
     print_table,
@@ -21,10 +23,10 @@ def predict(
     size: str | None = None,
     names: str | None = None,
     bit_depth: int | None = None,
-    topk: int = 5,
-    threshold: float = 0.5,
-    batch_size: int = 32,
-    device: str = "auto",
+    topk: Positive = 5,
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5,
+    batch_size: Positive = 32,
+    device: Device = "auto",
     layout: Literal["table", "csv"] = "table",
     output: str | None = None,
     pictures: str = "runs/predict",
@@ -55,12 +57,6 @@ def predict(
     from anyres.io.files import check_file
     from anyres.tasks import task_of
 
-    place = check_device(device)
-    if topk < 1:
-        raise UserError(f"topk is {topk}; it must be at least 1.")
-    check_batch_size(batch_size)
-    if not 0 <= threshold <= 1:
-        raise UserError(f"threshold is {threshold}; it must be between 0 and 1.")
     if output is not None:
         check_file(output, "predictions")
     if size is not None:
@@ -74,7 +70,7 @@ def predict(
     if task.draws:
         check_folder(folder, paths)
         batch_size = min(batch_size, task.test_batch_size)
-    predictor = Predictor(network, size, device=place, batch_size=batch_size, **options)
+    predictor = Predictor(network, size, device=device, batch_size=batch_size, **options)
     items = [Item(str(path), with_depth(path, bit_depth), None) for path in paths]
     found = (
         draw_results(predictor, items, folder) if task.draws else ((result, None) for result in predictor.stream(items))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from anyres.cli.commands.values import check_batch_size, check_device
+from pydantic import Field
+
+from anyres.cli.commands.values import Device
 from anyres.cli.terminal import (
     print_files,
     print_sweep,
@@ -25,8 +27,8 @@ def sweep(
     names: str | None = None,
     bit_depth: int | None = None,
     output: str = "runs/sweep",
-    batch_size: int | None = None,
-    device: str = "auto",
+    batch_size: Annotated[int | None, Field(ge=1)] = None,
+    device: Device = "auto",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     workers: int = 0,
     cost: bool = True,
@@ -62,9 +64,6 @@ def sweep(
     from anyres.tasks import task_of
 
     check_output(output)
-    place = check_device(device)
-    if batch_size is not None:
-        check_batch_size(batch_size)
     wanted = parse_sizes(sizes)
     squares = [height for height, width in wanted if height == width]
     wanted += sizes_at_aspects(squares, parse_aspects(aspect))
@@ -87,7 +86,7 @@ def sweep(
         shapes,
         output,
         batch_size=batch_size or task_of(first).test_batch_size,
-        device=place,
+        device=device,
         precision=precision,
         workers=workers,
         cost=cost,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from anyres.cli.commands.values import check_device
+from pydantic import Field
+
+from anyres.cli.commands.values import Device
 from anyres.cli.terminal import print_scores, print_table
 from anyres.errors import UserError
-from anyres.options import listed
+from anyres.options import without
 from anyres.tasks.base import Task
 
 _TEST = """
@@ -40,9 +42,9 @@ def test_command(task: Task) -> Callable[..., None]:
         split: Literal["val", "train"] = "val",
         names: str | None = None,
         bit_depth: int | None = None,
-        size: int | None = None,
-        batch_size: int | None = None,
-        device: str = "auto",
+        size: Annotated[int | None, Field(ge=1)] = None,
+        batch_size: Annotated[int | None, Field(ge=1)] = None,
+        device: Device = "auto",
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
         workers: int = 0,
         classes: bool = True,
@@ -53,7 +55,6 @@ def test_command(task: Task) -> Callable[..., None]:
         from anyres.inference.modelspec import open_model
         from anyres.tasks import task_of
 
-        place = check_device(device)
         task.test_options(**options)  # a mistake in them is said before the model is loaded
         network: Any = open_model(model, names)[1]
         if task_of(network) is not task:
@@ -62,7 +63,7 @@ def test_command(task: Task) -> Callable[..., None]:
             )
         source = open_test_source(network, data, split, bit_depth=bit_depth)
         side = size or task.test_size
-        measured = evaluate(network, source, (side, side), batch_size, place, precision, workers=workers, **options)
+        measured = evaluate(network, source, (side, side), batch_size, device, precision, workers=workers, **options)
         if classes and measured.by_class:
             rows = [[name, "–" if value is None else f"{value:.1f}"] for name, value in measured.by_class.items()]
             print_table(["class", f"{task.class_score} (%)"], rows)
@@ -70,5 +71,5 @@ def test_command(task: Task) -> Callable[..., None]:
 
     what = _SHORT if task.keeps_ratio else _CROP
     test.__doc__ = task.about_test + _TEST.format(size=what, default=task.test_size, batch_size=task.test_batch_size)
-    test.more_options = lambda: listed(task.test_options, task.test_options.of_results)  # type: ignore[attr-defined]
+    test.more_options = lambda: without(task.test_options, task.test_options.of_results)  # type: ignore[attr-defined]
     return test

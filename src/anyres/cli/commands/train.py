@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from anyres.cli.commands.values import read_mapping
 from anyres.cli.terminal import number, say
-from anyres.options import listed
+from anyres.options import Options
 from anyres.tasks.base import Task
 
 _TRAIN = """
@@ -30,9 +29,6 @@ def train_command(task: Task) -> Callable[..., None]:
 
         if model is not None:
             options["model"] = model  # also `--model`, as in a recipe
-        for name in ("model_args", "head_args"):
-            if name in options:
-                options[name] = read_mapping(name, options[name])
         result = run(load_config(recipe, task.name, **options))
         best = (
             f"best {task.measure} {number(result.score)} % over the training sizes; weights in {result.folder / 'best'}"
@@ -50,7 +46,7 @@ def train_command(task: Task) -> Callable[..., None]:
     return train
 
 
-def _options(task: Task) -> dict[str, tuple[Any, Any, str]]:
+def _options(task: Task) -> type[Options]:
     from anyres.training.config import config_of
 
-    return listed(config_of(task.name))
+    return config_of(task.name)

@@ -78,10 +78,9 @@ class Classification(Task):
         return load_but_head(model, path, model.get_classifier())
 
     def views(self, options: TrainConfig, source: Source) -> ImageViews:
-        from anyres.data import ImageViews
-        from anyres.tasks.labels import augmentation
+        from anyres.data import Augmentation, ImageViews
 
-        return ImageViews(augmentation(options), source.mean, source.std)
+        return ImageViews(options.build(Augmentation), source.mean, source.std)
 
     def objective(self, options: TrainConfig, source: Source, accelerator: Any) -> Objective:
         from anyres.tasks.classification.objective import ClassificationObjective

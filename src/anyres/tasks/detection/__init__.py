@@ -81,15 +81,7 @@ class Detection(DenseTask):
     def views(self, options: DetectConfig, source: DetectionSource) -> detection_views.DetectionViews:
         from anyres.data.detection_views import DetectionViews
 
-        return DetectionViews(
-            source.mean,
-            source.std,
-            flip_pairs=source.flip_pairs,
-            longest=options.longest,
-            hflip=options.hflip,
-            multi_scale=options.multi_scale,
-            jitter=tuple(options.jitter) if options.jitter else None,  # type: ignore[arg-type]  # the views check it
-        )
+        return options.build(DetectionViews, mean=source.mean, std=source.std, flip_pairs=source.flip_pairs)
 
     def objective(self, options: DetectConfig, source: DetectionSource, accelerator: Any) -> Objective:
         from anyres.tasks.detection.network import DetectionObjective

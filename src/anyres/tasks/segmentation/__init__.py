@@ -88,16 +88,7 @@ class Segmentation(DenseTask):
     def views(self, options: SegmentConfig, source: SegmentationSource) -> segmentation_views.SegmentationViews:
         from anyres.data.segmentation_views import SegmentationViews
 
-        return SegmentationViews(
-            source.mean,
-            source.std,
-            scale=(options.scale[0], options.scale[1]),
-            longest=options.longest,
-            largest_share=options.largest_share,
-            hflip=options.hflip,
-            jitter=options.photometric,
-            separate=options.separate_aug,
-        )
+        return options.build(SegmentationViews, mean=source.mean, std=source.std)
 
     def objective(self, options: SegmentConfig, source: SegmentationSource, accelerator: Any) -> Objective:
         from anyres.tasks.segmentation.network import SegmentationObjective

@@ -94,10 +94,9 @@ class Video(Task):
     def views(self, options: VideoConfig, source: MapSource) -> ClipViews:
         from anyres.data.clips import Sampling
         from anyres.data.video_views import ClipViews
-        from anyres.tasks.labels import augmentation
+        from anyres.data.views import Augmentation
 
-        sampling = Sampling(options.frames, options.stride)
-        return ClipViews(augmentation(options), sampling, source.mean, source.std)
+        return ClipViews(options.build(Augmentation), options.build(Sampling), source.mean, source.std)
 
     def objective(self, options: VideoConfig, source: MapSource, accelerator: Any) -> Objective:
         from anyres.tasks.labels import LabelObjective
@@ -122,7 +121,7 @@ class Video(Task):
         own = config.sampling
         return ClipTest(
             size,
-            Sampling(options.frames or own.num_frames, options.stride or own.stride, options.segments),
+            Sampling(options.frames or own.frames, options.stride or own.stride, options.segments),
             config.mean,
             config.std,
             options.clips,
