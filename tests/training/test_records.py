@@ -116,8 +116,9 @@ def test_waiting_for_data_is_told_from_training(tmp_path: Path, monkeypatch: pyt
 def test_memory_without_cuda_is_the_largest_resident_set() -> None:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     expected = int(status["VmHWM"].split()[0]) / 2**20
-    memory = records.peak_memory(on("cpu"))
-    assert memory == {"peak_resident_gib": pytest.approx(expected, rel=0.05)}
+    [(name, value)] = records.peak_memory(on("cpu")).items()
+    assert name == "peak_resident_gib"
+    assert 0.99 * expected <= value < 2 * expected  # more if the program that started this one had more
 
 
 def test_memory_of_cuda_is_its_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,3 +148,20 @@ def test_steps_and_epochs_reach_the_trackers_and_the_terminal(
     line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch 1/1"))
     assert f"gradient norm {row['grad_norm']:.3g}  peak {row['peak_resident_gib']:.2f} GiB" in line
     assert f"data wait {row['data_wait']:.0%}" in line
+
+
+def test_a_state_that_has_no_norms_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As version 0.1 left it when it was stopped after an epoch's last step."""
+    config = small_config(tmp_path, **SHORT, progress=True)
+
+    def stop(run: Any, _: Any) -> None:
+        run.status = "signal"
+        loop.save(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "record_gradients", lambda *_: None)
+        patch.setattr(loop, "finish_epoch", stop)
+        assert train(config).status == "signal"
+    monkeypatch.setattr(loop, "step", lambda *_: pytest.fail("nothing is left to train"))
+    result = train(config)
+    assert (result.status, "grad_norm" in result.rows[0]) == ("finished", False)

@@ -70,6 +70,6 @@ class Display:
             parts = [f"epoch {row['epoch']}/{run.config.epochs}", f"loss {row['loss']:.4f}"]
             parts += [f"{name} {value:.2f}" for name, value in row.items() if name.startswith((score, f"ema_{score}"))]
             parts += [f"{row['images_per_second']:.0f} images/s", f"data wait {row['data_wait']:.0%}"]
-            parts.append(f"gradient norm {row['grad_norm']:.3g}")
+            parts += [f"gradient norm {row['grad_norm']:.3g}"] if "grad_norm" in row else []
             parts += [f"peak {value:.2f} GiB" for name, value in row.items() if name.startswith("peak_")]
             self._bar.console.print("  ".join(parts), markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,8 @@
-"""What processes do together: start, vote, share gradients, and shard weights or put them together again."""
+"""What processes do together: start, vote, share gradients, and shard weights or put them together again.
+
+Accelerate does all that it offers on every device; FSDP2 is torch's own, because Accelerate ignores its plugin on CPUs,
+where the tests shard.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
@@ -164,11 +168,6 @@ def stop_signals(run: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def gather(run: Run, value: Any) -> list[Any]:
-    """`value` of every process, in order."""
-    return [value] if run.accelerator.num_processes == 1 else gather_object([value])
-
-
 # Votes ----------------------------------------------------------------------------------------------------------------
 
 
@@ -199,9 +198,7 @@ def start_vote(run: Run, losses: list[Tensor]) -> Callable[[], Decision]:
         return lambda: Decision(bool(not_finite), *wishes)
     # From pinned memory, since a copy from ordinary memory may wait for the GPU.
     own = torch.tensor(wishes, dtype=torch.float32, pin_memory=device.type == "cuda")
-    votes = torch.cat([not_finite.float()[None], own.to(device, non_blocking=True)])
-    if run.accelerator.num_processes > 1:
-        torch.distributed.all_reduce(votes, torch.distributed.ReduceOp.MAX)
+    votes = run.accelerator.reduce(torch.cat([not_finite.float()[None], own.to(device, non_blocking=True)]), "sum")
     if device.type != "cuda":
         return lambda: Decision(*(vote > 0 for vote in votes.tolist()))
     on_host = torch.empty(votes.shape, pin_memory=True)
@@ -220,7 +217,7 @@ def start_vote(run: Run, losses: list[Tensor]) -> Callable[[], Decision]:
 
 
 def no_sync(run: Run) -> AbstractContextManager[None]:
-    """Leave gradients on their process during a backward."""
+    """Leave gradients on their process during a backward; Accelerate's context knows no network that torch sharded."""
     return _whole_gradients(run.forward) if run.config.fsdp else run.accelerator.no_sync(run.forward)
 
 
@@ -248,8 +245,7 @@ def shard(forward: nn.Module) -> None:
     """FSDP2: one group per block of the backbone, the rest in the root's.
 
     A group's weights are whole only while its own `forward` runs, so that what is entered by another door, such as the
-    stages of a cascade, has to be in the root's. torch's own call, not Accelerate's plugin: that one refuses CPUs, and
-    a test without GPUs needs them.
+    stages of a cascade, has to be in the root's.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 

@@ -12,10 +12,11 @@ from typing import Any
 import accelerate
 import timm
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from anyres.training import state
-from anyres.training.processes import gather, precision_of
+from anyres.training.processes import precision_of
 from anyres.training.run import Run
 
 FLOAT64 = ("cpu", "cuda")
@@ -60,7 +61,7 @@ def add(run: Run, name: str, value: Tensor) -> None:
 def epoch_row(run: Run) -> dict[str, Any]:
     """The epoch's row of metrics.csv, over all processes; time and memory are those of the one that took most."""
     position = run.position
-    shares = gather(run, (read_sums(run), position.bad, {"data_wait": data_wait(run), **peak_memory(run)}))
+    shares = gather_object([(read_sums(run), position.bad, {"data_wait": data_wait(run), **peak_memory(run)})])
     totals: Sums = {}
     most: dict[str, float] = {}
     for sums, bad, costs in shares:
@@ -70,13 +71,13 @@ def epoch_row(run: Run) -> dict[str, Any]:
             totals[name] = (before[0] + total, before[1] + count)
         for name, cost in costs.items():
             most[name] = max(most.get(name, 0.0), round(cost, 3))
-    finite = totals["finite_steps"][0]
+    finite, _ = totals.get("finite_steps", (0, 0))  # a state of version 0.1 has none
     return {
         "epoch": position.epoch + 1,
         "updates": position.updates,
         "lr": max(group["lr"] for group in run.optimizer.param_groups),
         **mean_losses(run, totals),
-        "grad_norm": totals["grad_norm"][0] / finite if finite else math.inf,
+        **({"grad_norm": totals["grad_norm"][0] / finite} if finite else {}),
         "images_per_second": round(images_per_second(run), 1),
         **most,
         "seconds": round(position.seconds, 1),
@@ -110,7 +111,7 @@ def data_wait(run: Run) -> float:
 
 def peak_memory(run: Run) -> dict[str, float]:
     """The most memory since the process started, in GiB: what CUDA's allocator had handed out; on other devices what
-    the process held of the main memory (its resident set)."""
+    the process held of the main memory (its resident set; Linux counts the program that started it, too, if larger)."""
     device = run.accelerator.device
     if device.type == "cuda":
         return {"peak_allocated_gib": torch.cuda.max_memory_allocated(device) / 2**30}
@@ -219,7 +220,7 @@ def log_step(run: Run, rate: float) -> dict[str, float] | None:
     entry = {
         **mean_losses(run, read_sums(run)),
         "lr": rate,
-        "grad_norm": math.nan if run.grad_norm is None else float(run.grad_norm),
+        "grad_norm": float(run.grad_norm),
         "images_per_second": images_per_second(run),
         "data_wait": data_wait(run),
         **peak_memory(run),

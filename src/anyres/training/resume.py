@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 
 from anyres.errors import UserError
 from anyres.io.files import locked
 from anyres.training import state
 from anyres.training.config import RunConfig
-from anyres.training.processes import gather, load_whole_states, whole_states
+from anyres.training.processes import load_whole_states, whole_states
 from anyres.training.records import write_results
 from anyres.training.run import Run
 from anyres.training.setup import start_from
@@ -67,9 +68,9 @@ def resume(run: Run) -> bool:
     states = state.saved_states(run.folder)
     for path in states:
         # The processes agree after each step: what one cannot read none must take over.
-        found, problem = attempt(run, state.load_state, path)
+        found, problem = attempt(state.load_state, path)
         if problem is None:
-            _, problem = attempt(run, take_state, run, *found)
+            _, problem = attempt(take_state, run, *found)
         if problem is None:
             return True
         logger.warning("%s cannot be used (%s); trying the one before", path, problem)
@@ -80,7 +81,7 @@ def resume(run: Run) -> bool:
     return False
 
 
-def attempt(run: Run, function: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
+def attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
     """(result, None), or what went wrong in any process: a damaged file may lead to any error at all."""
     result = problem = None
     try:
@@ -89,7 +90,7 @@ def attempt(run: Run, function: Callable[..., Any], *arguments: Any) -> tuple[An
         raise
     except Exception as error:
         problem = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    return result, next(filter(None, gather(run, problem)), None)
+    return result, next(filter(None, gather_object([problem])), None)
 
 
 def take_state(run: Run, position: state.Position, content: dict[str, Any]) -> None:
@@ -134,7 +135,7 @@ def save(run: Run) -> None:
         )
     model, optimizer = whole_states(run)
     sums = {name: [total.cpu(), count] for name, (total, count) in run.position.sums.items()}
-    ranks = gather(run, {"rng": state.rng_state(), "sums": sums})
+    ranks = gather_object([{"rng": state.rng_state(), "sums": sums}])
     if run.accelerator.is_main_process:
         content = {
             "identity": identity(run),

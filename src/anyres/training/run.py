@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
@@ -43,7 +45,7 @@ class Run:
     position: Position = field(default_factory=Position)
     started: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
-    grad_norm: Tensor | None = None
+    grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
     """Norm of the newest step's gradients before they were clipped, a scalar on the device."""
     status: str = ""
     """Why the run ended; empty while it goes on."""
