@@ -121,7 +121,7 @@ class Renamed(Options):
 def test_renamed_options_and_values_name_the_new_one() -> None:
     old: dict[str, Any] = {"sides": 3}
     with pytest.raises(UserError, match="option 'sides' is called 'sizes' now"):
-        Renamed(sides=3)
+        Renamed(**old)
     with pytest.raises(UserError, match="mode is 'all', which is spelt 'replicate' now"):
         Renamed(mode="all")  # type: ignore[arg-type]  # on purpose
     assert Renamed(**Renamed.translated({"sides": 3, "mode": "all"})) == Renamed(sizes=3, mode="replicate")
