@@ -24,7 +24,8 @@ from anyres.errors import UserError
 from anyres.io.files import LOCK, RECORD, adopt
 from anyres.models._checkpoints import save_weights
 from anyres.tasks import load_pretrained
-from anyres.training import classification, load_config, loop, setup, state, train
+from anyres.tasks.classification import objective
+from anyres.training import load_config, loop, setup, state, train
 from tests.training.helpers import SMALL, metrics, small_config, train_small, weights
 
 EMA = {"ema_decay": 0.9, "ema_warmup": True}
@@ -149,20 +150,20 @@ def test_accumulation_gives_the_same_losses_without_mixing(tmp_path: Path) -> No
 def test_one_size_per_batch_and_windows(tmp_path: Path) -> None:
     sample = train(small_config(tmp_path / "sample", mode="sample", epochs=2, eval_every=9, epoch_size=160)).rows
     assert len([name for name in sample[0] if name.startswith("loss_")]) > 1
-    window = train(small_config(tmp_path / "window", window=2, eval_every=9, fraction=0.34)).rows
+    window = train(small_config(tmp_path / "window", sizes_per_step=2, eval_every=9, fraction=0.34)).rows
     assert [name for name in window[0] if name.startswith("loss_")] == ["loss_16", "loss_12"]
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
-    original = classification.soft_cross_entropy
+    original = objective.soft_cross_entropy
 
     def poisoned(logits: Tensor, target: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
         return original(logits, target) * (math.nan if calls == 3 * 4 + 2 else 1)
 
-    monkeypatch.setattr(classification, "soft_cross_entropy", poisoned)
+    monkeypatch.setattr(objective, "soft_cross_entropy", poisoned)
     updates: list[int] = []
     step = torch.optim.AdamW.step
 
@@ -287,7 +288,7 @@ def test_a_teacher_is_asked_about_the_mixed_view(tmp_path: Path, teacher: tuple[
     accelerator = loop.start_processes(config)
     view, target = torch.rand(4, 1, 32, 32), torch.full((4, 10), 0.1)
     outputs = {"logits": torch.randn(4, 10), "dist_logits": torch.randn(4, 10)}
-    loss = classification.build_base_loss(config, accelerator, open_source("digits"))(outputs, target, view)
+    loss = objective.build_base_loss(config, accelerator, open_source("digits"))(outputs, target, view)
     with torch.no_grad():
         student, known = (x / 2 for x in (outputs["dist_logits"], network(view)))
     divergence = (known.softmax(-1) * (known.log_softmax(-1) - student.log_softmax(-1))).sum()
@@ -310,14 +311,14 @@ def test_a_teachers_outputs_are_put_into_the_datas_order(tmp_path: Path, teacher
     names = [str(digit) for digit in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
     (tmp_path / "names.txt").write_text("\n".join(names))
     config = small_config(tmp_path / "run", **named, teacher_names=str(tmp_path / "names.txt"))
-    loaded, places = classification.load_teacher(config, open_source("digits"))
+    loaded, places = objective.load_teacher(config, open_source("digits"))
     assert [names[place] for place in places.tolist()] == list("0123456789")
     view = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         assert loaded(view).equal(network(view))
     (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
     with pytest.raises(UserError, match="teacher_names=FILE"):
-        classification.load_teacher(config, open_source("digits"))
+        objective.load_teacher(config, open_source("digits"))
 
 
 def test_a_teacher_of_other_classes_is_refused(whole: Path, tmp_path: Path) -> None:

@@ -108,3 +108,6 @@ class TestOptions(Options):
     __test__ = False  # for pytest: it is none
     of_results: ClassVar[tuple[str, ...]] = ()
     """Options that change what results hold, and no score."""
+
+    def check_outputs(self) -> None:
+        """Raises UserError for a file to write that anyres must not replace."""

@@ -55,7 +55,7 @@ def test_command(task: Task) -> Callable[..., None]:
         from anyres.inference.modelspec import open_model
         from anyres.tasks import task_of
 
-        task.test_options(**options)  # a mistake in them is said before the model is loaded
+        task.test_options(**options).check_outputs()  # a mistake in them is said before the model is loaded
         network: Any = open_model(model, names)[1]
         if task_of(network) is not task:
             raise UserError(

@@ -53,3 +53,9 @@ class DetectionTest(TestOptions):
     longest: float | None = option(
         None, "Largest ratio of the long side to the short one; otherwise as trained, or 1333/800.", ge=1
     )
+
+    def check_outputs(self) -> None:
+        if self.results is not None:
+            from anyres.io.files import check_file
+
+            check_file(self.results, "detections")
