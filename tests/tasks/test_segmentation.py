@@ -149,7 +149,7 @@ def test_mistakes_are_one_sentence() -> None:
 def test_semantic_fpn_takes_a_step_for_each_halving() -> None:
     head = SemanticFPN(INFO, CLASSES, 16)
     assert head.paths == [[0], [0], [1, 0], [2, 1, 0]]
-    assert [len(as_a(nn.Sequential, tower)) for tower in head.towers] == [1, 1, 2, 3]
+    assert [len(as_a(nn.ModuleList, tower)) for tower in head.towers] == [1, 1, 2, 3]
     equal = SemanticFPN([{"num_chs": 8, "reduction": 16}] * 4, CLASSES, 16)
     assert equal.paths == [[0]] * 4
 
@@ -162,7 +162,7 @@ def test_semantic_fpn_is_the_sum_of_its_levels() -> None:
     total = torch.zeros(2, 8, 16, 24)
     for tower, level in zip(head.towers, head.fpn({str(i): x for i, x in enumerate(inputs)}).values(), strict=True):
         x = level
-        for conv in as_a(nn.Sequential, tower):
+        for conv in as_a(nn.ModuleList, tower):
             x = conv(x)
             if x.shape[-1] < 24:
                 x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
