@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 import shlex
@@ -46,6 +47,25 @@ def test_commands_in_the_pages_can_be_typed(command: str) -> None:
     if name in TASKS:
         values = {option: value for option, value in values.items() if value is not None}
         assert resolve_name(load_config(values.pop("recipe", None), TASKS[name], **values).model)
+
+
+HOME = r"https://(?:github\.com/anyres/anyres/blob|raw\.githubusercontent\.com/anyres/anyres)/main/"
+
+
+def test_links_of_the_readme_are_whole_and_lead_somewhere() -> None:
+    """The package's page shows the README alone: a path in the repository would lead nowhere."""
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())
+    assert all(link.startswith("https://") for link in links)
+    own = [re.sub(HOME, "", link).partition("#")[0] for link in links if re.match(HOME, link)]
+    assert "docs/demo.png" in own
+    assert all((ROOT / path).is_file() for path in own), own
+
+
+def test_long_files_say_why() -> None:
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        text = path.read_text()
+        if text.count("\n") > 400:
+            assert "though long" in (ast.get_docstring(ast.parse(text)) or ""), path
 
 
 @pytest.mark.skipif(not DOCS.is_dir(), reason="the pages stand in the repository only")

@@ -1,4 +1,7 @@
-"""Pictures with marked objects: COCO's layout with its gaps and faults, run lengths, and views with all that moves."""
+"""Pictures with marked objects: COCO's layout with its gaps and faults, run lengths, and views with all that moves.
+
+One file, though long: layouts, faults of annotations, views and loaders.
+"""
 
 from __future__ import annotations
 

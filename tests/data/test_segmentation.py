@@ -1,3 +1,8 @@
+"""Masked images: sources, masks, views, loaders.
+
+One file, though long: layouts, masks, views and loaders.
+"""
+
 import colorsys
 import pickle
 import random

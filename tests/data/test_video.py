@@ -1,4 +1,7 @@
-"""Clips: which frames, their exact pixels from real files, the same augmentation for all of them; moving digits."""
+"""Clips: which frames, their exact pixels from real files, the same augmentation for all of them; moving digits.
+
+One file, though long: containers, samplings, views and sources of clips.
+"""
 
 from __future__ import annotations
 

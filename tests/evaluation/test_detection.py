@@ -1,4 +1,7 @@
-"""COCO's average precision: the numbers of its own code, and the way from a model's output to them."""
+"""COCO's average precision: the numbers of its own code, and the way from a model's output to them.
+
+One file, though long: every score of COCO with the case that tells it from a near miss.
+"""
 
 from __future__ import annotations
 

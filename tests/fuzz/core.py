@@ -9,6 +9,8 @@ empty folder to work in, and ends in a verdict:
 
 Anything else is a failure: another exception, another exit code, a traceback on a stream, a process that dies, more
 time or memory than the kind allows, a file that changes and is not ours, anything written outside the case's folder.
+
+One file, though long: counting, isolating, timing and reporting a case belong together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What is written appears whole or not at all, and replaces nothing that anyres did not write."""
+"""What is written appears whole or not at all, and replaces nothing that anyres did not write.
+
+One file, though long: a list of ways to lose somebody's work, short each.
+"""
 
 from __future__ import annotations
 

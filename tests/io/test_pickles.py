@@ -1,5 +1,8 @@
 """Pickles and torch files: what is in them is read, and nothing of it runs, crashes or takes more memory than the file
-has."""
+has.
+
+One file, though long: a list of attacks, short each.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Detectors: every head on every kind of backbone, what is taken from papers, files, sizes and padding."""
+"""Detectors: every head on every kind of backbone, what is taken from papers, files, sizes and padding.
+
+One file, though long: every head, neck and style has its case.
+"""
 
 from __future__ import annotations
 

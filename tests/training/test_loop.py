@@ -1,4 +1,7 @@
-"""Whole runs: what they leave, stopping and resuming, kills, and what stops them."""
+"""Whole runs: what they leave, stopping and resuming, kills, and what stops them.
+
+One file, though long: a list of properties of the loop, short each.
+"""
 
 from __future__ import annotations
 

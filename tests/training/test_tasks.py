@@ -1,4 +1,7 @@
-"""Segmentation, detection and video through the one loop: runs, interruption, weights on disk, what is refused."""
+"""Segmentation, detection and video through the one loop: runs, interruption, weights on disk, what is refused.
+
+One file, though long: every property of the loop, for every task.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Every folder that anyres writes into has a record, `.anyres.jsonl`: a line with the name, kind and SHA-256 of each file,
 added before the file takes its place. What stands there without such a line is somebody's work: it is neither replaced
 nor deleted, and a `UserError` names it.
+
+One file, though long: what writes, replaces, adopts and reads shares the record.
 """
 
 from __future__ import annotations

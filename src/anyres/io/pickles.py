@@ -7,6 +7,8 @@ and NumPy store tensors it has counterparts of its own, which check what they ar
 
 Memory follows the size of the file, whatever sizes it claims. Opened are torch's archives, torch's files from before
 1.6, and plain pickles of tensors or NumPy arrays (detectron2).
+
+One file, though long: the machine, what it may build and the files around it are checked together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What every model promises: an input of any size, a head, feature maps, parameter groups, and a folder on disk."""
+"""What every model promises: an input of any size, a head, feature maps, parameter groups, and a folder on disk.
+
+One file, though long: it is the whole of what timm's users expect of a model.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,8 @@ Quirks that checkpoints depend on: every norm has eps 1e-5; windows shift by cei
 parameters' names but not their coordinates: 2022 takes cell centres for queries and points although sampling takes -1
 and 1 for the centres of the border pixels, bounds the shifts to one cell and lets points leave the map into zeros; 2023
 has points half a cell off centre, and clamps after an unbounded shift.
+
+One file, though long: two papers of one family, DAT and DAT++, with their variants and key maps.
 """
 
 from __future__ import annotations

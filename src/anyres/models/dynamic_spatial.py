@@ -14,6 +14,8 @@ Quirks that checkpoints depend on: counts round down in floating point; the shar
 predictor, and each one decides anew over all positions.
 
 The file is long because it holds two hosts and what their sparse stages share.
+
+One file, though long: two hosts share the pruning of one paper.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ truncated towards zero; the shortcut of a block that widens comes from the norme
 divisions of the native grid while convolutions round up, so that some are resized even at the native size (312); the
 1K L widens in the feed-forward network, one block earlier than all others. The published models return a softmax in
 eval mode; this one returns logits.
+
+One file, though long: it is one paper, for images and for clips, with its variants and key maps.
 """
 
 from __future__ import annotations

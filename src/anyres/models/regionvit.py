@@ -16,6 +16,8 @@ that regions and windows coincide, and no token sees padding. Both agree where n
 Quirks that checkpoints depend on: a window's bias table is stored in wrap-around order, its zero offset at w // 2; the
 downsampling of a stage serves both maps and stands in published files twice; the embedding of one convolution makes
 one row less than others of 4n + 1 pixels; norms before convolutions have eps 1e-5, all others 1e-6.
+
+One file, though long: it is one paper, with its variants and key map.
 """
 
 from __future__ import annotations
