@@ -173,7 +173,7 @@ def test_outputs_keep_what_is_there_and_are_repeated(
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "report.html").write_text("mine")
     before = content(tmp_path)
-    monkeypatch.setattr("anyres.inference.modelspec.open_model", lambda _: pytest.fail("the work began"))
+    monkeypatch.setattr("anyres.inference.modelspec.open_model", lambda *_: pytest.fail("the work began"))
     assert "results.csv exists" in no_trace("predict", digits_run, pictures, "output=results.csv")
     weights = digits_run / "best" / "model.safetensors"
     assert "not a predictions file" in no_trace("predict", digits_run, pictures, f"output={weights}")

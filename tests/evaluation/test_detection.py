@@ -236,6 +236,8 @@ class Boxes(DetectionSource):
 class Knows(nn.Module):
     """Reads off a picture's brightness which it is, and says what is in it, moved by `off` pixels of the original."""
 
+    task = "detection"
+
     def __init__(self, source: Boxes, off: float = 0.0, **cfg: Any) -> None:
         super().__init__()
         self.source, self.off, self.num_classes, self.in_chans = source, off, 2, 1
@@ -394,6 +396,8 @@ def test_composed_digits_without_detections() -> None:
     as_a(DigitScenes, source).scenes.count = 3
 
     class Blind(nn.Module):
+        task = "detection"
+
         num_classes = 10
 
         def forward(self, images: Tensor, sizes: Any) -> list[dict[str, Tensor]]:

@@ -43,6 +43,8 @@ class Greys(SegmentationSource):
 class Nearest(nn.Module):
     """Answers each pixel with the class of its brightness; `confused` (a, b) takes every a for b."""
 
+    task = "segmentation"
+
     def __init__(self, classes: int = 4, confused: tuple[int, int] | None = None, **cfg: Any) -> None:
         super().__init__()
         self.classes, self.confused = classes, confused

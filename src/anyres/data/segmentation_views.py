@@ -203,7 +203,8 @@ class SegmentationTest:
     def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
         """Images that are of one shape, and were before they were resized, together."""
         batches = []
-        for rows in by_shape([(sample.pixels.shape[:2], sample.full) for sample in samples]):
+        shapes = [(sample.pixels.shape[:2], sample.full, np.shape(sample.truth)) for sample in samples]
+        for rows in by_shape(shapes):
             group = [samples[row] for row in rows]
             images = normalize(to_batch([sample.pixels for sample in group]), self.mean, self.std)
             labelled = all(sample.truth is not None for sample in group)

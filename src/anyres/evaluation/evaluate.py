@@ -138,7 +138,8 @@ def preparation_text(model: nn.Module, source: Any) -> str:
 def sample_images(model: nn.Module, source: Any, size: Size, count: int) -> list[Image.Image]:
     """The first `count` readable images as the model sees them at `size`, in their own colours; the middle frames of
     clips."""
-    transform = Predictor(model, size, source=source).transform
+    task = task_of(model)
+    transform = task.transform(DataConfig.of(model, source), size, task.test_options())
     images: list[Image.Image] = []
     for item in (source.item(index) for index in range(len(source))) if hasattr(source, "item") else source.items(None):
         if len(images) == count:
