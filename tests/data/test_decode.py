@@ -22,7 +22,7 @@ from anyres.data import (
     load_image,
     open_source,
 )
-from anyres.data.decode import with_depth
+from anyres.data.decode import open_picture, with_depth
 from anyres.errors import UserError
 from tests.data.pictures import bad_files, encode, huge_png, noise, odd_good_files, png, tiff
 
@@ -100,14 +100,9 @@ def test_exif_orientation_is_applied_once(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(stored, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
-    told = []
-
-    def needed(width: int, height: int) -> float:
-        told.append((width, height))
-        return 1.0
-
-    image = load_image(data, "x", needed=needed)
-    assert told == [(48, 32)]
+    with open_picture(data, "x") as picture:
+        assert picture.size == (32, 48)
+        image = picture.decode(1.0)
     assert image.size == (48, 32)
     assert np.abs(np.asarray(image).astype(int) - np.asarray(upright)).max() < 60  # JPEG rings at the edges
 
@@ -115,10 +110,12 @@ def test_exif_orientation_is_applied_once(orientation: int, kind: str) -> None:
 def test_draft_never_goes_below_what_is_needed() -> None:
     data = encode(noise(400, 600))
 
-    def size(scale: float) -> tuple[int, int]:
-        return load_image(data, "x", needed=lambda width, height: scale).size
+    def size(data: bytes, scale: float) -> tuple[int, int]:
+        with open_picture(data, "x") as picture:
+            assert picture.size == (400, 600)
+            return picture.decode(scale).size
 
-    sizes = {scale: size(scale) for scale in (1.0, 0.6, 0.5, 0.3, 0.1)}
+    sizes = {scale: size(data, scale) for scale in (1.0, 0.6, 0.5, 0.3, 0.1)}
     assert sizes == {
         1.0: (600, 400),
         0.6: (600, 400),
@@ -126,15 +123,12 @@ def test_draft_never_goes_below_what_is_needed() -> None:
         0.3: (300, 200),
         0.1: (75, 50),
     }
-    assert load_image(encode(noise(400, 600), "PNG"), "x", needed=lambda w, h: 0.1).size == (600, 400)
+    assert size(encode(noise(400, 600), "PNG"), 0.1) == (600, 400)
 
 
 def test_an_error_of_the_caller_is_not_a_bad_image() -> None:
-    def needed(width: int, height: int) -> float:
+    with pytest.raises(KeyError), open_picture(encode(noise(8, 8)), "x"):
         raise KeyError("a bug")
-
-    with pytest.raises(KeyError):
-        load_image(encode(noise(8, 8)), "x", needed=needed)
 
 
 def test_bad_image_survives_pickling() -> None:

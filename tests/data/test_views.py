@@ -1,5 +1,7 @@
 import io
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,8 @@ import torch
 from PIL import Image, ImageFile
 from torchvision.transforms import functional as TF
 
-from anyres.data import Augmentation, Item, evaluation_views, load_image, normalize, to_batch
+from anyres.data import Augmentation, Item, evaluation_views, normalize, to_batch
+from anyres.data.decode import Picture, open_picture
 from anyres.data.seeding import generator
 from anyres.data.views import augment, draw_box, finish
 from anyres.errors import UserError
@@ -137,11 +140,17 @@ def test_training_crop_of_a_shrunk_jpeg_is_the_same_place(monkeypatch: pytest.Mo
     whole = Image.open(io.BytesIO(jpeg)).convert("RGB")
     decoded = []
 
-    def load(*args: Any) -> Image.Image:
-        decoded.append(load_image(*args))
-        return decoded[-1]
+    @contextmanager
+    def opened(*args: Any) -> Iterator[Picture]:
+        with open_picture(*args) as picture:
 
-    monkeypatch.setattr("anyres.data.views.load_image", load)
+            def decode(scale: float) -> Image.Image:
+                decoded.append(picture.decode(scale))
+                return decoded[-1]
+
+            yield Picture(picture.size, decode)
+
+    monkeypatch.setattr("anyres.data.views.open_picture", opened)
     aug = Augmentation(crop_scale=(0.3, 0.9), hflip=0, auto_augment=None, color_jitter=0, erasing=0)
     for seed in range(5):
         shrunk, other = (

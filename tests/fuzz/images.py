@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from anyres.data import Augmentation, Item, SizeSchedule, TrainLoader, load_image
+from anyres.data import Augmentation, Item, SizeSchedule, TrainLoader
 from anyres.data.base import MapSource
-from anyres.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, load_indices
+from anyres.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, load_indices, open_picture
 from anyres.data.segmentation import Mask
 from anyres.data.views import ImageViews
 from anyres.errors import UserError
@@ -147,7 +147,8 @@ def case(rng: random.Random, samples: list[bytes]) -> str:
 def _check_image(rng: random.Random, data: Any) -> None:
     in_chans = rng.choice((1, 3))
     scale = rng.choice((1.0, 0.5, 0.1))
-    image = load_image(data, "x", in_chans, None if rng.random() < 0.5 else lambda width, height: scale)
+    with open_picture(data, "x", in_chans) as picture:
+        image = picture.decode(scale)
     pixels = np.asarray(image)
     if (
         pixels.dtype != np.uint8

@@ -28,8 +28,10 @@ from anyres.io.files import LOCK, RECORD, adopt
 from anyres.models._checkpoints import save_weights
 from anyres.tasks import load_pretrained
 from anyres.tasks.classification import objective
+from anyres.tasks.classification.options import TrainConfig
 from anyres.training import load_config, loop, setup, state, train
 from tests.training.helpers import SMALL, metrics, small_config, train_small, weights
+from tests.typed import as_a
 
 EMA = {"ema_decay": 0.9, "ema_warmup": True}
 
@@ -291,7 +293,9 @@ def test_a_teacher_is_asked_about_the_mixed_view(tmp_path: Path, teacher: tuple[
     accelerator = loop.start_processes(config)
     view, target = torch.rand(4, 1, 32, 32), torch.full((4, 10), 0.1)
     outputs = {"logits": torch.randn(4, 10), "dist_logits": torch.randn(4, 10)}
-    loss = objective.build_base_loss(config, accelerator, open_source("digits"))(outputs, target, view)
+    loss = objective.build_base_loss(as_a(TrainConfig, config), accelerator, open_source("digits"))(
+        outputs, target, view
+    )
     with torch.no_grad():
         student, known = (x / 2 for x in (outputs["dist_logits"], network(view)))
     divergence = (known.softmax(-1) * (known.log_softmax(-1) - student.log_softmax(-1))).sum()
@@ -314,14 +318,14 @@ def test_a_teachers_outputs_are_put_into_the_datas_order(tmp_path: Path, teacher
     names = [str(digit) for digit in (3, 1, 4, 0, 5, 9, 2, 6, 8, 7)]
     (tmp_path / "names.txt").write_text("\n".join(names))
     config = small_config(tmp_path / "run", **named, teacher_names=str(tmp_path / "names.txt"))
-    loaded, places = objective.load_teacher(config, open_source("digits"))
+    loaded, places = objective.load_teacher(as_a(TrainConfig, config), open_source("digits"))
     assert [names[place] for place in places.tolist()] == list("0123456789")
     view = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
         assert loaded(view).equal(network(view))
     (tmp_path / "names.txt").write_text("\n".join("abcdefghij"))
     with pytest.raises(UserError, match="teacher_names=FILE"):
-        objective.load_teacher(config, open_source("digits"))
+        objective.load_teacher(as_a(TrainConfig, config), open_source("digits"))
 
 
 def test_a_teacher_of_other_classes_is_refused(whole: Path, tmp_path: Path) -> None:

@@ -72,29 +72,30 @@ def with_depth(data: Data, bit_depth: int | None) -> Data:
     return Deep(data, bit_depth)
 
 
-def load_image(
-    data: Data,
-    name: str,
-    in_chans: int = 3,
-    needed: Callable[[int, int], float] | None = None,
-    max_pixels: int = MAX_PIXELS,
-    marked: Size | None = None,
-) -> Image.Image:
-    """Decode `data` once into an image of mode "L" (`in_chans` 1) or "RGB" (`in_chans` 3), upright by EXIF's
-    orientation.
+class Picture(NamedTuple):
+    """An image whose size is known and that is not decoded yet."""
+
+    size: Size
+    """(height, width) of what `decode` gives at scale 1."""
+    decode: Callable[[float], Image.Image]
+    """The image, for whoever needs it at `scale` x size: a JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the
+    time, so it may be smaller than its size, but never smaller than asked for."""
+
+
+@contextmanager
+def open_picture(
+    data: Data, name: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS, marked: Size | None = None
+) -> Iterator[Picture]:
+    """An image of mode "L" (`in_chans` 1) or "RGB" (`in_chans` 3), upright by EXIF's orientation, to be decoded once.
 
     `marked` is the size (height, width) of what is marked in the picture, which then is decoded as it was when it was
     marked: not turned if it is stored at that size, else upright if it has that size so. Where both have it, as in
     squares, it is not turned either: tools that write masks and COCO's annotations refer to the pixels as stored.
 
-    `needed(width, height)` is told the size of the result before a JPEG is decoded, and answers with the smallest scale
-    that will do (1.0: all pixels). JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the time, so the result may
-    be smaller than the size told, but never smaller than scale x size. Transparency is laid over white. Of several
-    frames or pages the first is taken.
-
-    What has more than 8 bits is scaled to 8 by the range of its numbers: 2**bit_depth - 1 (see `with_depth`), else what
-    a TIFF says of itself (a BitsPerSample of 12, say, or the MaxSampleValue of a number of bits), else 65535, and 1 for
-    floats. PNG's sBIT changes nothing: such files are scaled to 16 bits all the same. Content never decides.
+    Transparency is laid over white. Of several frames or pages the first is taken. What has more than 8 bits is scaled
+    to 8 by the range of its numbers: 2**bit_depth - 1 (see `with_depth`), else what a TIFF says of itself (a
+    BitsPerSample of 12, say, or the MaxSampleValue of a number of bits), else 65535, and 1 for floats. PNG's sBIT
+    changes nothing: such files are scaled to 16 bits all the same. Content never decides.
 
     Raises BadImage for whatever is wrong with the file, also for more than `max_pixels` pixels (checked before
     decoding), and for a size that is not the one that was marked. Raises UserError where the range has to be told: for
@@ -106,14 +107,26 @@ def load_image(
     if isinstance(data, BadImage):
         raise data
     if isinstance(data, bytes | Path):
-        return _load_file(data, name, in_chans, needed, max_pixels, bit_depth, marked)
+        with _opened(data, name, max_pixels) as image:
+            yield _picture(image, name, in_chans, bit_depth, marked)
+        return
     image = Image.fromarray(data) if isinstance(data, np.ndarray) else data
     _check_pixels(image, name, max_pixels)
     _shown_upright(image.size, 1, marked, name)
-    if needed is not None:
-        needed(*image.size)
-    with _reading(name):
-        return _to_mode(image, in_chans, name, bit_depth)
+
+    def decode(scale: float) -> Image.Image:
+        with _reading(name):
+            return _to_mode(image, in_chans, name, bit_depth)
+
+    yield Picture((image.height, image.width), decode)
+
+
+def load_image(
+    data: Data, name: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS, marked: Size | None = None
+) -> Image.Image:
+    """All of an image; see `open_picture`."""
+    with open_picture(data, name, in_chans, max_pixels, marked) as picture:
+        return picture.decode(1.0)
 
 
 def load_indices(data: Data, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -168,39 +181,30 @@ def _opened(data: bytes | Path, name: str, max_pixels: int) -> Iterator[Image.Im
         yield image
 
 
-def _load_file(
-    data: bytes | Path,
-    name: str,
-    in_chans: int,
-    needed: Callable[[int, int], float] | None,
-    max_pixels: int,
-    bit_depth: int | None,
-    marked: Size | None,
-) -> Image.Image:
-    with _opened(data, name, max_pixels) as image:
-        with _reading(name):
-            wide_colours = image.mode.startswith("RGB") and "16" in _layout(image)
-            _check_black(image)
-            bit_depth = bit_depth or _stated_depth(image)
-            draftable = image.format in ("JPEG", "MPO")
-            image, orientation = (image, _orientation(image)) if draftable else _stored(image)
-            width, height = image.size
-            upright = _shown_upright(image.size, orientation, marked, name)
-        # Outside `_reading`: an error in there would be the caller's, not the file's.
-        scale = 1.0
-        if needed is not None:
-            scale = needed(height, width) if upright and orientation in SIDEWAYS else needed(width, height)
+def _picture(opened: Image.Image, name: str, in_chans: int, bit_depth: int | None, marked: Size | None) -> Picture:
+    """An opened file."""
+    with _reading(name):
+        wide_colours = opened.mode.startswith("RGB") and "16" in _layout(opened)
+        _check_black(opened)
+        depth = bit_depth or _stated_depth(opened)
+        draftable = opened.format in ("JPEG", "MPO")
+        stored, orientation = (opened, _orientation(opened)) if draftable else _stored(opened)
+        width, height = stored.size
+        upright = _shown_upright(stored.size, orientation, marked, name)
+
+    def decode(scale: float) -> Image.Image:
         with _reading(name):
             if draftable:
                 # "L" takes the luminance as it is stored, so the colour planes are never computed.
                 least = (math.ceil(width * min(scale, 1.0)), math.ceil(height * min(scale, 1.0)))
-                image.draft("L" if in_chans == 1 else None, least)
-            image.load()
+                stored.draft("L" if in_chans == 1 else None, least)
+            stored.load()
             if wide_colours:
-                _check_colours(image, name, bit_depth)
-            if upright and orientation in UPRIGHT:
-                image = image.transpose(UPRIGHT[orientation])
-            return _to_mode(image, in_chans, name, bit_depth)
+                _check_colours(stored, name, depth)
+            turned = stored.transpose(UPRIGHT[orientation]) if upright and orientation in UPRIGHT else stored
+            return _to_mode(turned, in_chans, name, depth)
+
+    return Picture((width, height) if upright and orientation in SIDEWAYS else (height, width), decode)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anyres.data import rle
 from anyres.data.base import Item
-from anyres.data.decode import load_image
+from anyres.data.decode import open_picture
 from anyres.data.fitting import fit, limits
 from anyres.data.objects import Objects, Segment
 from anyres.data.samples import EvalBatch, EvalSample
@@ -162,11 +162,8 @@ def _jitter(rng: random.Random, height: int, width: int, size: Size, share: floa
 
 def _show(item: Item, crops: Sequence[Crop], in_chans: int) -> list[np.ndarray]:
     """Decode the picture once and make its views: uint8 (h, w) or (h, w, 3). Raises BadImage."""
-
-    def needed(width: int, height: int) -> float:
-        return DRAFT_MARGIN * max(max(crop.scale) for crop in crops)
-
-    image = load_image(item.data, item.name, in_chans, needed, marked=item.label.size)
+    with open_picture(item.data, item.name, in_chans, marked=item.label.size) as picture:
+        image = picture.decode(DRAFT_MARGIN * max(max(crop.scale) for crop in crops))
     return [np.asarray(_frame(image, crop, item.label.size)) for crop in crops]
 
 
@@ -242,16 +239,11 @@ class DetectionTest:
 
     def prepare(self, item: Item) -> EvalSample:
         """Decode and scale: uint8 (h, w) or (h, w, 3). Raises BadImage."""
-        full: Size = (0, 0)
-        shape: Size = (0, 0)
-
-        def needed(width: int, height: int) -> float:
-            nonlocal full, shape
-            full = (height, width)
+        marked = None if item.label is None else item.label.size
+        with open_picture(item.data, item.name, len(self.mean), marked=marked) as picture:
+            height, width = full = picture.size
             shape = fit(height, width, self.size, self.longest)
-            return DRAFT_MARGIN * max(shape[0] / height, shape[1] / width)
-
-        image = load_image(item.data, item.name, len(self.mean), needed, marked=item.label and item.label.size)
+            image = picture.decode(DRAFT_MARGIN * max(shape[0] / height, shape[1] / width))
         view = _resize(image, shape, (0, 0, full[1], full[0]), full, "bilinear")
         return EvalSample(np.asarray(view), full, item.label)
 

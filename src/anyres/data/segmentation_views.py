@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyres.data.base import Item
-from anyres.data.decode import MAX_PIXELS, load_image
+from anyres.data.decode import MAX_PIXELS, open_picture
 from anyres.data.fitting import fit
 from anyres.data.samples import EvalBatch, EvalSample, by_shape
 from anyres.data.segmentation import IGNORED
@@ -69,21 +69,18 @@ class SegmentationViews:
         drawn = list(sizes) if self.separate_aug else list(sizes[:1])
         labels = Image.fromarray(item.label.labels(item.name, self.max_pixels))
         full: Size = (labels.height, labels.width)
-        crops: list[tuple[Box, Image.Image]] = []
-
-        def needed(width: int, height: int) -> float:
-            crops.extend(self._crop(rng, labels, size) for size in drawn)
-            return DRAFT_MARGIN * max(
+        with open_picture(item.data, item.name, len(self.mean), self.max_pixels, full) as picture:
+            crops = [self._crop(rng, labels, size) for size in drawn]
+            needed = max(
                 max(labels.width / (right - left), labels.height / (bottom - top))
                 for (left, top, right, bottom), labels in crops
             )
-
-        image = load_image(item.data, item.name, len(self.mean), needed, self.max_pixels, full)
+            image = picture.decode(DRAFT_MARGIN * needed)
         samples = []
         for box, labels in crops:
             view = _resize(image, (labels.height, labels.width), box, full, "bilinear")
             if rng.random() < self.hflip:
-                view, labels = (picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in (view, labels))
+                view, labels = (each.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for each in (view, labels))
             if self.photometric:
                 view = jitter_colours(view, rng)
             samples.append((np.asarray(view), np.asarray(labels)))
@@ -185,18 +182,12 @@ class SegmentationTest:
 
     def prepare(self, item: Item) -> EvalSample:
         """Decode and resize an image, and decode its labels if it has any. Raises BadImage."""
-        full: Size = (0, 0)
-        shape: Size = (0, 0)
-
-        def needed(width: int, height: int) -> float:
-            nonlocal full, shape
-            full = (height, width)
-            shape = fit(height, width, self.size, self.longest, self.divisor)
-            return DRAFT_MARGIN * max(shape[0] / height, shape[1] / width)
-
         labels: np.ndarray | None = None if item.label is None else item.label.labels(item.name, self.max_pixels)
         marked = None if labels is None else (labels.shape[0], labels.shape[1])
-        image = load_image(item.data, item.name, len(self.mean), needed, self.max_pixels, marked)
+        with open_picture(item.data, item.name, len(self.mean), self.max_pixels, marked) as picture:
+            height, width = full = picture.size
+            shape = fit(height, width, self.size, self.longest, self.divisor)
+            image = picture.decode(DRAFT_MARGIN * max(shape[0] / height, shape[1] / width))
         view = _resize(image, shape, (0, 0, full[1], full[0]), full, "bilinear")
         return EvalSample(np.asarray(view), full, labels)
 

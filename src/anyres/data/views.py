@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from anyres.data.base import Item
-from anyres.data.decode import MAX_PIXELS, load_image
+from anyres.data.decode import MAX_PIXELS, open_picture
 from anyres.data.samples import EvalBatch, EvalSample, labels_of
 from anyres.data.seeding import seed_globals
 from anyres.errors import UserError
@@ -106,19 +106,14 @@ def augment(
     Seeds the global generators where a transform draws from those. Raises BadImage.
     """
     drawn = list(sizes) if augmentation.separate_aug else list(sizes[:1])
-    full: Size = (0, 0)
-    boxes: list[Box] = []
-
-    def needed(width: int, height: int) -> float:
-        nonlocal full
-        full = (height, width)
-        boxes.extend(draw_box(rng, width, height, augmentation, size) for size in drawn)
-        return DRAFT_MARGIN * max(
+    with open_picture(item.data, item.name, len(mean), max_pixels) as picture:
+        height, width = full = picture.size
+        boxes = [draw_box(rng, width, height, augmentation, size) for size in drawn]
+        needed = max(
             max(size[1] / (right - left), size[0] / (bottom - top))
             for size, (left, top, right, bottom) in zip(drawn, boxes, strict=True)
         )
-
-    image = load_image(item.data, item.name, len(mean), needed, max_pixels)
+        image = picture.decode(DRAFT_MARGIN * needed)
     pixels = []
     for size, box in zip(drawn, boxes, strict=True):
         view = _resize(image, size, box, full, augmentation.interpolation, mean)
@@ -301,16 +296,11 @@ def evaluation_views(
     centre is cropped. For a square size s that is the published rule: short side to int(s/crop_pct), centre crop s.
     Only the crop is ever computed, so an image of 1 x 60,000 pixels costs no more than another one. Raises BadImage.
     """
-    full: Size = (0, 0)
-    boxes: list[Box] = []
-
-    def needed(width: int, height: int) -> float:
-        nonlocal full
-        full = (height, width)
-        boxes.extend(centre_box(width, height, size, crop_pct) for size in sizes)
-        return DRAFT_MARGIN * max(size[1] / (box[2] - box[0]) for size, box in zip(sizes, boxes, strict=True))
-
-    image = load_image(item.data, item.name, in_chans, needed, max_pixels)
+    with open_picture(item.data, item.name, in_chans, max_pixels) as picture:
+        height, width = full = picture.size
+        boxes = [centre_box(width, height, size, crop_pct) for size in sizes]
+        needed = max(size[1] / (box[2] - box[0]) for size, box in zip(sizes, boxes, strict=True))
+        image = picture.decode(DRAFT_MARGIN * needed)
     pairs = zip(sizes, boxes, strict=True)
     return [np.asarray(_resize(image, size, box, full, interpolation)) for size, box in pairs], full
 
