@@ -120,7 +120,7 @@ def test_importing_the_package_registers_with_timm_whichever_comes_first(order: 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("room", ["layers.attention", "models._backbone", "inference.predict"])
+@pytest.mark.parametrize("room", ["layers.attention", "models._backbone", "inference.predictor"])
 def test_any_room_may_be_the_first(room: str) -> None:
     code = f"import anyres.{room}, anyres.models._registry, timm; assert timm.is_model('anyres_resformer_small')"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
