@@ -48,7 +48,7 @@ def test_text_from_yaml_and_command_lines_becomes_the_option_type() -> None:
         ({"sizes": [0]}, "size '0'"),
         ({"sizes": "small"}, "size 'small'"),
         ({"sizes": []}, "size ''"),
-        ({"window": 4}, "window is 4; it must not exceed the number of sizes, 3"),
+        ({"sizes_per_step": 4}, "sizes_per_step is 4; it must not exceed the number of sizes, 3"),
         ({"wandb": "maybe"}, "wandb is 'maybe'; it must be true or false"),
         ({"model_args": 3}, "model_args is 3"),
         ({"crop_scale": [1.0, 0.5]}, "crop_scale is"),
