@@ -112,3 +112,27 @@ def test_a_full_disk_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UserError, match="the disk is full"):
         save(tmp_path, 2)
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step_000000001_000000"]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lamb"])
+def test_what_an_optimiser_remembers_is_looked_at(name: str) -> None:
+    """A value that cannot be would end the first step after the resume, when the state before is out of reach."""
+    from timm.optim import create_optimizer_v2
+
+    from anyres.training.resume import check_moments
+
+    network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 40))
+    optimizer = create_optimizer_v2(network, name, lr=0.1, momentum=0.9)
+    network(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    check_moments(optimizer)
+    remembered = optimizer.state[network[0].weight]
+    first = next(key for key, value in remembered.items() if isinstance(value, torch.Tensor))
+    whole = remembered[first]
+    for damage in ("x", [whole]):
+        remembered[first] = damage
+        with pytest.raises(ValueError, match=rf"optimiser's {first} is"):
+            check_moments(optimizer)
+    del remembered[first]
+    with pytest.raises(ValueError, match="different things for parameters of one shape"):
+        check_moments(optimizer)

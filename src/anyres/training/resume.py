@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 
 from anyres.errors import UserError
 from anyres.io.files import locked
@@ -98,13 +99,43 @@ def take_state(run: Run, position: state.Position, content: dict[str, Any]) -> N
     check_identity(run, content["identity"])
     if position.epoch != len(position.rows) or not 0 <= position.batch <= run.batches_per_epoch:
         raise ValueError(f"it is at batch {position.batch} of epoch {position.epoch} with {len(position.rows)} rows")
+    settings = settings_of(run.optimizer)
     load_whole_states(run, content["model"], content["optimizer"])
+    if settings_of(run.optimizer) != settings:
+        raise ValueError("its optimiser has other settings")
+    check_moments(run.optimizer)
     if run.ema is not None:
         run.ema.module.load_state_dict(content["ema"])
     if run.accelerator.scaler is not None:
         run.accelerator.scaler.load_state_dict(content["scaler"])
     run.position = position
     take_share(run, content["ranks"])
+
+
+def settings_of(optimizer: Any) -> list[dict[str, Any]]:
+    """What an optimiser's groups are told, but for the learning rate, which every step sets anew."""
+    return [
+        {name: value for name, value in group.items() if name not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+
+
+def check_moments(optimizer: Any) -> None:
+    """Raises ValueError if what an optimiser remembers cannot be: a damaged value would end the next step. Which names
+    there are is the optimiser's affair, but they are the same for parameters of one shape, and a name holds one kind of
+    value."""
+    names: dict[Any, set[str]] = {}
+    kinds: dict[str, type] = {}
+    for parameter, remembered in optimizer.state.items():
+        same = names.setdefault(parameter.shape, set(remembered)) == set(remembered)
+        for name, value in remembered.items():
+            if value is None:
+                continue
+            known = kinds.setdefault(name, type(value)) is type(value)
+            if not (known and isinstance(value, Tensor | int | float)):
+                raise ValueError(f"its optimiser's {name} is {type(value).__name__} for a parameter")
+        if not same:
+            raise ValueError("its optimiser remembers different things for parameters of one shape")
 
 
 def take_share(run: Run, ranks: list[dict[str, Any]]) -> None:
