@@ -21,7 +21,7 @@ from anyres.inference.predictor import Predictor
 from anyres.tasks.results import Classes, Segments
 from anyres.tasks.segmentation.network import Segmenter
 
-SMALL = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 4}
+SMALL: dict[str, Any] = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 4}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_the_same_picture_in_every_form_gives_the_same(classifier: Any, picture:
     image = Image.open(picture)
     pixels = np.asarray(image)
     tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    forms = [picture, str(picture), picture.read_bytes(), image, pixels, tensor, tensor.float() / 255]
+    forms: list[Any] = [picture, str(picture), picture.read_bytes(), image, pixels, tensor, tensor.float() / 255]
     predictor = anyres.Predictor(classifier)
     assert predictor.size == (24, 32)  # the largest that it was trained at
     results = predictor(forms)

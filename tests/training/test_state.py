@@ -126,7 +126,7 @@ def test_what_an_optimiser_remembers_is_looked_at(name: str) -> None:
     network(torch.ones(2, 4)).sum().backward()
     optimizer.step()
     check_moments(optimizer)
-    remembered = optimizer.state[network[0].weight]
+    remembered = optimizer.state[next(network.parameters())]
     first = next(key for key, value in remembered.items() if isinstance(value, torch.Tensor))
     whole = remembered[first]
     for damage in ("x", [whole]):
