@@ -194,7 +194,7 @@ def _disturbed(rng: random.Random, chosen: Whole, words: list[str]) -> None:
             time.sleep(moment())
             os.kill(process.number, number)
         ran = process.ended()
-        if ran is not None and ran.code != 130:
+        if ran is not None and ran.code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             ran.verdict()
     else:
         refuse = partial(at_step, step, partial(_refuse, rng.choice(DISK)), rng.random() < 0.7)

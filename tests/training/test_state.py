@@ -114,6 +114,16 @@ def test_a_full_disk_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.Monke
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["step_000000001_000000"]
 
 
+def test_a_limit_on_the_size_of_files_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(UserError, match=r"size of files \(ulimit -f\)"):
+        save(tmp_path, 1)
+    assert not any((tmp_path / "state").iterdir())
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lamb"])
 def test_what_an_optimiser_remembers_is_looked_at(name: str) -> None:
     """A value that cannot be would end the first step after the resume, when the state before is out of reach."""

@@ -132,6 +132,8 @@ def explained(path: Path) -> Iterator[None]:
             reason = "the disk is full; make room"
         elif isinstance(error, OSError):
             reason = error.strerror or str(error)
+        elif "inline_container" in str(error):  # torch's writer: it met a limit on the size of files, for one
+            reason = "the disk refused it, or a limit on the size of files (ulimit -f) did; make room"
         else:
             raise
         raise UserError(f"cannot write {path}: {reason}, or choose another output") from error
