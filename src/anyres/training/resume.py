@@ -99,10 +99,7 @@ def take_state(run: Run, position: state.Position, content: dict[str, Any]) -> N
     check_identity(run, content["identity"])
     if position.epoch != len(position.rows) or not 0 <= position.batch <= run.batches_per_epoch:
         raise ValueError(f"it is at batch {position.batch} of epoch {position.epoch} with {len(position.rows)} rows")
-    settings = settings_of(run.optimizer)
     load_whole_states(run, content["model"], content["optimizer"])
-    if settings_of(run.optimizer) != settings:
-        raise ValueError("its optimiser has other settings")
     check_moments(run.optimizer)
     if run.ema is not None:
         run.ema.module.load_state_dict(content["ema"])
@@ -110,14 +107,6 @@ def take_state(run: Run, position: state.Position, content: dict[str, Any]) -> N
         run.accelerator.scaler.load_state_dict(content["scaler"])
     run.position = position
     take_share(run, content["ranks"])
-
-
-def settings_of(optimizer: Any) -> list[dict[str, Any]]:
-    """What an optimiser's groups are told, but for the learning rate, which every step sets anew."""
-    return [
-        {name: value for name, value in group.items() if name not in ("params", "lr")}
-        for group in optimizer.param_groups
-    ]
 
 
 def check_moments(optimizer: Any) -> None:
@@ -131,8 +120,8 @@ def check_moments(optimizer: Any) -> None:
         for name, value in remembered.items():
             if value is None:
                 continue
-            known = kinds.setdefault(name, type(value)) is type(value)
-            if not (known and isinstance(value, Tensor | int | float)):
+            kind = Tensor if isinstance(value, Tensor) else type(value)  # a sharded tensor is one, too
+            if kinds.setdefault(name, kind) is not kind or not issubclass(kind, Tensor | int | float):
                 raise ValueError(f"its optimiser's {name} is {type(value).__name__} for a parameter")
         if not same:
             raise ValueError("its optimiser remembers different things for parameters of one shape")
