@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,9 @@ class DenseTask(Task):
     keeps_ratio = True
 
     @property
+    @abstractmethod
     def network(self) -> type[TaskModel]:
         """The class of the networks."""
-        raise NotImplementedError
 
     def build(self, options: Any, source: Any) -> TaskModel:
         import torch
