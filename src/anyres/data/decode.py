@@ -59,8 +59,18 @@ class Deep(NamedTuple):
     bit_depth: int
 
 
-Data = bytes | Path | np.ndarray | Image.Image | BadImage | Deep
-"""What a source hands over: an encoded file, its path, uint8 pixels, a decoded image, or why there is none."""
+class Drawing(NamedTuple):
+    """An image that is drawn when it is needed: `draw(scale)` gives an "RGB" image of about scale x size, never
+    smaller."""
+
+    size: Size
+    """(height, width) at scale 1, the finest."""
+    draw: Callable[[float], Image.Image]
+
+
+Data = bytes | Path | np.ndarray | Image.Image | Drawing | BadImage | Deep
+"""What a source hands over: an encoded file, its path, uint8 pixels, a decoded image, how to draw one, or why there is
+none."""
 
 
 def with_depth(data: Data, bit_depth: int | None) -> Data:
@@ -109,6 +119,10 @@ def open_picture(
     if isinstance(data, bytes | Path):
         with _opened(data, name, max_pixels) as image:
             yield _picture(image, name, in_chans, bit_depth, marked)
+        return
+    if isinstance(data, Drawing):
+        draw = data.draw
+        yield Picture(data.size, lambda scale: _to_mode(draw(scale), in_chans, name, None))
         return
     image = Image.fromarray(data) if isinstance(data, np.ndarray) else data
     _check_pixels(image, name, max_pixels)

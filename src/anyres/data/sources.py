@@ -15,6 +15,7 @@ from anyres.data.base import Item, MapSource, StreamSource
 from anyres.data.classes import check_classes, match_classes, tell_subset
 from anyres.data.decode import EXTENSIONS, list_images
 from anyres.data.huggingface import open_huggingface
+from anyres.data.letters import Letters
 from anyres.data.shards import Shards
 from anyres.data.splits import VALIDATION_NAMES, check_split, differ_by_split, find_split, looks_like_split
 from anyres.errors import UserError
@@ -35,6 +36,7 @@ def open_source(
     `spec` is one of
 
     - "digits": the 1797 handwritten digits, 8x8 pixels, that scikit-learn ships: 1437 train, 360 val;
+    - "letters": letters of many fonts, drawn as they are read at up to 256 pixels: 2600 train, 1040 val;
     - a folder FOLDER/train/CLASS/*.jpg with FOLDER/val/CLASS/*.jpg, or FOLDER/CLASS/*.jpg, of which a fixed tenth of
       each class is the validation split;
     - "hf:NAME" or "hf:NAME@CONFIG": a Hugging Face data set by hub id or local folder; "hf-stream:…" reads it as a
@@ -51,6 +53,8 @@ def open_source(
     source: MapSource | StreamSource
     if text == "digits":
         source = Digits(split, in_chans or 1)
+    elif text == "letters":
+        source = Letters(split, in_chans or 3)
     elif text.startswith(("hf:", "hf-stream:")):
         kind, _, name = text.partition(":")
         streaming = kind == "hf-stream"
