@@ -90,8 +90,8 @@ def test_a_page_without_cost_or_curve_renders() -> None:
     assert "70.0" in text
     assert "Accuracy against time" not in text
     text = render(Page([make_row("none", 32, 32, None, note="too small")], {}, "digits/val"))
-    assert "no curve: runs at fewer than two of the square sizes" in text
-    assert "– not possible. none at 32: too small" in text
+    assert "no curve: runs at fewer than two square sizes" in text
+    assert "– could not run. none at 32: too small" in text
 
 
 def markers(axes: Axes, colour: str) -> dict[int, bool]:

@@ -72,7 +72,7 @@ def test_recipe_files_with_mistakes(tmp_path: Path) -> None:
         load_config("resformer_smal")
     with pytest.raises(UserError, match="does not exist"):
         load_config(tmp_path / "none.yaml")
-    wrong = (("a: [", "cannot be read as YAML"), ("- 1", "must hold options"), ("batchsize: 3", "'batch_size'"))
+    wrong = (("a: [", "cannot be read as YAML"), ("- 1", "must contain options"), ("batchsize: 3", "'batch_size'"))
     for text, sentence in wrong:
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(UserError, match=sentence):

@@ -317,10 +317,10 @@ def test_files_of_both_splits_are_noticed(link: Any, tmp_path: Path, caplog: pyt
     if link is None:
         assert opened(data="") == 9
         return
-    with pytest.raises(UserError, match=f"1 of the 9 files of .* are files of the training data, too, .*{first}: rem"):
+    with pytest.raises(UserError, match=f"1 of the 9 files of .* are also in the training data, .*{first}: rem"):
         opened(data="")
     assert opened(data="train", val_data="val") == 9
-    assert f"the first is {first}: scores are too high" in caplog.text
+    assert f"the first is {first}: validation scores are too high" in caplog.text
 
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])

@@ -1,4 +1,4 @@
-"""Accuracy at any input size, what it costs, and the report that shows both."""
+"""Accuracy and cost at any input size, and the report that shows both."""
 
 from anyres.evaluation.aspects import parse_aspects, sizes_at_aspects
 from anyres.evaluation.cost import Cost, measure_cost

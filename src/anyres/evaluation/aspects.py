@@ -1,4 +1,4 @@
-"""Aspect ratios, and names of sizes for people. Sizes are (height, width) in pixels everywhere in anyres."""
+"""Aspect ratios and display names of sizes. Sizes are (height, width) in pixels everywhere in anyres."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ _USUAL_ASPECTS = [(1, 1), *_LANDSCAPE, *[(height, width) for width, height in _L
 
 
 def parse_aspects(text: str) -> list[tuple[float, float]]:
-    """Read "1:1,16:9,9:16" into (width, height) ratios, the way screens are named: 16:9 is wide, 9:16 is tall."""
+    """Parse text such as "1:1,16:9,9:16" into (width, height) ratios. As for screens, 16:9 is wide and 9:16 is tall.
+
+    Raises UserError for text that is not a list of ratios.
+    """
     aspects: list[tuple[float, float]] = []
     for part in _parts(text, "aspect ratio", "1:1,16:9,9:16"):
         try:
@@ -25,11 +28,10 @@ def parse_aspects(text: str) -> list[tuple[float, float]]:
 
 
 def sizes_at_aspects(sides: list[int], aspects: list[tuple[float, float]]) -> list[tuple[int, int]]:
-    """Every side at every aspect ratio, as (height, width) of about the area of the square.
+    """Return every side at every aspect ratio as (height, width), with about the area of the square of that side.
 
-    The rule: area kept, so width = side·√ratio and height = side/√ratio with ratio = width/height, each rounded to
-    the nearest whole pixel (a multiple of 1, whatever the patch size of a model: anyres models take any side) and at
-    least 1.
+    With ratio = width/height, width = side·√ratio and height = side/√ratio, each rounded to the nearest pixel and at
+    least 1. The sides are not rounded to multiples of the patch size, because anyres models accept any size.
     """
     sizes = []
     for width, height in aspects:
@@ -39,14 +41,12 @@ def sizes_at_aspects(sides: list[int], aspects: list[tuple[float, float]]) -> li
 
 
 def size_name(height: int, width: int) -> str:
-    """A size for people: "224" for a square, "168×299" (height × width) otherwise."""
+    """Return the display name of a size: "224" for a square, "168×299" (height × width) otherwise."""
     return str(height) if height == width else f"{height}×{width}"
 
 
 def aspect_name(height: int, width: int) -> str:
-    """The ratio width:height of a size: by the usual name where one fits up to the rounding of the sides, e.g.
-    "16:9".
-    """
+    """Return the ratio width:height of a size, by its usual name (such as "16:9") if one fits within rounding."""
     # Rounding moves each side by at most half a pixel.
     fitting = [(w, h) for w, h in _USUAL_ASPECTS if abs(width * h - height * w) <= 0.5 * (w + h)]
     if fitting:

@@ -1,16 +1,16 @@
-"""What one forward pass costs: arithmetic, time and memory.
+"""The cost of a forward pass: FLOPs, time and memory.
 
-Conventions, the same for every model:
+The conventions are the same for every model:
 
-- **FLOPs = 2 × multiply-adds** (one multiplication and one addition each count). Papers on vision transformers often
-  print multiply-adds ("MACs") under the name of FLOPs: DeiT-S at 224 is 9.20 GFLOP = 4.60 GMAC. Matrix products,
-  convolutions and attention count; norms, activations, softmax and sums do not, as in the papers.
-- **images/s** is batch size over the median time of a batch, **latency** the median time of one image alone, both
-  after warm-up.
-- **peak memory** is weights and buffers + input + the most activation memory alive at any moment of one batch, in
-  10^6 bytes. On CUDA it is what the allocator handed out. On a CPU it is the sum of the live tensor storages after
-  every operator, which is the same for every run (resident-set marks are not). Scratch space inside an operator is in
-  the CUDA figure and not in the CPU one.
+- **FLOPs = 2 × multiply-adds** (a multiply-add counts as two operations). Papers on vision transformers often report
+  multiply-adds ("MACs") as FLOPs: DeiT-S at 224 has 9.20 GFLOP = 4.60 GMAC. Matrix products, convolutions and
+  attention are counted; norms, activations, softmax and sums are not, as in the papers.
+- **images/s** is the batch size divided by the median time of a batch, and **latency** is the median time of a single
+  image, both after warm-up.
+- **peak memory** is weights and buffers + input + the peak activation memory of one batch, in 10^6 bytes. On CUDA it
+  is the memory allocated by torch. On a CPU it is the sum of the live tensor storages after every operator, which is
+  the same in every run (unlike the resident set size). Scratch memory inside an operator is included on CUDA, but not
+  on a CPU.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch.utils.flop_counter import flop_registry
 from anyres.data.config import DataConfig
 from anyres.inference.precision import precision_context
 
-# Fused attention operators that some supported torch version counts as zero. Shapes are (batch, heads, tokens, width).
+# Fused attention operators that some supported torch versions count as zero. Shapes are (batch, heads, tokens, width).
 _ATTENTION_OPERATORS = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_fused_attention_overrideable",
@@ -42,7 +42,7 @@ _ATTENTION_OPERATORS = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a forward pass; see the conventions of this module."""
+    """The cost of a forward pass; see the conventions at the top of this module."""
 
     gflops: float  # per image, 10^9, 2 × multiply-adds
     params: int
@@ -61,9 +61,9 @@ def measure_cost(
 ) -> Cost:
     """Measure `model` on random images of `size` (height, width).
 
-    `precision` is that of `evaluate`. Each timing repeats for about `seconds`, at least three times, after one
-    warm-up run. The model is moved to `device` and is put back into its mode afterwards. Errors of the model (a size
-    that it refuses) pass through.
+    `precision` means the same as in `evaluate`. After one warm-up run, each timing is repeated for about `seconds` and
+    at least three times. The model is moved to `device`, and its train/eval mode is restored afterwards. Exceptions of
+    the model, for example for a size that it does not support, are passed on.
     """
     device = torch.device(device)
     was_training = model.training
@@ -82,15 +82,17 @@ def measure_cost(
 
 
 def count_flops(model: nn.Module, images: Tensor) -> int:
-    """FLOPs (2 × multiply-adds) of one forward pass over `images` (B, C, H, W), fused attention included."""
+    """Return the FLOPs (2 × multiply-adds) of a forward pass on `images` (B, C, H, W), including fused attention."""
     with torch.no_grad(), _FlopCounter() as counter:
         model(images)
     return counter.total
 
 
 class _FlopCounter(TorchDispatchMode):
-    """Adds up what every operator costs. torch's own counter hooks all modules too, and a model that is watched may
-    compute more than it does for its result alone."""
+    """Sums the FLOPs of all operators.
+
+    torch's own counter also hooks every module, and models with hooks may compute more than their result requires.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,15 +108,15 @@ class _FlopCounter(TorchDispatchMode):
 
 
 def _attention_flops(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    """Two matrix products: (N, d) × (d, M) for the scores and (N, M) × (M, e) for the values, in each head."""
+    """Return the FLOPs of attention, i.e. of (N, d) × (d, M) for scores and (N, M) × (M, e) for values in each head."""
     *batch, tokens, width = query.shape
     return 2 * math.prod(batch) * tokens * key.shape[-2] * (width + value.shape[-1])
 
 
 def peak_memory_bytes(model: nn.Module, images: Tensor, precision: str = "float32") -> int:
-    """Weights and buffers + `images` + the most that one forward pass allocates on top of them at any moment.
+    """Return the bytes of weights, buffers and `images` plus the peak of what a forward pass allocates on top of them.
 
-    Run the model once before, so that what it remembers for a size is not taken for what every pass needs.
+    Run the model once before, so that tensors which it caches for a size are not counted.
     """
     held = [tensor.untyped_storage() for tensor in [*model.parameters(), *model.buffers(), images]]
     resident = sum({storage._cdata: storage.nbytes() for storage in held}.values())
@@ -132,10 +134,10 @@ def peak_memory_bytes(model: nn.Module, images: Tensor, precision: str = "float3
     return int(resident + live.peak)
 
 
-class _LiveStorage(TorchDispatchMode):  # torch leaves it untyped
-    """Sums the storages that operators make and that still live; `peak` is the largest sum seen, in bytes.
+class _LiveStorage(TorchDispatchMode):  # the base class is untyped in torch
+    """Tracks the total size of live storages created by operators; `peak` is the largest total so far, in bytes.
 
-    Agrees with the events of torch's CPU allocator to the byte for transformers (views and in-place results share
+    For transformers this agrees with the events of torch's CPU allocator to the byte (views and in-place results share
     their storage).
     """
 
@@ -170,7 +172,7 @@ class _LiveStorage(TorchDispatchMode):  # torch leaves it untyped
 def random_input(
     model: nn.Module, batch_size: int, size: tuple[int, int], device: str | torch.device = "cpu"
 ) -> Tensor:
-    """Standard normal images (B, C, height, width), or clips (B, C, T, height, width) of a video model's length."""
+    """Return standard normal images (B, C, height, width), or for a video model clips (B, C, T, height, width)."""
     frames = getattr(model, "num_frames", None)
     return torch.randn(
         batch_size, DataConfig.of(model).in_chans, *(() if frames is None else (frames,)), *size, device=device
@@ -180,7 +182,7 @@ def random_input(
 def _median_seconds(model: nn.Module, images: Tensor, precision: str, seconds: float) -> float:
     def timed() -> float:
         start = time.perf_counter()
-        with precision_context(precision, images.device):  # anew for each batch, as in `evaluate`
+        with precision_context(precision, images.device):  # entered anew for each batch, as in `evaluate`
             model(images)
         if images.device.type == "cuda":
             torch.cuda.synchronize(images.device)

@@ -1,4 +1,4 @@
-"""Scores of a model on the data of its task at one size."""
+"""Evaluate a model on the data of its task at one size."""
 
 from __future__ import annotations
 
@@ -26,9 +26,15 @@ from anyres.tasks.scores import Measured
 def open_test_source(
     model: Any, data: str, split: str = "val", *, others: Sequence[Any] = (), bit_depth: int | None = None
 ) -> Any:
-    """The data of a model's task, with the masks and keypoints that it, or one of the `others` that share the data, is
-    judged by; `bit_depth` is that of its pictures, where it has to be told. Raises UserError where the classes do not
-    fit one of the models."""
+    """Open the test data of a model's task, including the masks and keypoints that its scores need.
+
+    Args:
+        others: further models that will be evaluated on the same data; the scores that they need are included.
+        bit_depth: bits per channel of the images, if it cannot be read from the files.
+
+    Raises:
+        UserError: if the classes of the data do not fit one of the models.
+    """
     from anyres.data.classes import tell_subset
 
     source = task_of(model).open_test_source(data, split, [model, *others])
@@ -51,19 +57,25 @@ def evaluate(
     workers: int = 0,
     **options: Any,
 ) -> Measured:
-    """The scores of a model on every item of `source` at `size` (height, width), in inference mode.
+    """Return the scores of a model on every item of `source` at `size` (height, width).
 
-    How items are prepared comes from what the model states (`data.config.DataConfig`), and from the source where it
-    states nothing; `options` are the task's own (`Task.test_options`), `batch_size` is the task's unless given. What
-    the scores are is said in the task's `score` module: "top1", "top5" and "loss" of classifiers of images and clips,
-    "miou", "pixel_accuracy" and "mean_accuracy" of segmentation, COCO's "ap", … of detection.
+    Items are prepared according to the model's data config (`data.config.DataConfig`), or to the source where the
+    model specifies nothing. Under torch.distributed each process evaluates its share of the items, each item counts
+    once, and every process returns the scores over all items. The model is moved to `device`, and its train/eval mode
+    is restored afterwards.
 
-    `precision` "bfloat16" and "float16" run under autocast. Under torch.distributed every process takes its own share
-    of the items and all return the scores of all; each item counts once. The model is moved to `device` and put back
-    into its mode afterwards.
+    Args:
+        batch_size: items per batch; by default that of the task.
+        precision: "bfloat16" and "float16" run under autocast.
+        options: options of the task, see `Task.test_options`.
 
-    Raises UserError when no item is readable, the classes do not fit the model's, weights or outputs are not finite,
-    or the size is below the model's minimum.
+    Returns:
+        The scores defined in the task's `score` module: "top1", "top5" and "loss" for image and video classification,
+        "miou", "pixel_accuracy" and "mean_accuracy" for segmentation, COCO's "ap" and so on for detection.
+
+    Raises:
+        UserError: if no item is readable, the classes do not fit the model, weights or outputs are not finite, or the
+            size is below the model's minimum.
     """
     predictor = Predictor(model, size, device=device, precision=precision, source=source, **options)
     task, (rank, world) = predictor.task, process()
@@ -84,7 +96,7 @@ def evaluate(
     if rank == 0:
         try:
             measured = metric.compute([share[0] for share in shares], count)
-        except UserError as error:  # for all processes
+        except UserError as error:  # raised below on all processes
             measured = error
     measured = gather(measured)[0]
     if isinstance(measured, UserError):
@@ -94,14 +106,14 @@ def evaluate(
 
 
 def process() -> tuple[int, int]:
-    """(rank, world size) of torch.distributed; (0, 1) without it."""
+    """Return (rank, world size) of torch.distributed, or (0, 1) without it."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def gather(share: Any) -> list[Any]:
-    """What every process has, in their order."""
+    """Gather the `share` of every process, in order of rank."""
     world = process()[1]
     if world == 1:
         return [share]
@@ -111,8 +123,11 @@ def gather(share: Any) -> list[Any]:
 
 
 def matching(model: nn.Module, source: Any) -> str:
-    """Changes when what the source marks means something else to the model: the classes, their places among its
-    outputs, the values of masks, or how pictures are read and fitted."""
+    """Return a hash of how a model interprets the source.
+
+    It changes with the classes, their indices in the model's output, the values of masks, the bit depth and the way
+    images are resized.
+    """
     config = DataConfig.of(model, source)
     values = np.ravel(getattr(source, "table", ())).tolist()
     places = config.places(source).tolist()
@@ -121,12 +136,12 @@ def matching(model: nn.Module, source: Any) -> str:
 
 
 def preparation_text(model: nn.Module, source: Any) -> str:
-    """How the evaluation prepares images, in a sentence."""
+    """Describe the eval transform in a sentence for the report."""
     config = DataConfig.of(model, source)
     if task_of(model).keeps_ratio:
         divisor = config.fitting.get("divisor", 1)
         rounded = f", both sides up to multiples of {divisor}" if divisor > 1 else ""
-        return f"resized with their ratio kept, the short side to the size{rounded}; {config.normalisation}."
+        return f"resized at their aspect ratio, the short side to the size{rounded}; {config.normalisation}."
     share = f"{config.crop_pct:.4g}"
     return (
         f"{config.interpolation} resize of the short side to int(size/{share}), centre crop to size; non-square sizes:"
@@ -136,8 +151,10 @@ def preparation_text(model: nn.Module, source: Any) -> str:
 
 
 def sample_images(model: nn.Module, source: Any, size: Size, count: int) -> list[Image.Image]:
-    """The first `count` readable images as the model sees them at `size`, in their own colours; the middle frames of
-    clips."""
+    """Return the first `count` readable images as the model sees them at `size`, but in their original colours.
+
+    For clips, these are the middle frames.
+    """
     task = task_of(model)
     transform = task.transform(DataConfig.of(model, source), size, task.test_options())
     images: list[Image.Image] = []

@@ -1,4 +1,4 @@
-"""What is written in the pictures of a sweep, and where: sizes, values and names that do not cover each other."""
+"""Labels of a sweep's plots: sizes, values and names, placed so that they do not overlap."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def label_dots(axes: Axes, values: list[tuple[float, int]], y: float) -> None:
-    """The number above each dot, except where it would cover its neighbour's."""
+    """Write the value above each dot, or below it where it would overlap the neighbour's."""
     previous = -math.inf
     all_values = [value for value, _ in values]
     room = 0.12 * max(10.0, max(all_values, default=0.0) - min(all_values, default=0.0))
@@ -33,7 +33,7 @@ def label_dots(axes: Axes, values: list[tuple[float, int]], y: float) -> None:
 
 
 def label_sizes(axes: Axes, points: list[tuple[float, float, Row]], on_front: set[int], models: list[str]) -> None:
-    """The input size beside the points, most telling ones first, and only where it does not touch another number."""
+    """Write the input size next to the points, the most informative ones first, skipping those that would overlap."""
     ends = {model: [row.height for _, _, row in points if row.model == model] for model in models}
 
     def rank(point: tuple[float, float, Row]) -> tuple[bool, bool, bool]:
@@ -43,7 +43,8 @@ def label_sizes(axes: Axes, points: list[tuple[float, float, Row]], on_front: se
     kept: list[tuple[float, float]] = []
     scale = 72 / axes.figure.dpi
     for x, y, row in sorted(points, key=rank):
-        # Where the curve is not: above and left of the front, else below, on the side that it falls away from.
+        # Keep clear of the curve: above left on the Pareto front, otherwise below, left if the curve falls to this
+        # point and right if it rises.
         before = max(
             (p for p in points if p[2].model == row.model and p[2].height < row.height),
             key=lambda p: p[2].height,
@@ -62,7 +63,7 @@ def label_sizes(axes: Axes, points: list[tuple[float, float, Row]], on_front: se
 
 
 def label_ends(axes: Axes, rows: list[Row], models: list[str]) -> None:
-    """Name and last value at the right end of every curve, and the first value at the left one."""
+    """Write the name and last value at the right end of every curve, and the first value at the left end."""
     curves = _curves(rows, models)
     line = _in_points(axes, 13)
     name_ends(
@@ -83,7 +84,7 @@ def label_ends(axes: Axes, rows: list[Row], models: list[str]) -> None:
 
 
 def _curves(rows: list[Row], models: list[str]) -> list[tuple[int, str, list[tuple[float, float]]]]:
-    """(place, model, [(side, top-1), …]) of the models that have any value."""
+    """Return (index, model, [(side, main score), …]) for the models that have any value."""
     curves = []
     for index, model in enumerate(models):
         points = sorted((row.side, row.score) for row in rows if row.model == model and row.score is not None)
@@ -93,7 +94,11 @@ def _curves(rows: list[Row], models: list[str]) -> list[tuple[int, str, list[tup
 
 
 def name_ends(axes: Axes, ends: list[tuple[int, float, float, str]]) -> None:
-    """Texts (place of the model, x, y, text) at the right of their points, pushed apart where they would overlap."""
+    """Write texts to the right of their points, moved apart where they overlap.
+
+    Args:
+        ends: (index of the model, x, y, text).
+    """
     if not ends:
         return
     ends = sorted(ends, key=lambda end: end[2])
@@ -102,7 +107,7 @@ def name_ends(axes: Axes, ends: list[tuple[int, float, float, str]]) -> None:
     heights: list[float] = []
     for _, _, value, _ in ends:
         heights.append(max(value, heights[-1] + room) if heights else value)
-    # What was pushed over the top comes back down, taking its neighbours along.
+    # Move texts that were pushed over the top back down, together with their neighbours.
     ceiling = axes.get_ylim()[1] - room / 4
     for number in reversed(range(len(heights))):
         heights[number] = min(heights[number], ceiling)
@@ -114,15 +119,16 @@ def name_ends(axes: Axes, ends: list[tuple[int, float, float, str]]) -> None:
 
 
 def _in_points(axes: Axes, points: float) -> float:
-    """A height in printer's points, in units of the (linear) vertical axis."""
+    """Convert a height in typographic points to units of the (linear) vertical axis."""
     low, high = axes.get_ylim()
     return points / (axes.get_window_extent().height / axes.figure.dpi * 72) * (high - low)
 
 
 def size_axis(axes: Axes, sides: list[int], trained: list[int]) -> None:
-    """A log2 axis whose ticks are the sizes; where labels would touch, training sizes and the ends keep theirs.
+    """Make a log2 axis with a tick at every size.
 
-    Training sizes stand on a grey band and in bold.
+    Where labels would overlap, those of training sizes and of the ends are kept. Training sizes have a grey band and
+    bold labels.
     """
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
@@ -137,14 +143,14 @@ def size_axis(axes: Axes, sides: list[int], trained: list[int]) -> None:
     for side in trained:
         if sides[0] <= side <= sides[-1]:
             axes.axvspan(side / 1.035, side * 1.035, color=BAND, lw=0, zorder=0)
-    # Names at the ends of curves will take a part of the width.
+    # Leave room for the names at the ends of the curves.
     points = 0.85 * axes.get_window_extent().width / axes.figure.dpi * 72
     wanted = sorted(
         sides, key=lambda side: (side not in trained, side not in (sides[0], sides[-1]), -sides.index(side) % 2)
     )
     kept: list[int] = []
     for side in wanted:
-        # A digit is about 5.6 points wide at this font size; a gap of one digit between labels.
+        # A digit is about 5.6 points wide at this font size; leave a gap of about one digit between labels.
         need = 5.6 * (len(str(side)) + 1.2)
         if all(abs(math.log2(side / other)) / (1.1 * spread) * points >= need for other in kept):
             kept.append(side)
@@ -164,7 +170,7 @@ def time_axis(axes: Axes, times: list[float]) -> None:
 
 
 def plain_log_ticks(axis: Any) -> None:
-    """1, 2, 5, 10, 20, … in plain digits."""
+    """Put ticks at 1, 2, 5, 10, 20, … and write them without exponents."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=20))
@@ -173,7 +179,7 @@ def plain_log_ticks(axis: Any) -> None:
 
 
 def reading_key(axes: Axes) -> None:
-    """The reading key, in grey under the curves, which sink at their ends."""
+    """Add the key of filled and hollow markers at the bottom centre, which is free since curves fall at their ends."""
     from matplotlib.lines import Line2D
 
     style: dict[str, Any] = {"marker": "o", "ls": "", "ms": 5.5, "mec": GREY, "mew": 1.3}
@@ -201,6 +207,6 @@ def model_legend(axes: Axes, models: list[str]) -> None:
         for index in range(len(models))
     ]  # fmt: skip
     legend = axes.legend(handles, map(str, range(len(models))), loc="best", frameon=False, fontsize=8.5)
-    # Not as labels: matplotlib leaves out those that begin with an underscore.
+    # Set the names afterwards, because matplotlib ignores labels that begin with an underscore.
     for text, model in zip(legend.get_texts(), models, strict=True):
         text.set_text(drawn_name(model))

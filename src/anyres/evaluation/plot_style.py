@@ -1,7 +1,7 @@
-"""How the pictures of a sweep look: colours and markers of the models, fonts, and what a model is called in them.
+"""Style of a sweep's plots: colours and markers of the models, fonts, and display names of models.
 
-Colours are those of Okabe and Ito, safe for the common kinds of colour blindness; markers differ too, so that a grey
-print can be read.
+The colours are those of Okabe and Ito, which are safe for the common kinds of colour blindness. Markers differ as well,
+so that the plots can be read in greyscale.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":")
 INK, GREY, GRID, BAND = "#1a1a1a", "#666666", "#e4e4e4", "#f0f0f0"
-LETTERS = 24  # of a model's name
+LETTERS = 24  # largest length of a model's name
 
 
 def model_colour(index: int) -> str:
-    """Colour of the model at this place in the order of the sweep."""
+    """Return the colour of the model with this index in the sweep."""
     return COLOURS[index % len(COLOURS)]
 
 
 @contextmanager
 def style(models: Sequence[str] = ()) -> Iterator[None]:
-    """Settings of the pictures, with fonts for the names of `models`."""
+    """Apply the style to plots made in this context, with fonts that cover the names of `models`."""
     import matplotlib
 
     settings: dict[str, Any] = {
-        # Names are no formulas, whatever dollar signs they hold.
+        # Dollar signs in names must not be parsed as formulas.
         "text.parse_math": False, "text.usetex": False,
         "font.family": list(dict.fromkeys(["DejaVu Sans", *(font_for(short_name(model)).name for model in models)])),
         "font.size": 10, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlepad": 10,
@@ -51,5 +51,5 @@ def short_name(name: str) -> str:
 
 
 def drawn_name(name: str) -> str:
-    """What pictures call a model: a short line of letters that there are fonts for."""
+    """Return the name of a model in plots: shortened, and limited to characters that available fonts can draw."""
     return shorten(drawable(short_name(name)), LETTERS)

@@ -1,7 +1,6 @@
-"""The pictures of a sweep: accuracy by size, accuracy against time, cost by size.
+"""The plots of a sweep: accuracy by size, accuracy against time, cost by size.
 
-One reading key for all of them: a filled marker is a size that the model was trained at, a hollow one a size that it
-never saw.
+In all of them, filled markers are sizes that the model was trained at and hollow ones are sizes unseen in training.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NON_SQUARE_DOTS = 12  # more non-square sizes than this are drawn as curves, one small panel for each aspect ratio
+_NON_SQUARE_DOTS = 12  # with more non-square sizes than this, draw curves, one small panel per aspect ratio
 
 
 def accuracy_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: bool = False) -> Figure:
-    """The main score by the side of a square input, and beside it (below it when `narrow`) the non-square sizes.
+    """Plot the main score over the side of a square input, with non-square sizes to the right (below if `narrow`).
 
-    `train_sides` gives the sides of the square training sizes of each model: they are shaded, and set in bold on the
-    axis.
+    Args:
+        train_sides: by model, the sides of its square training sizes; they are shaded and bold on the axis.
     """
     squares = [row for row in rows if row.square]
     others = [row for row in rows if not row.square]
@@ -70,7 +69,7 @@ def accuracy_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: 
 
 
 def pareto_figure(rows: list[Row], narrow: bool = False) -> Figure:
-    """The main score against measured time for each image; the grey line is what no other point beats in both."""
+    """Plot the main score against the measured time per image; the grey line is the Pareto front."""
     timed = [row for row in rows if row.square and row.score is not None and row.images_per_second]
     models = _models(rows)
     with style(models):
@@ -112,7 +111,7 @@ def pareto_figure(rows: list[Row], narrow: bool = False) -> Figure:
 
 
 def cost_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: bool = False) -> Figure:
-    """Images each second, GFLOPs and peak memory by the side of a square input: three small panels."""
+    """Plot images per second, GFLOPs and peak memory over the side of a square input, in three small panels."""
     squares = [row for row in rows if row.square]
     models = _models(rows)
     shaded = sorted({side for sides in train_sides.values() for side in sides})
@@ -127,7 +126,7 @@ def cost_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: bool
         for axes, (name, title) in zip(grid, panels, strict=True):
             for index, model in enumerate(models):
                 curve = [(row.height, getattr(row, name), row.trained) for row in squares if row.model == model]
-                # Models of one width and depth cost the same: earlier ones are drawn larger and show under later ones.
+                # Models of the same width and depth cost the same; draw earlier ones larger to show under later ones.
                 known: list[tuple[float, float, bool]] = sorted((x, y, trained) for x, y, trained in curve if y)
                 _curve(axes, known, index, marker_size=max(3.5, 9.0 - 3.0 * index), width=max(1.2, 4.5 - 1.7 * index))
             axes.set_yscale("log")
@@ -142,14 +141,14 @@ def cost_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: bool
 
 
 def save(figure: Figure, target: str | PathLike[str] | IO[bytes], kind: Literal["png", "svg"] = "png") -> None:
-    """Write a picture: PNG at 200 dots per inch, or SVG with letters as outlines, which look the same everywhere."""
+    """Save a figure as PNG at 200 dpi, or as SVG with text as outlines, which look the same everywhere."""
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None} if kind == "svg" else {"Software": None}
     with style():
         figure.savefig(target, format=kind, dpi=200, metadata=metadata)
 
 
 def _empty_figure(inches: tuple[float, float]) -> Figure:
-    # Not pyplot: it keeps global state and may want a display.
+    # Not pyplot, which keeps global state and may need a display.
     from matplotlib.figure import Figure
 
     return Figure(figsize=inches, layout="constrained", facecolor="white")
@@ -169,7 +168,7 @@ def _models(rows: list[Row]) -> list[str]:
 
 
 def _non_square_panels(rows: list[Row]) -> list[tuple[str | None, list[Row]]]:
-    """Few sizes: one panel of dots (title None). Many: one panel of curves for each aspect ratio."""
+    """Return (title, rows) per panel: a single panel of dots (title None) for few sizes, else one per aspect ratio."""
     if not rows:
         return []
     if len({row.size for row in rows}) <= _NON_SQUARE_DOTS:
@@ -183,7 +182,7 @@ def _non_square_panels(rows: list[Row]) -> list[tuple[str | None, list[Row]]]:
 def _accuracy_layout(
     squares: bool, panels: list[tuple[str | None, list[Row]]], narrow: bool
 ) -> tuple[Figure, Axes | None, list[Axes]]:
-    """The main panel, and the non-square ones: a column at its right, or below it on a narrow page."""
+    """Create the figure, its main panel, and a column of non-square panels to its right (below it if `narrow`)."""
     count = len(panels)
     dots = count == 1 and panels[0][0] is None
     shapes = len({row.size for row in panels[0][1]}) if dots else 0
@@ -201,7 +200,7 @@ def _accuracy_layout(
         return figure, axes, []
     height = 4.4 if count < 3 else 1.9 * count
     figure = _empty_figure((10.6, height))
-    if dots:  # as high as its lines need, not stretched to the height of the curves
+    if dots:  # only as high as needed, not stretched to the height of the curves
         share = min(0.99, (1.3 + 0.5 * shapes) / height)
         grid = figure.add_gridspec(2, 2, width_ratios=[2.7, 1], height_ratios=[share, 1 - share])
         return figure, figure.add_subplot(grid[:, 0]), [figure.add_subplot(grid[0, 1])]
@@ -210,7 +209,7 @@ def _accuracy_layout(
 
 
 def _draw_by_side(axes: Axes, rows: list[Row], models: list[str]) -> None:
-    for index, model in reversed(list(enumerate(models))):  # the first one lies on top
+    for index, model in reversed(list(enumerate(models))):  # the first model is drawn last, on top
         _curve(
             axes,
             sorted((row.side, row.score, row.trained) for row in rows if row.model == model and row.score is not None),
@@ -288,7 +287,7 @@ def _limit_accuracy(axes: Axes, rows: list[Row]) -> None:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Place the panels, so that lengths in points can be asked for: once for a figure, it is the slow part."""
+    """Lay out the panels, so that lengths in points are known. Call once per figure, because it is slow."""
     figure.draw_without_rendering()
 
 
@@ -297,7 +296,7 @@ def _milliseconds(row: Row) -> float:
 
 
 def _front(points: list[tuple[float, float, Row]]) -> list[tuple[float, float, Row]]:
-    """The points that no other one beats in both time and accuracy, from fast to slow."""
+    """Return the Pareto front, from fast to slow: the points that no other one beats in both time and accuracy."""
     front: list[tuple[float, float, Row]] = []
     for point in sorted(points, key=lambda point: (point[0], -point[1])):
         if not front or point[1] > front[-1][1]:

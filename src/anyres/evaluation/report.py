@@ -1,5 +1,6 @@
-"""One self-contained page for a sweep: the finding, the pictures, the tables and the fine print. No scripts, no
-outside links.
+"""The report of a sweep: a self-contained HTML page with results, plots, tables and the method.
+
+The page has no scripts and no external links.
 """
 
 from __future__ import annotations
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Samples:
-    """A few images of the source exactly as the network sees them at one size (after resize and crop, colours
-    restored).
-    """
+    """A few images of the source as the network sees them at one size (resized and cropped, but not normalised)."""
 
     size: Size
     images: Sequence[Image.Image]
@@ -38,8 +37,9 @@ class Samples:
 
 @dataclass(frozen=True)
 class Page:
-    """What the report shows. `facts` are (name, value) lines of the fine print, `preparation` says how images are
-    made, by model.
+    """The contents of the report.
+
+    `facts` are (name, value) lines at the end of the page; `preparation` describes the eval transform of each model.
     """
 
     rows: list[Row]
@@ -52,7 +52,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The page as HTML text: `report.html`, filled in."""
+    """Render the page as HTML with the template `report.html`."""
     page = _with_short_names(page)
     rows, train_sizes = page.rows, dict(page.train_sizes)
     names = list(dict.fromkeys(row.model for row in rows))
@@ -112,7 +112,7 @@ def render(page: Page) -> str:
 
 @cache
 def _template() -> Template:
-    """The page to fill in: whatever a name holds, what stands in the page can be printed, and is text and not HTML."""
+    """Load the template, in an environment that makes every value printable and escapes it as text."""
     environment = Environment(
         loader=PackageLoader("anyres", "evaluation"),
         autoescape=True,
@@ -126,12 +126,12 @@ def _template() -> Template:
 
 
 def _printed(value: Any) -> Any:
-    # Markup is what the template's own macros made, of values that came through here.
+    # Markup comes from the template's own macros, whose values have already passed through here.
     return value if isinstance(value, Markup) else printable(str(value))
 
 
 def _with_short_names(page: Page) -> Page:
-    """The page with models called by at most 80 letters, and by as many names as before."""
+    """Return the page with model names shortened to about 80 letters; different names stay different."""
     short: dict[str, str] = {}
     for model in dict.fromkeys(row.model for row in page.rows):
         name = shorten(printable(model), 80)
@@ -147,14 +147,14 @@ def _with_short_names(page: Page) -> Page:
 
 
 def _keep_names_whole(text: str, models: list[str]) -> str:
-    """Text in which no line breaks inside a (short) model name, as browsers do at hyphens, or before a percent sign."""
+    """Prevent line breaks at the hyphens of (short) model names and before percent signs."""
     for name in sorted((model for model in models if len(model) <= 24), key=len, reverse=True):
         text = text.replace(name, name.replace("-", "\u2011"))
     return text.replace(" %", "\u00a0%")
 
 
 def _accuracy_lines(rows: list[Row], models: list[str]) -> list[dict[str, Any]]:
-    """A line of the table for each size, squares first: a row or None for each model."""
+    """Return a table line for each size, squares first, with a row or None for each model."""
     cells = {(row.size, row.model): row for row in rows}
     sizes = sorted({row.size for row in rows}, key=lambda size: (size[0] != size[1], size[0] * size[1], size))
     return [
@@ -162,7 +162,7 @@ def _accuracy_lines(rows: list[Row], models: list[str]) -> list[dict[str, Any]]:
             "size": size_name(*size),
             "shape": "" if size[0] == size[1] else aspect_name(*size),
             "rows": (line := [cells.get((size, model)) for model in models]),
-            # With one model there is nothing to compare.
+            # Only marked if there are several models to compare.
             "best": max((row.score for row in line if row is not None and row.score is not None), default=None)
             if len(models) > 1
             else None,
@@ -172,7 +172,7 @@ def _accuracy_lines(rows: list[Row], models: list[str]) -> list[dict[str, Any]]:
 
 
 def _cost_groups(rows: list[Row], models: list[dict[str, str]]) -> list[dict[str, Any]]:
-    """The lines of each model that was measured."""
+    """Return the lines of the cost table, grouped by model; models without measurements are left out."""
     groups = []
     for model in models:
         own = sorted(
@@ -199,7 +199,7 @@ def _cost_groups(rows: list[Row], models: list[dict[str, str]]) -> list[dict[str
 
 
 def _digits(value: float | None) -> str:
-    """Three significant digits, without an exponent."""
+    """Format a number with three significant digits and no exponent."""
     if value is None:
         return "–"
     if value >= 100:
@@ -208,7 +208,7 @@ def _digits(value: float | None) -> str:
 
 
 def _thumbnail(image: Image.Image) -> bytes:
-    """PNG of at most 192 pixels a side; smaller images keep their own pixels, which the page shows as squares."""
+    """Encode as PNG of at most 192 pixels per side; smaller images are not enlarged, and the page shows their pixels."""
     image = image.copy()
     image.thumbnail((192, 192))
     buffer = io.BytesIO()
@@ -217,12 +217,12 @@ def _thumbnail(image: Image.Image) -> bytes:
 
 
 def _picture(draw: Callable[..., Figure], *about: Any) -> dict[str, str]:
-    """A figure, wide and narrow."""
+    """Draw a figure in a wide and a narrow layout, as data URIs."""
     return {"wide": _svg(draw(*about)), "narrow": _svg(draw(*about, narrow=True))}
 
 
 def _describe_curves(rows: list[Row], models: list[str]) -> str:
-    """The curves in words, for those who do not see the picture."""
+    """Describe the curves in words, as the alternative text of the plot."""
     parts = []
     for model in models:
         points = sorted(

@@ -1,4 +1,4 @@
-"""What a sweep measured: one row for each model and size, its table on disk, and the numbers drawn from it."""
+"""Results of a sweep: one row for each model and size, the CSV table, and summary statistics."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from anyres.shapes import Size
 from anyres.tasks import TASKS
 
 TITLES = {name: titles[0] for task in TASKS.values() for name, titles in task.titles.items()}
-"""What the main scores are called in pictures and reports."""
+"""Titles of the main scores in plots and reports."""
 SHORT_TITLES = {name: titles[1] for task in TASKS.values() for name, titles in task.titles.items()}
 SECOND_TITLES = {name: title for task in TASKS.values() for name, title in task.second_titles.items()}
-"""Scores that tables put in brackets behind the main one."""
+"""Titles of scores that tables show in brackets after the main one."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One model at one size. `scores` is empty where the model cannot run; `note` then says why, and otherwise what
-    they leave out."""
+    """The results of one model at one size.
+
+    If the model cannot run at this size, `scores` is empty and `note` gives the reason. Otherwise `note` says what the
+    scores leave out, if anything.
+    """
 
     model: str
     height: int
     width: int
-    trained: bool  # one of the sizes that the model was trained at
+    trained: bool  # whether the model was trained at this size
     scores: dict[str, float]  # as in `tasks.scores.Measured`
     count: int  # images evaluated
     bad: int  # images skipped because they could not be read
@@ -42,7 +45,7 @@ class Row:
 
     @property
     def score(self) -> float | None:
-        """The main score in percent; None where the model cannot run."""
+        """The main score in percent; None if the model cannot run."""
         return next(iter(self.scores.values()), None)
 
     @property
@@ -57,29 +60,31 @@ class Row:
 
     @property
     def side(self) -> float:
-        """The side of the square of the same area, in pixels."""
+        """Side of the square with the same area, in pixels."""
         return math.sqrt(self.height * self.width)
 
 
 _FIRST, _LAST = (
     [field.name for field in part]
-    for part in (fields(Row)[:4], fields(Row)[5:])  # before and behind `scores`
+    for part in (fields(Row)[:4], fields(Row)[5:])  # before and after `scores`
 )
 
 
 def score_names(rows: list[Row]) -> list[str]:
-    """Names of all scores, the main one first."""
+    """Return the names of all scores, the main one first."""
     return list(dict.fromkeys(name for row in rows for name in row.scores))
 
 
 def main_score(rows: list[Row]) -> str:
-    """Name of the main score; that of classification where no model could run."""
+    """Return the name of the main score; "top1" if no model could run."""
     return next(iter(score_names(rows)), "top1")
 
 
 def write_csv(rows: list[Row], path: str | Path) -> None:
-    """Write the rows as a table: a column for each field of `Row` and each score, an empty cell for None, every digit
-    kept. See `csv_text` for what becomes of names."""
+    """Write the rows as a CSV table with a column for each field of `Row` and each score.
+
+    None becomes an empty cell, and numbers keep all their digits. See `csv_text` for how names are written.
+    """
     names = score_names(rows)
     table = [
         [*(getattr(row, name) for name in _FIRST), *map(row.scores.get, names), *(getattr(row, name) for name in _LAST)]
@@ -91,7 +96,7 @@ def write_csv(rows: list[Row], path: str | Path) -> None:
 
 
 def read_csv(path: str | Path) -> list[Row]:
-    """Read what `write_csv` wrote, digit for digit. Raises UserError for a table of another kind."""
+    """Read a table written by `write_csv`, without loss of digits. Raises UserError for a table of another kind."""
     with Path(path).open(newline="", encoding="utf-8") as handle:
         table = csv.DictReader(handle)
         names = list(table.fieldnames or [])
@@ -103,7 +108,7 @@ def read_csv(path: str | Path) -> list[Row]:
 
 
 def row_from_cells(cells: dict[str, str]) -> Row:
-    """Build a row from text cells, as the table has them."""
+    """Build a row from the text cells of the table."""
     integers, optional_integers, texts = {"height", "width", "count", "bad"}, {"params"}, {"model", "note"}
     values: dict[str, object] = {}
     scores: dict[str, float] = {}
@@ -126,11 +131,13 @@ def _to_cell(value: object) -> object:
 
 
 def area_over_log_size(accuracy: dict[int, float]) -> float:
-    """Area under accuracy over log2(side), divided by the width of the range: a mean in the unit of the accuracy.
+    """Return the area under the curve of accuracy over log2(side), divided by the width of the range.
 
-    `accuracy` maps the side of a square input to percent. Trapezoids between neighbouring sides, so the value does
-    not depend on how densely a part of the range is sampled, as a mean over the listed sizes would. Needs two sides
-    or more.
+    The result is a mean in the unit of the accuracy. The area is computed from trapezoids between neighbouring sides,
+    so unlike a mean over the sizes it does not depend on how densely a part of the range is sampled.
+
+    Args:
+        accuracy: maps the side of a square input to percent; needs at least two sides.
     """
     if len(accuracy) < 2:
         raise ValueError(f"the area under a curve needs at least two sizes, got {sorted(accuracy)}")
@@ -140,10 +147,11 @@ def area_over_log_size(accuracy: dict[int, float]) -> float:
 
 
 def areas(rows: list[Row]) -> tuple[dict[str, float | None], list[int]]:
-    """The area under the curve of every model, and the sides it was taken over.
+    """Return the area under the curve of every model, and the sides that it was computed over.
 
-    All models are compared over the same square sizes: those at which every model that runs at two or more of them
-    runs. A model that runs at fewer than two has None, as has every model when fewer than two sizes are common.
+    All models are compared over the same square sizes: those that are supported by every model that runs at two or
+    more square sizes. The area is None for a model that runs at fewer than two, and for every model if fewer than two
+    sizes are common.
     """
     curves: dict[str, dict[int, float]] = {row.model: {} for row in rows}
     for row in rows:
@@ -161,17 +169,18 @@ def areas(rows: list[Row]) -> tuple[dict[str, float | None], list[int]]:
 
 @dataclass(frozen=True)
 class Finding:
-    """The main result in words: one headline and a few sentences that support or limit it."""
+    """The main result in words: a headline and a few sentences that support or qualify it."""
 
     headline: str
     details: list[str]
 
 
 def find(rows: list[Row], train_sizes: dict[str, list[Size]]) -> Finding:
-    """Say what the numbers show, whichever model they favour.
+    """Summarise the results in words, without favouring any model.
 
-    A gap counts as clear when it exceeds two standard errors of an accuracy on this many images (binomial), a
-    cautious bound, since all models saw the same images; for scores that are no share of images, one point.
+    A gap counts as clear if it exceeds two (binomial) standard errors of an accuracy on this number of images. This is
+    conservative, because all models saw the same images. For scores that are not a fraction of images, the threshold
+    is one point.
     """
     models = list(dict.fromkeys(row.model for row in rows))
     means, sides = areas(rows)
@@ -204,7 +213,7 @@ def find(rows: list[Row], train_sizes: dict[str, list[Size]]) -> Finding:
         details.append(
             f"With {count:,} images, a difference below about {noise:.1f} points is within the noise."
             if binomial
-            else "A difference below one point is taken for noise; the spread of this score was not measured."
+            else "A difference below one point is treated as noise; the variance of this score was not measured."
         )
     details += _at_training_sizes(order, curves, train_sizes)
     for model in models:
@@ -225,13 +234,13 @@ def _find_without_curves(rows: list[Row], models: list[str]) -> Finding:
             default=None,
         )
         parts.append(
-            f"{model} ran at none of the sizes"
+            f"{model} could not run at any of the sizes"
             if best is None
             else f"{model} scores {best.score:.1f} % at {best.height}×{best.width} px"
         )
     return Finding(
         "; ".join(parts) + ".",
-        ["Fewer than two square sizes are common to the models, so there is no curve to summarise."],
+        ["The models have fewer than two square sizes in common, so there is no curve to summarise."],
     )
 
 
@@ -240,8 +249,9 @@ def _is_multi(model: str, train_sizes: dict[str, list[Size]]) -> bool:
 
 
 def _rival(lead: str, order: list[str], train_sizes: dict[str, list[Size]]) -> str:
-    """The best model of the other kind (several training sizes against one): that is the comparison a sweep is run
-    for.
+    """Return the best model of the other kind (one versus several training sizes), the comparison of most interest.
+
+    If all models are of the same kind, return the best of the others.
     """
     others = [model for model in order if model != lead]
     of_other_kind = [model for model in others if _is_multi(model, train_sizes) != _is_multi(lead, train_sizes)]
@@ -302,6 +312,6 @@ def _at_training_sizes(
 
 
 def _noise(percent: float, count: int) -> float:
-    """Two standard errors of a measured accuracy, in points; at least that of one image."""
+    """Return two standard errors of a measured accuracy, in percentage points; at least the share of one image."""
     share = min(max(percent / 100, 0.0), 1.0)
     return max(200 * math.sqrt(share * (1 - share) / count), 100 / count)

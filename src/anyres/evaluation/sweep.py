@@ -1,8 +1,8 @@
-"""One or several models at many input sizes: the table, the pictures and the report.
+"""Evaluate one or several models at many input sizes, and write the table, the plots and the report.
 
 Images are prepared as published: bicubic resize of the short side to int(size/crop_pct) (256/224 of the size unless
-the model states another crop_pct), centre crop. For a non-square size (H, W) the resized image covers the box
-(H/crop_pct, W/crop_pct), then the centre crop takes H×W: the rule for squares, applied to each side.
+the model's data config has another crop_pct), then a centre crop. For a non-square size (H, W), the image is resized
+to cover (H/crop_pct, W/crop_pct) before the centre crop of H×W, which applies the rule for squares to each side.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ Progress = Callable[[Row, int, int], None]
 _JOURNAL = "sweep.partial.jsonl"
 _FILES = {"table": "sweep.csv", "picture": "sweep.png", "pareto": "pareto.png", "report": "report.html"}
 _KIND = "sweep"
-"""What the record of the folder calls them (`anyres.io.files`)."""
+"""Name under which the folder's record lists these files (see `anyres.io.files`)."""
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What `sweep` measured and where it wrote it."""
+    """The results of `sweep` and the files that it wrote."""
 
     rows: list[Row]
     train_sizes: dict[str, list[Size]]
@@ -52,7 +52,7 @@ class SweepResult:
 
     @property
     def areas(self) -> dict[str, float | None]:
-        """Area under the accuracy curve over log size, percent, by model (see `results.areas`)."""
+        """Area under the curve of accuracy over log size in percent, by model (see `results.areas`)."""
         return areas(self.rows)[0]
 
     @property
@@ -77,20 +77,26 @@ def sweep(
     command: str | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
-    """Evaluate every model at every size and write sweep.csv, sweep.png, pareto.png and report.html into the folder
-    `out`.
+    """Evaluate every model at every size and write sweep.csv, sweep.png, pareto.png and report.html into `out`.
 
-    `models` maps names to models whose `pretrained_cfg` states the preprocessing and `train_sizes`; `source` is an
-    open data source; `sizes` are (height, width). `cost` measures speed, arithmetic and memory too, in batches of
-    `cost_batch_size` for about 2 × `cost_seconds` each. `command` is printed in the report (by default this process'
-    command line). `progress` is called with each row, its number and the number of rows.
+    If a model does not support a size, its row has no scores and a note with the reason. Rows are kept in a journal in
+    `out` while the sweep runs, so that an interrupted sweep continues if it is started again with the same models,
+    images, classes and settings. Under torch.distributed every process evaluates its share of the images, and the first
+    one measures the cost and writes the files.
 
-    Raises UserError, before any work, if `out` is in use or holds files of these names that anyres did not write.
+    Args:
+        models: maps names to models whose `pretrained_cfg` has the preprocessing and `train_sizes`.
+        source: an open data source.
+        sizes: (height, width) of each size.
+        out: folder for the results.
+        cost: also measure speed, FLOPs and memory.
+        cost_batch_size: batch size of the cost measurement.
+        cost_seconds: length of each of the two timings, in seconds.
+        command: command line to show in the report; by default that of this process.
+        progress: called with each row, its number and the total number of rows.
 
-    A model that refuses a size gets a row without accuracy whose note says why. Every row is kept in a journal in
-    `out` while the sweep runs: started again with the same models, images, classes and settings after an interruption,
-    it continues there. Under torch.distributed every process evaluates its share, and the first one measures cost and
-    writes.
+    Raises:
+        UserError: before any work, if `out` is in use or contains files of these names that anyres did not write.
     """
     if not models or not sizes:
         raise UserError("a sweep needs at least one model and one size")
@@ -148,12 +154,12 @@ def sweep(
 
 
 def check_output(out: str | Path) -> None:
-    """Raises UserError if a sweep would replace files in the folder that anyres did not write."""
+    """Raise UserError if a sweep would overwrite files in the folder that anyres did not write."""
     check_files(out, _KIND, [*_FILES.values(), _JOURNAL])
 
 
 def write_outputs(page: Page, out: str | Path) -> dict[str, Path]:
-    """Write the table, both pictures and the report of `page`, each whole or not at all; returns their paths."""
+    """Write the table, both plots and the report of `page` atomically, and return their paths."""
     out = Path(out)
     files = {what: out / name for what, name in _FILES.items()}
     sides = {model: [height for height, width in sizes if height == width] for model, sizes in page.train_sizes.items()}
@@ -181,7 +187,7 @@ def _measure(
     workers: int,
     cost_settings: tuple[int, float] | None,
 ) -> tuple[Row, tuple[str, ...]]:
-    """One row, and the images that were skipped ("name: reason")."""
+    """Return a row and the images that were skipped ("name: reason")."""
     params = sum(parameter.numel() for parameter in model.parameters())
     row = Row(name, *size, size in DataConfig.of(model).train_sizes, {}, 0, 0, None, params, None, None, None)
     try:
@@ -190,7 +196,7 @@ def _measure(
     except _RefusedSizeError as error:
         return dataclasses.replace(row, note=str(error)), ()
     except torch.OutOfMemoryError:
-        if process()[1] > 1:  # the others wait for this process' counts
+        if process()[1] > 1:  # the others wait for this process's counts
             raise
         return dataclasses.replace(row, note=f"out of memory in batches of {batch_size}"), ()
     bad = measured.bad_images
@@ -212,11 +218,11 @@ def _measure(
 
 
 class _RefusedSizeError(Exception):
-    """A model does not take a size."""
+    """A model does not support a size."""
 
 
 def _try_size(model: nn.Module, size: Size, device: torch.device) -> None:
-    """Run one blank image, so that only a refusal of the size is taken for one, not any error during the evaluation."""
+    """Run a blank image to tell an unsupported size from other errors during evaluation."""
     blank = random_input(model, 1, size, device).zero_()
     try:
         DataConfig.of(model).check_size(size)  # some heads enlarge small images
@@ -224,13 +230,13 @@ def _try_size(model: nn.Module, size: Size, device: torch.device) -> None:
             model(blank)
     except torch.OutOfMemoryError:
         raise
-    except (ValueError, AssertionError, RuntimeError) as error:  # what models raise for a size that does not fit
+    except (ValueError, AssertionError, RuntimeError) as error:  # what models raise for an unsupported size
         lines = str(error).strip().splitlines()
         raise _RefusedSizeError(lines[0][:200] if lines else type(error).__name__) from error
 
 
 class _Journal:
-    """Rows measured so far, one JSON line each. Every process reads it, the first one writes it."""
+    """The rows measured so far, one JSON line each. The first process reads and writes the file for all processes."""
 
     def __init__(self, path: Path, writes: bool) -> None:
         self._path, self._writes = path, writes
@@ -247,7 +253,7 @@ class _Journal:
             try:
                 entry = json.loads(line)
                 rows[entry["key"]] = Row(**entry["row"])
-            except (ValueError, TypeError, KeyError):  # another version's
+            except (ValueError, TypeError, KeyError):  # written by another version
                 continue
         return rows
 
@@ -263,11 +269,11 @@ class _Journal:
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """Changes when any weight does."""
+    """Return a checksum that changes with any weight."""
     checksum = 0
     for name, tensor in sorted(model.state_dict().items()):
         checksum = zlib.crc32(name.encode(), checksum)
-        # Viewed as bytes: numpy knows no bfloat16.
+        # Viewed as bytes, because numpy does not support bfloat16.
         checksum = zlib.crc32(
             tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), checksum
         )
@@ -275,8 +281,9 @@ def _fingerprint(model: nn.Module) -> str:
 
 
 def _sample_sizes(rows: list[Row]) -> list[Size]:
-    """Sizes whose images the report shows: the smallest, a training size (else one in the middle), the largest, one
-    non-square.
+    """Return the sizes whose images the report shows.
+
+    These are the smallest, a training size (or one in the middle), the largest and one non-square size.
     """
     squares = sorted({row.size for row in rows if row.square})
     others = [row.size for row in rows if not row.square]

@@ -15,7 +15,7 @@ __all__ = ["RunResult", "list_recipes", "load_config", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    # torch, timm and accelerate load with the first use: the command line's help must not wait for them.
+    # Import torch, timm and accelerate on first use, so that the command line's help does not wait for them.
     homes = {"train": "loop", "RunResult": "run"}
     if name in homes:
         return getattr(importlib.import_module(f"anyres.training.{homes[name]}"), name)

@@ -18,7 +18,7 @@ REFRESH_SECONDS = 0.5
 
 
 class Display:
-    """A bar with images/s and time left on a terminal, and a line per validation; elsewhere a line per epoch."""
+    """On a terminal, a bar with images/s and time left and a line per validation; elsewhere, a line per epoch."""
 
     def __init__(self, run: Run) -> None:
         self._loss = math.nan
@@ -35,7 +35,7 @@ class Display:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            auto_refresh=False,  # its thread would compete with the training on a small machine
+            auto_refresh=False,  # the refresh thread would compete with training on a small machine
             disable=not (moves and run.config.progress and run.accelerator.is_main_process),
             speed_estimate_period=120,
         )
@@ -49,7 +49,7 @@ class Display:
             yield
 
     def step(self, run: Run, entry: dict[str, float] | None) -> None:
-        """After every step, with what was logged of it, if it was."""
+        """Update the bar after a step; `entry` is the step's log entry, or None if the step was not logged."""
         position, now = run.position, time.monotonic()
         if entry is not None:
             self._loss = entry["loss"]
@@ -64,9 +64,9 @@ class Display:
             self._bar.update(self._task, completed=position.updates, refresh=True, **fields)
 
     def epoch(self, run: Run, row: dict[str, Any]) -> None:
-        """After every epoch, with its row of metrics.csv."""
+        """Print a line after an epoch; `row` is the epoch's row of metrics.csv."""
         score = run.task.score
-        if self._speaks and (self._bar.disable or score in row):  # the bar shows the epochs in between
+        if self._speaks and (self._bar.disable or score in row):  # epochs without validation show only in the bar
             parts = [f"epoch {row['epoch']}/{run.config.epochs}", f"loss {row['loss']:.4f}"]
             parts += [f"{name} {value:.2f}" for name, value in row.items() if name.startswith((score, f"ema_{score}"))]
             parts += [f"{row['images_per_second']:.0f} images/s", f"data wait {row['data_wait']:.0%}"]

@@ -1,8 +1,8 @@
-"""Training, on one process or many: `train(config)`.
+"""The training loop, on one process or many: `train(config)`.
 
-A step takes a batch at several sizes, back-propagates one replica after the other (losses.py) and updates the weights
-once. Beside this page: what is built before the first step (setup.py), what the processes do together (processes.py),
-how a run is saved and continued (resume.py), what it leaves for people (records.py) and shows them (display.py).
+A step takes a batch at several sizes, backpropagates through one replica after another (losses.py) and updates the
+weights once. The other modules build the run (setup.py), handle distributed training (processes.py), save and resume
+(resume.py), write metrics and weights (records.py) and show progress (display.py).
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def train(config: RunConfig) -> RunResult:
     """Train as `config` says, or continue the run in `config.output`.
 
     Raises:
-        UserError: what a person has to put right, in one sentence; also a loss that is not finite (the weights are not
-            updated with it), too many unreadable images, and another process that has ended.
+        UserError: if an option or the data is unusable, if a loss is not finite (the weights are not updated with it),
+            if too many images are unreadable, or if another process of the run has ended.
     """
     accelerator = start_processes(config)
     with peers_explained(), claimed_folder(config, accelerator):
@@ -73,9 +73,9 @@ def train(config: RunConfig) -> RunResult:
 
 
 def train_epoch(run: Run, display: Display) -> None:
-    """Train from `run.position` to the end of its epoch, or until the processes agree to stop (see `run.status`)."""
+    """Train from `run.position` to the end of the epoch, or until the processes agree to stop (see `run.status`)."""
     config, position = run.config, run.position
-    if position.batch >= run.batches_per_epoch:  # stopped between the last step and the validation
+    if position.batch >= run.batches_per_epoch:  # the run was stopped between the last step and validation
         return
     run.task.set_training_mode(run.config, run.forward)
     batches = run.loader.epoch(position.epoch, start_step=position.batch)
@@ -83,7 +83,7 @@ def train_epoch(run: Run, display: Display) -> None:
     while position.batch < run.batches_per_epoch:
         rate = rate_at(config, position.epoch, position.batch / run.batches_per_epoch)
         for group in run.optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)  # a layer's factor
+            group["lr"] = rate * group.get("lr_scale", 1.0)  # factor of layer-wise decay or of the head
         decision = step(run, batches)
         position.updates += 1
         began, passed = time.monotonic(), time.monotonic() - began
@@ -95,12 +95,12 @@ def train_epoch(run: Run, display: Display) -> None:
             save(run)
             return
         due = config.save_every_steps is not None and position.updates % config.save_every_steps == 0
-        if (due or decision.save) and position.batch < run.batches_per_epoch:  # an epoch's end saves anyway
+        if (due or decision.save) and position.batch < run.batches_per_epoch:  # the end of an epoch saves anyway
             save(run)
 
 
 def step(run: Run, batches: Iterator[Any]) -> Decision:
-    """One optimiser step over `accumulation` batches. Raises UserError before the update if a loss is not finite."""
+    """Take an optimiser step over `accumulation` batches. Raises UserError before the update for a non-finite loss."""
     config, position, accelerator = run.config, run.position, run.accelerator
     seen: list[tuple[Any, list[Tensor]]] = []
     vote: list[Callable[[], Decision]] = []
@@ -142,10 +142,10 @@ def step(run: Run, batches: Iterator[Any]) -> Decision:
 
 
 def finish_epoch(run: Run, display: Display) -> None:
-    """Validate, keep the row and the weights, save.
+    """Validate, record the metrics, and write the weights and the training state.
 
-    Weights are written before the state and metrics.csv after it: a kill in between repeats what it lost. The epoch
-    itself is saved before the validation, which may fail: after a resume only that is repeated.
+    The weights are written before the state and metrics.csv after it, so a run killed in between redoes the missing
+    part when resumed. A state is also saved before validation, so that only validation is repeated if it fails.
     """
     config, position = run.config, run.position
     validates = (position.epoch + 1) % config.eval_every == 0 or position.epoch + 1 == config.epochs
@@ -169,8 +169,11 @@ def finish_epoch(run: Run, display: Display) -> None:
 
 
 def validate(run: Run, model: Any, prefix: str) -> dict[str, float]:
-    """The task's scores at every training size, and before them the mean of the main one, by which the best weights
-    are chosen."""
+    """Return the scores at every training size, preceded by the mean of the main score, which selects the best weights.
+
+    Args:
+        prefix: prepended to the name of every score.
+    """
     accelerator, score = run.accelerator, run.task.score
     precision = precision_of(accelerator)
     columns: dict[str, float] = {}
@@ -184,7 +187,7 @@ def validate(run: Run, model: Any, prefix: str) -> dict[str, float]:
 
 
 def is_done(run: Run) -> bool:
-    """Whether the run ends here; `run.status` says why."""
+    """Return whether the run ends here, and set `run.status` to the reason."""
     config, position = run.config, run.position
     patience = config.early_stop
     if not run.status and position.epoch >= config.epochs:

@@ -1,8 +1,8 @@
-"""What a training step minimises: the loss of the task, and scale consistency between replicas.
+"""The training loss: the loss of the task plus scale consistency between replicas.
 
-ResFormer (Tian et al., CVPR 2023, section 3.2) shows every image at several sizes in one step. Replicas are visited
-from large to small; each one after the first also has to agree with the next larger one, which is its teacher and gets
-no gradient: a chain, not a star. The step's loss is the mean over the replicas.
+ResFormer (Tian et al., CVPR 2023, section 3.2) processes every image at several sizes in one step. These replicas are
+visited from large to small. Each one after the first is also trained to agree with the next larger one, which acts as
+its teacher and receives no gradient. The loss of a step is the mean over the replicas.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ BaseLoss = Callable[[Outputs, Any, Any], Tensor]
 
 
 def scale_consistency(student: Tensor, teacher: Tensor, kind: str) -> Tensor:
-    """How far a replica's vector (B, D) is from that of the next larger replica (B, D); a scalar.
+    """Return the distance of a replica's vector (B, D) from that of the next larger replica (B, D), a scalar.
 
-    smooth-l1  mean smooth-L1 (threshold 1) against the teacher whitened by a LayerNorm without affine, eps 1e-6, over
-               D; the student is not whitened (the published asymmetry, and the default)
-    l2         mean squared error, nothing whitened
+    smooth-l1  mean smooth-L1 (threshold 1) against the teacher, whitened over D by a LayerNorm without affine
+               parameters (eps 1e-6); the student is not whitened (as published; the default)
+    l2         mean squared error without whitening
     cosine     1 - mean cosine similarity
-    kl         KL(softmax(teacher) || softmax(student)), summed over D, mean over B, temperature 1: meant for logits
+    kl         KL(softmax(teacher) || softmax(student)), summed over D, averaged over B, temperature 1; for logits
     """
     student, teacher = student.float(), teacher.detach().float()
     if kind == "smooth-l1":
@@ -61,33 +61,33 @@ def backward_replicas(
     synchronise: bool = True,
     before_last: Callable[[list[Tensor]], None] | None = None,
 ) -> list[Tensor]:
-    """Back-propagate `share` times the mean of the replicas' losses, each replica as soon as it is computed.
+    """Backpropagate `share` times the mean of the replicas' losses, each as soon as it is computed.
 
-    The teacher of the chain is detached, so replicas share no graph: gradients add up to those of the joint backward,
-    and only one replica's activations are alive at a time.
+    The teacher is detached, so the replicas share no graph. Their gradients add up to those of a joint backward pass,
+    but only one replica's activations are alive at a time.
 
     Args:
-        forward: (view, wanted vectors) -> dict with "logits" and the wanted vectors, as a model's `forward_train`.
-        views: replicas, large to small; of images (B, C, H_i, W_i).
-        targets: one per replica; of classification soft labels (B, K).
+        forward: (view, names of vectors) -> dict with "logits" and those vectors, like a model's `forward_train`.
+        views: the replicas from large to small; for images, (B, C, H_i, W_i) each.
+        targets: one per replica; for classification, soft labels (B, K).
         base_loss: (outputs, target, view) -> scalar.
         kind: "none" or one of CONSISTENCY_KINDS.
-        target: the vector that has to agree: "cls" (what enters the head), "gap" (mean patch token) or "logit".
+        target: the vector to compare: "cls" (the input of the head), "gap" (mean patch token) or "logit".
         alpha: weight of the consistency term.
-        share: factor on the gradients, 1 / number of accumulated batches.
-        backward: what runs the backward pass (a gradient scaler's, for example).
-        no_sync: context in which DDP or FSDP2 leaves gradients on their process.
-        synchronise: exchange gradients in the last replica's backward (only there: it carries the sum).
-        before_last: called with all losses before the last backward is started, while a GPU still has work queued.
+        share: factor on the gradients, 1 / number of gradient accumulation steps.
+        backward: function that runs the backward pass, for example that of a gradient scaler.
+        no_sync: context in which DDP or FSDP2 does not synchronise gradients.
+        synchronise: synchronise gradients in the last replica's backward pass, when they are complete.
+        before_last: called with all losses before the last backward pass starts, while a GPU still has work queued.
 
     Returns:
-        The detached losses, in visiting order.
+        The detached losses, in the order of `views`.
     """
     chain = _chain(forward, views, targets, base_loss, kind, target, alpha)
     losses: list[Tensor] = []
     for index in range(len(views)):
         last = index == len(views) - 1
-        # The forward belongs inside the context: DDP decides there whether the next backward exchanges gradients.
+        # The forward pass has to be in the context: DDP decides there whether the next backward pass synchronises.
         with nullcontext() if last and synchronise else no_sync():
             loss = next(chain)
             losses.append(loss.detach())

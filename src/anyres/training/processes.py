@@ -1,7 +1,7 @@
-"""What processes do together: start, vote, share gradients, and shard weights or put them together again.
+"""Distributed training: start-up, votes, gradient synchronisation, and sharding and gathering of weights.
 
-Accelerate does all that it offers on every device; FSDP2 is torch's own, because Accelerate ignores its plugin on CPUs,
-where the tests shard.
+We use Accelerate wherever it works on every device. For FSDP2 we call torch directly, because Accelerate ignores its
+FSDP plugin on CPUs, where the tests run.
 """
 
 from __future__ import annotations
@@ -32,16 +32,19 @@ from anyres.training.config import RunConfig
 from anyres.training.run import Run
 
 PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-"""torch's name of a precision → Accelerate's."""
+"""torch's name for a precision → Accelerate's."""
 
 
 def precision_of(accelerator: Accelerator) -> str:
-    """The precision of the arithmetic, one of `PRECISIONS`."""
+    """Return the precision that the accelerator computes in, one of `PRECISIONS`."""
     return next(name for name, value in PRECISIONS.items() if value == accelerator.mixed_precision)
 
 
 def start_processes(config: RunConfig) -> Accelerator:
-    """The Accelerator of this process; reads the environment that torchrun or accelerate launch set up."""
+    """Create this process's Accelerator from the environment that torchrun or accelerate launch set up.
+
+    Raises UserError if this machine or the number of processes does not support the options.
+    """
     kind, _, index = config.device.partition(":")
     has_gpu, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     present = {"cpu": True, "auto": True, "cuda": has_gpu, "mps": has_mps}
@@ -57,8 +60,8 @@ def start_processes(config: RunConfig) -> Accelerator:
     for name in trackers[1:]:
         require(name)
     cpu = kind == "cpu" or not (has_gpu or has_mps)
-    # Accelerate keeps its state for the life of the process; a second run in it may differ in device or precision.
-    # The process group stays open until the process ends: gloo cannot open a second one under the same addresses.
+    # Accelerate keeps its state as long as the process lives, but a second run in the same process may use another
+    # device or precision. The process group stays open: gloo cannot open a second one at the same addresses.
     connected = torch.distributed.is_initialized()
     AcceleratorState._reset_state(reset_partial_state=not connected)
     with waiting_for_peers():
@@ -79,7 +82,7 @@ def start_processes(config: RunConfig) -> Accelerator:
 
 
 def _pick_precision(precision: str, cpu: bool) -> str:
-    """One of `PRECISIONS` that this machine does fast, unless a certain one is asked for."""
+    """Return the requested precision, or for "auto" the fastest one on this machine."""
     if precision == "float16" and cpu:
         raise UserError("precision float16 needs a GPU; choose auto, bfloat16 or float32")
     if precision == "auto":
@@ -94,10 +97,11 @@ def _pick_precision(precision: str, cpu: bool) -> str:
 
 @contextmanager
 def waiting_for_peers() -> Iterator[None]:
-    """End this process in one sentence on a signal, or if the others do not come, while torch waits for them.
+    """While torch waits for the other processes, exit with a message on a signal or when they fail to appear.
 
-    Python handles no signal then, so a thread does. Where torchrun started the processes it watches them and ends the
-    others with one; started by hand, one that has died before it was seen cannot be told from one that is slow.
+    Python cannot run signal handlers during that wait, so a thread watches for signals. There is no timeout under
+    torchrun, which stops all processes if one dies. Without torchrun, a process that has died cannot be told from a
+    slow one, so this one gives up after a while.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or threading.current_thread() is not threading.main_thread():
         yield
@@ -111,9 +115,9 @@ def waiting_for_peers() -> Iterator[None]:
     def watch() -> None:
         try:
             number = next(iter(received.recv(1)), None)
-            sentence = "stopped while it waited for the other processes of the run"
+            sentence = "stopped while waiting for the other processes of the run"
         except TimeoutError:
-            number, sentence = 0, f"the other processes of the run did not come within {patience} seconds: start all"
+            number, sentence = 0, f"the other processes did not connect within {patience} seconds; start them all"
         if number is not None:
             os.write(2, f"anyres: {sentence}.\n".encode())
             os._exit(128 + number if number else 2)
@@ -133,31 +137,31 @@ def waiting_for_peers() -> Iterator[None]:
 
 @contextmanager
 def peers_explained() -> Iterator[None]:
-    """Say in one sentence that another process of the run ended, which the next exchange with it shows."""
+    """Raise UserError for a communication error, which means that another process of the run has ended."""
     try:
         yield
     except RuntimeError as error:
         if not any(sign in str(error) for sign in ("gloo/transport/", "ncclRemoteError")):
             raise
         raise UserError(
-            "another process of this run has ended, and so does this one; the other's own message says why. "
+            "another process of this run has ended, so this one ends too; the other's own message says why. "
             "The same command continues the run"
         ) from error
 
 
 @contextmanager
 def stop_signals(run: Run) -> Iterator[None]:
-    """Collect SIGINT and SIGTERM, so that the run can save and stop cleanly; a second one acts at once."""
+    """Record SIGINT and SIGTERM so that the run can save and stop cleanly; a second signal stops it at once."""
 
     def handle(number: int, _frame: Any) -> None:
         if run.signals:
             signal.signal(number, before[signal.Signals(number)])
             signal.raise_signal(number)
         run.signals.append(number)
-        if run.accelerator.is_main_process:  # not print: the signal may have come in the middle of one
+        if run.accelerator.is_main_process:  # not print(), which the signal may have interrupted
             os.write(2, b"anyres: saving and stopping after this step; a second signal stops at once.\n")
 
-    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can set signal handlers
         yield
         return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -172,7 +176,7 @@ def stop_signals(run: Run) -> Iterator[None]:
 
 
 class Decision(NamedTuple):
-    """What the processes agreed on in a step; the wish of one is enough."""
+    """The joint decision of the processes in a step; each field is true if any process voted for it."""
 
     not_finite: bool
     stop: bool
@@ -181,10 +185,10 @@ class Decision(NamedTuple):
 
 
 def start_vote(run: Run, losses: list[Tensor]) -> Callable[[], Decision]:
-    """Begin to ask every process; the returned function waits for the answer.
+    """Start a vote of all processes and return a function that waits for the result.
 
-    Called when the losses are known but the last backward is not queued yet: on a GPU the answer travels to the host
-    while that backward runs, so reading it before the optimiser step does not drain the queue.
+    This is called when the losses are known but the last backward pass is not queued yet. On a GPU the result is then
+    copied to the host while that backward pass runs, so reading it before the optimiser step does not drain the queue.
     """
     config, device = run.config, run.accelerator.device
     now = time.monotonic()
@@ -196,7 +200,7 @@ def start_vote(run: Run, losses: list[Tensor]) -> Callable[[], Decision]:
     not_finite = torch.stack(losses).isfinite().all().logical_not()
     if run.accelerator.num_processes == 1 and device.type != "cuda":
         return lambda: Decision(bool(not_finite), *wishes)
-    # From pinned memory, since a copy from ordinary memory may wait for the GPU.
+    # Pinned memory, because a copy from pageable memory may wait for the GPU.
     own = torch.tensor(wishes, dtype=torch.float32, pin_memory=device.type == "cuda")
     votes = run.accelerator.reduce(torch.cat([not_finite.float()[None], own.to(device, non_blocking=True)]), "sum")
     if device.type != "cuda":
@@ -217,7 +221,7 @@ def start_vote(run: Run, losses: list[Tensor]) -> Callable[[], Decision]:
 
 
 def no_sync(run: Run) -> AbstractContextManager[None]:
-    """Leave gradients on their process during a backward; Accelerate's context knows no network that torch sharded."""
+    """Return a context without gradient synchronisation; Accelerate's does not support networks sharded by torch."""
     return _whole_gradients(run.forward) if run.config.fsdp else run.accelerator.no_sync(run.forward)
 
 
@@ -231,7 +235,7 @@ def _whole_gradients(forward: Any) -> Iterator[None]:
 
 
 def clip_gradients(run: Run) -> Tensor:
-    """Clip to `clip_grad` if it is set. Returns the norm of all gradients before that, a scalar on the device."""
+    """Clip the gradients to `clip_grad` if it is set. Return their norm before clipping, a scalar on the device."""
     parameters = list(run.model.parameters())
     if run.config.clip_grad is not None:
         norm = run.accelerator.clip_grad_norm_(parameters, run.config.clip_grad)
@@ -242,23 +246,23 @@ def clip_gradients(run: Run) -> Tensor:
 
 
 def shard(forward: nn.Module) -> None:
-    """FSDP2: one group per block of the backbone, the rest in the root's.
+    """Shard a network with FSDP2: one group per block of the backbone, everything else in the root group.
 
-    A group's weights are whole only while its own `forward` runs, so that what is entered by another door, such as the
-    stages of a cascade, has to be in the root's.
+    A group's weights are gathered only while its own `forward` runs. Modules called in any other way, such as the
+    stages of a cascade, therefore have to be in the root group.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     model: Any = forward.model
     for part in model.parts_to_shard() if isinstance(model, TaskModel) else blocks_of(model):
         fully_shard(part)
-        if hasattr(part, "forward_both"):  # how DynamicViT's blocks with two paths are called in training
+        if hasattr(part, "forward_both"):  # DynamicViT calls its two-path blocks this way in training
             register_fsdp_forward_method(part, "forward_both")
     fully_shard(forward)
 
 
 def refresh_plain(run: Run) -> None:
-    """Put the sharded weights together in `run.plain`."""
+    """Gather the sharded weights into `run.plain`."""
     if run.config.fsdp:
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -266,7 +270,7 @@ def refresh_plain(run: Run) -> None:
 
 
 def whole_states(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(weights, optimiser state), gathered from the shards to the first process."""
+    """Return (weights, optimiser state), gathered from the shards on the first process."""
     if not run.config.fsdp:
         return run.model.state_dict(), run.optimizer.state_dict()
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
@@ -276,7 +280,7 @@ def whole_states(run: Run) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def load_whole_states(run: Run, model: dict[str, Any], optimizer: dict[str, Any] | None = None) -> None:
-    """Give weights and optimiser state to the network, sharded if it is."""
+    """Load complete weights and optimiser state into the network, which may be sharded."""
     if run.config.fsdp:
         from torch.distributed.checkpoint import state_dict
 

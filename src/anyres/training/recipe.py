@@ -1,4 +1,4 @@
-"""Recipe files, and a run's own config.yaml, to the options of a run."""
+"""Load the options of a run from a recipe file or from the config.yaml of an earlier run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def field_help(task: str = "classification") -> dict[str, str]:
-    """Help text by option name."""
+    """Return the help text of each option of a task, by name."""
     return {name: str(field.description) for name, field in config_of(task).model_fields.items()}
 
 
 def list_recipes(task: str = "classification") -> list[str]:
-    """Names of the recipes for a task that come with the package."""
+    """Return the names of the recipes for a task that come with the package, sorted."""
     return sorted(path.stem for path in (RECIPES / task).glob("*.yaml"))
 
 
 def read_recipe(name: str | Path, task: str = "classification") -> dict[str, Any]:
-    """Options of a recipe, by its name or by the path of a YAML file (such as a run's config.yaml).
+    """Read the options of a recipe, given by its name or by the path of a YAML file such as a run's config.yaml.
 
     Raises:
-        UserError: no such recipe, a file that is not a YAML mapping, an unknown option, or a recipe of another task.
+        UserError: if the recipe does not exist, is not a YAML mapping, has an unknown option or is for another task.
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
@@ -40,11 +40,11 @@ def read_recipe(name: str | Path, task: str = "classification") -> dict[str, Any
     except FileNotFoundError:
         raise UserError(f"recipe file {path} does not exist") from None
     if not isinstance(options, dict):
-        raise UserError(f"{path} must hold options as `name: value` lines")
+        raise UserError(f"{path} must contain options as `name: value` lines")
     found = options.pop("task", task)
     if found != task:
-        raise UserError(f"{path} is a recipe for {found}, not for {task}; choose the command of its task")
-    if path.name == CONFIG_FILE:  # a run's own, maybe an earlier version's
+        raise UserError(f"{path} is a recipe for {found}, not for {task}; use the command for its task")
+    if path.name == CONFIG_FILE:  # written by a run, perhaps by an earlier version
         options = config_of(task).translated(options)
     check_names(options, task, where=str(path))
     return options
@@ -53,7 +53,10 @@ def read_recipe(name: str | Path, task: str = "classification") -> dict[str, Any
 def load_config(
     recipe: str | Path | Mapping[str, Any] | None = None, task: str = "classification", **overrides: Any
 ) -> Any:
-    """The options of a recipe (name, path or mapping), changed by `overrides`: those of `config_of(task)`."""
+    """Return an instance of `config_of(task)` with the options of a recipe (name, path or mapping) and `overrides`.
+
+    Raises UserError for an unknown recipe or option and for a value that is not allowed.
+    """
     options = dict(recipe) if isinstance(recipe, Mapping) else read_recipe(recipe, task) if recipe is not None else {}
     options.update(overrides)
     check_names(options, task)
@@ -61,7 +64,7 @@ def load_config(
 
 
 def check_names(options: Mapping[str, Any], task: str = "classification", where: str = "") -> None:
-    """Raise `UserError` for the first option that does not exist, with its new name or the nearest one."""
+    """Raise UserError for the first option that does not exist; the message suggests its new or the closest name."""
     for name in options:
         try:
             config_of(task).check_name(str(name))

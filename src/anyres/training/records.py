@@ -1,4 +1,4 @@
-"""What a run leaves for people: metrics.csv, summary.json, the weights, the numbers of the trackers."""
+"""The records of a run: metrics.csv, summary.json, the weights and the metrics sent to trackers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from anyres.training.processes import precision_of
 from anyres.training.run import Run
 
 FLOAT64 = ("cpu", "cuda")
-"""Kinds of devices that have it."""
+"""Device types that support float64."""
 
 Sums = dict[str, tuple[float, int]]
 """Name -> (sum, count)."""
 
 
 def next_batch(run: Run, batches: Iterator[Any]) -> Any:
-    """The next batch; for how long the training waited for it is recorded. A GPU may have had work left meanwhile."""
+    """Return the next batch and record how long the loop waited for it (a GPU may have been busy in the meantime)."""
     began = time.monotonic()
     batch = next(batches)
     run.position.waited += time.monotonic() - began
@@ -35,21 +35,21 @@ def next_batch(run: Run, batches: Iterator[Any]) -> Any:
 
 
 def record_batch(run: Run, batch: Any, losses: list[Tensor]) -> None:
-    """Add a batch to the epoch's metrics."""
+    """Add a batch's losses and unreadable images to the epoch's metrics."""
     for size, loss in zip(batch.sizes, losses, strict=True):
         add(run, f"loss_{shape_name(size)}", loss)
     run.position.bad |= {bad.name: bad.reason for bad in batch.bad}
 
 
 def record_gradients(run: Run, norm: Tensor) -> None:
-    """Add the norm of a step's gradients to the epoch's metrics, unless it is infinite: fp16 skips such a step."""
+    """Add a step's gradient norm to the epoch's metrics, unless it is infinite: float16 training skips such a step."""
     run.grad_norm = norm
     add(run, "grad_norm", torch.where(norm.isfinite(), norm, 0))
     add(run, "finite_steps", norm.isfinite())
 
 
 def add(run: Run, name: str, value: Tensor) -> None:
-    """Add a scalar to a sum of the epoch, without waiting for the device."""
+    """Add a scalar to one of the epoch's sums without waiting for the device."""
     sums = run.position.sums
     if name not in sums:
         wide = torch.float64 if value.device.type in FLOAT64 else torch.float32
@@ -59,7 +59,7 @@ def add(run: Run, name: str, value: Tensor) -> None:
 
 
 def epoch_row(run: Run) -> dict[str, Any]:
-    """The epoch's row of metrics.csv, over all processes; time and memory are those of the one that took most."""
+    """Return the epoch's row of metrics.csv over all processes; data wait and memory are the largest of any process."""
     position = run.position
     shares = gather_object([(read_sums(run), position.bad, {"data_wait": data_wait(run), **peak_memory(run)})])
     totals: Sums = {}
@@ -71,7 +71,7 @@ def epoch_row(run: Run) -> dict[str, Any]:
             totals[name] = (before[0] + total, before[1] + count)
         for name, cost in costs.items():
             most[name] = max(most.get(name, 0.0), round(cost, 3))
-    finite, _ = totals.get("finite_steps", (0, 0))  # a state of version 0.1 has none
+    finite, _ = totals.get("finite_steps", (0, 0))  # missing in states of version 0.1
     return {
         "epoch": position.epoch + 1,
         "updates": position.updates,
@@ -86,12 +86,12 @@ def epoch_row(run: Run) -> dict[str, Any]:
 
 
 def read_sums(run: Run) -> Sums:
-    """This process's sums of the epoch, from the device."""
+    """Copy this process's sums of the epoch from the device."""
     return {name: (float(total), count) for name, (total, count) in run.position.sums.items()}
 
 
 def mean_losses(run: Run, sums: Sums) -> dict[str, float]:
-    """The mean loss, and that of every training size that occurred."""
+    """Return the mean loss, overall and for every training size that occurred."""
     names = [f"loss_{shape_name(shape)}" for shape in run.config.shapes]
     losses = {name: sums[name] for name in names if name in sums}
     mean = sum(total for total, _ in losses.values()) / sum(count for _, count in losses.values())
@@ -99,19 +99,22 @@ def mean_losses(run: Run, sums: Sums) -> dict[str, float]:
 
 
 def images_per_second(run: Run) -> float:
-    """Images over all processes (each counted once, not once per size) per second of the epoch in progress."""
+    """Return images per second in the current epoch over all processes, counting each image once, not once per size."""
     images = run.position.batch * (run.config.batch_size // run.config.accumulation)
     return images / max(run.position.epoch_seconds, 1e-9)
 
 
 def data_wait(run: Run) -> float:
-    """Share (0 to 1) of the epoch in progress in which the training waited for data."""
+    """Return the fraction (0 to 1) of the current epoch's time that was spent waiting for data."""
     return run.position.waited / max(run.position.epoch_seconds, 1e-9)
 
 
 def peak_memory(run: Run) -> dict[str, float]:
-    """The most memory since the process started, in GiB: what CUDA's allocator had handed out; on other devices what
-    the process held of the main memory (its resident set; Linux counts the program that started it, too, if larger)."""
+    """Return the peak memory since the process started, in GiB.
+
+    On CUDA devices this is the memory allocated by torch. On other devices it is the resident set size of the process
+    (on Linux, that of the program that launched it if larger).
+    """
     device = run.accelerator.device
     if device.type == "cuda":
         return {"peak_allocated_gib": torch.cuda.max_memory_allocated(device) / 2**30}
@@ -124,7 +127,7 @@ def peak_memory(run: Run) -> dict[str, float]:
 
 
 def write_weights(run: Run, row: dict[str, Any]) -> None:
-    """last/ and, where the score improved, best/; for the moving average last_ema/ and best_ema/."""
+    """Write last/ and, if the score improved, best/; likewise last_ema/ and best_ema/ for the moving average."""
     best = run.position.best
     ema = None if run.ema is None else run.ema.module
     for suffix, prefix, model in (("", "", run.plain), ("_ema", "ema_", ema)):
@@ -141,7 +144,7 @@ def write_weights(run: Run, row: dict[str, Any]) -> None:
 
 
 def write_results(run: Run, status: str) -> None:
-    """metrics.csv and summary.json."""
+    """Write metrics.csv and summary.json."""
     position, config, accelerator = run.position, run.config, run.accelerator
     if not accelerator.is_main_process:
         return
@@ -170,7 +173,7 @@ def write_results(run: Run, status: str) -> None:
 
 
 def describe_failure(run: Run, seen: list[tuple[Any, list[Tensor]]]) -> str:
-    """One sentence on the batch whose loss is not finite, with the names of its images."""
+    """Return an error message about the batch whose loss is not finite, with the names of its images."""
     advice = "lower the learning rate, set clip_grad or use precision float32"
     for batch, losses in seen:
         for size, loss in zip(batch.sizes, losses, strict=True):
@@ -184,14 +187,14 @@ def describe_failure(run: Run, seen: list[tuple[Any, list[Tensor]]]) -> str:
 
 
 def shape_name(shape: Any) -> str:
-    """224 or 160x256."""
+    """Format a size as "224" if it is square, otherwise as "160x256" (height x width)."""
     height, width = shape
     return str(height) if height == width else f"{height}x{width}"
 
 
 @contextmanager
 def trackers(run: Run) -> Iterator[None]:
-    """TensorBoard, and Weights & Biases and trackio if asked for; a resumed run continues their curves."""
+    """Open TensorBoard and, if requested, Weights & Biases and trackio; a resumed run continues their curves."""
     name = run.folder.resolve().name
     options = run.config.to_dict()
     resumed = {"config": options, "resume": "allow"}
@@ -200,7 +203,7 @@ def trackers(run: Run) -> Iterator[None]:
         accelerator.init_trackers(
             "anyres",
             init_kwargs={
-                "tensorboard": {"purge_step": run.position.updates},  # hides what was logged after the saved state
+                "tensorboard": {"purge_step": run.position.updates},  # hide entries logged after the saved state
                 "wandb": {"name": name, "dir": str(run.folder), "id": run.position.run_id, **resumed},
                 "trackio": {"name": f"{name}-{run.position.run_id}", **resumed},
             },
@@ -213,8 +216,11 @@ def trackers(run: Run) -> Iterator[None]:
 
 
 def log_step(run: Run, rate: float) -> dict[str, float] | None:
-    """After every step. Reads this process's numbers from the device only every `log_every` steps, and gives them to
-    the trackers; None in between. The gradient norm is the step's, all else the epoch's so far."""
+    """Log this process's metrics every `log_every` steps and return them; return None after all other steps.
+
+    The gradient norm is that of the step; the other metrics cover the epoch so far. Nothing is read from the device
+    after steps that are not logged.
+    """
     if run.position.updates % run.config.log_every:
         return None
     entry = {
@@ -230,5 +236,5 @@ def log_step(run: Run, rate: float) -> dict[str, float] | None:
 
 
 def log_epoch(run: Run, row: dict[str, Any]) -> None:
-    """Give the trackers a row of metrics.csv."""
+    """Send a row of metrics.csv to the trackers."""
     run.accelerator.log({f"epoch/{name}": value for name, value in row.items()}, step=run.position.updates)

@@ -1,4 +1,4 @@
-"""How a run is saved, and how it continues: whose folder it is, what may change, which state is taken."""
+"""Save and resume a run: check the ownership of its folder, choose a training state and check that it fits the run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def claimed_folder(config: RunConfig, accelerator: Accelerator) -> Iterator[None]:
-    """Keep the run folder for this run, after making sure that the run replaces and removes nothing but its own."""
+    """Lock the run folder, after checking that the run would not overwrite or delete files that it did not write."""
     if not accelerator.is_main_process:
         yield
         return
@@ -47,7 +47,7 @@ def claimed_folder(config: RunConfig, accelerator: Accelerator) -> Iterator[None
 
 
 def resume_or_start(run: Run) -> None:
-    """Continue the run in the folder if there is one and `resume` allows it, else prepare the folder for a new one."""
+    """Continue the run in the folder if there is one and `resume` allows it; otherwise start a new one."""
     config, accelerator = run.config, run.accelerator
     if accelerator.is_main_process:
         if config.resume == "no":
@@ -56,7 +56,7 @@ def resume_or_start(run: Run) -> None:
     accelerator.wait_for_everyone()
     if not resume(run):
         if config.resume == "yes":
-            raise UserError(f"{run.folder} has no saved state to resume; set resume auto to start a run there")
+            raise UserError(f"{run.folder} has no saved state to resume from; set resume auto to start a run there")
         if config.init_from is not None:
             start_from(run, config.init_from)
     if accelerator.is_main_process:
@@ -65,10 +65,10 @@ def resume_or_start(run: Run) -> None:
 
 
 def resume(run: Run) -> bool:
-    """Take over the newest state that can be used; False if there is none at all."""
+    """Load the newest usable state. Return False if there is no state; raise UserError if none is usable."""
     states = state.saved_states(run.folder)
     for path in states:
-        # The processes agree after each step: what one cannot read none must take over.
+        # The processes agree after each attempt, because none may load a state that another cannot read.
         found, problem = attempt(state.load_state, path)
         if problem is None:
             _, problem = attempt(take_state, run, *found)
@@ -83,11 +83,14 @@ def resume(run: Run) -> bool:
 
 
 def attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
-    """(result, None), or what went wrong in any process: a damaged file may lead to any error at all."""
+    """Call a function and return (result, error message), where the message is None if it succeeded in every process.
+
+    A damaged file can raise any exception, so all but UserError are caught.
+    """
     result = problem = None
     try:
         result = function(*arguments)
-    except UserError:  # the state is of another run
+    except UserError:  # the state belongs to another run
         raise
     except Exception as error:
         problem = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
@@ -95,10 +98,12 @@ def attempt(function: Callable[..., Any], *arguments: Any) -> tuple[Any, str | N
 
 
 def take_state(run: Run, position: state.Position, content: dict[str, Any]) -> None:
-    """Continue where a state is. Raises whatever one that does not fit leads to."""
+    """Restore the run from a state. Raises an exception of any type if the state does not fit."""
     check_identity(run, content["identity"])
     if position.epoch != len(position.rows) or not 0 <= position.batch <= run.batches_per_epoch:
-        raise ValueError(f"it is at batch {position.batch} of epoch {position.epoch} with {len(position.rows)} rows")
+        raise ValueError(
+            f"it is at batch {position.batch} of epoch {position.epoch} and has {len(position.rows)} rows of metrics"
+        )
     load_whole_states(run, content["model"], content["optimizer"])
     check_moments(run.optimizer)
     if run.ema is not None:
@@ -110,9 +115,11 @@ def take_state(run: Run, position: state.Position, content: dict[str, Any]) -> N
 
 
 def check_moments(optimizer: Any) -> None:
-    """Raises ValueError if what an optimiser remembers cannot be: a damaged value would end the next step. Which names
-    there are is the optimiser's affair, but they are the same for parameters of one shape, and a name holds one kind of
-    value."""
+    """Raise ValueError for an implausible optimiser state: a damaged value would make the next step fail.
+
+    The names of the entries depend on the optimiser, but parameters of the same shape must have the same names, and
+    all values of a name must be of the same type.
+    """
     names: dict[Any, set[str]] = {}
     kinds: dict[str, type] = {}
     for parameter, remembered in optimizer.state.items():
@@ -120,19 +127,22 @@ def check_moments(optimizer: Any) -> None:
         for name, value in remembered.items():
             if value is None:
                 continue
-            kind = Tensor if isinstance(value, Tensor) else type(value)  # a sharded tensor is one, too
+            kind = Tensor if isinstance(value, Tensor) else type(value)  # includes sharded tensors
             if kinds.setdefault(name, kind) is not kind or not issubclass(kind, Tensor | int | float):
-                raise ValueError(f"its optimiser's {name} is {type(value).__name__} for a parameter")
+                raise ValueError(f"its optimiser has the type {type(value).__name__} for {name} of a parameter")
         if not same:
-            raise ValueError("its optimiser remembers different things for parameters of one shape")
+            raise ValueError("its optimiser has different entries for parameters of the same shape")
 
 
 def take_share(run: Run, ranks: list[dict[str, Any]]) -> None:
-    """Each process takes back its generators and sums. After a change of their number the first takes all sums, scaled
-    so that a batch counts once for every process of now."""
+    """Restore this process's random generators and metric sums.
+
+    If the number of processes has changed, the generators are not restored, and the first process takes over all sums,
+    scaled so that each batch counts once per current process.
+    """
     rank, world, device = run.accelerator.process_index, run.accelerator.num_processes, run.accelerator.device
     if not ranks:
-        raise ValueError("it has the generators of no process")
+        raise ValueError("it has no random generator states")
     weight = world / len(ranks)
     if len(ranks) == world:
         ranks = [ranks[rank]]
@@ -147,7 +157,7 @@ def take_share(run: Run, ranks: list[dict[str, Any]]) -> None:
 
 
 def save(run: Run) -> None:
-    """Write the state to resume from; weights that are not finite are refused, so that the one before stays useful."""
+    """Write a training state. Raises UserError if the weights are not finite, so that the previous one is kept."""
     if not torch.stack([parameter.isfinite().all() for parameter in run.model.parameters()]).all():
         raise UserError(
             f"the weights are not finite after step {run.position.updates}, so they were not saved; resume from the "
@@ -176,11 +186,11 @@ CHANGEABLE = frozenset(
         *("time_limit", "early_stop", "eval_every", "eval_batch_size", "max_bad_fraction"),
     ]
 )
-"""Options that a resumed run may change. The data may have moved, but must have as many batches of the same classes."""
+"""Options that may change on resume. The data may have moved, but the batches per epoch and classes must not change."""
 
 
 def identity(run: Run) -> dict[str, Any]:
-    """What must stay the same for a resumed run to be the same run."""
+    """Return everything that must not change when a run is resumed."""
     options = {name: value for name, value in run.config.to_dict().items() if name not in CHANGEABLE}
     names = run.loader.source.label_names
     return {
@@ -192,7 +202,7 @@ def identity(run: Run) -> dict[str, Any]:
 
 
 def check_identity(run: Run, saved: dict[str, Any]) -> None:
-    """Raises UserError for a state of another run; what it does not say, since an earlier version wrote it, passes."""
+    """Raise UserError if a state belongs to another run; values missing from an earlier version's state are ignored."""
     saved = run.config.translated(saved)
     for name, value in identity(run).items():
         if saved.get(name, value) != value:

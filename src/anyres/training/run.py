@@ -1,4 +1,4 @@
-"""What is alive during a run, and what it returns."""
+"""The objects of a run in progress, and its result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from anyres.training.state import Position
 
 @dataclass
 class Run:
-    """Everything that is alive during a run."""
+    """The objects and progress of a run."""
 
     config: RunConfig
     task: Task
@@ -31,9 +31,9 @@ class Run:
     model: Any
     """The network without wrappers; under FSDP2 its parameters are sharded."""
     plain: Any
-    """The network with whole parameters, to validate and save: `model` itself except under FSDP2."""
+    """The network with unsharded parameters, for validation and saving; `model` itself except under FSDP2."""
     forward: nn.Module
-    """`TrainForward` as DDP or FSDP2 wrap it."""
+    """`TrainForward`, wrapped by DDP or FSDP2."""
     optimizer: Any
     ema: ModelEmaV3 | None
     loader: TrainLoader
@@ -46,21 +46,20 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     saved: float = field(default_factory=time.monotonic)
     grad_norm: Tensor = field(default_factory=lambda: torch.tensor(math.nan))
-    """Norm of the newest step's gradients before they were clipped, a scalar on the device."""
+    """Gradient norm of the latest step before clipping, a scalar on the device."""
     status: str = ""
-    """Why the run ended; empty while it goes on."""
+    """The reason why the run ended; empty while it is in progress."""
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What came of a run."""
+    """The result of a run."""
 
     folder: Path
     status: str
-    """finished, early stop, time limit or signal; after the last two, resume continues."""
+    """finished, early stop, time limit or signal; after the last two, the run can be resumed."""
     score: float | None
-    """Best validation score in percent (the task's: top-1, mIoU, AP), the mean over the training sizes: that of
-    `folder / "best"`."""
+    """Validation score of `folder / "best"` in percent, averaged over the training sizes (top-1, mIoU or AP)."""
     rows: list[dict[str, Any]]
     """The rows of metrics.csv."""
     bad_images: dict[str, str]

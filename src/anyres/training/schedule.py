@@ -1,4 +1,4 @@
-"""Learning rate over a run: linear warm-up, then half a cosine (or a line, a power, steps) down to a floor."""
+"""Learning-rate schedules: linear warm-up, then cosine, linear, polynomial or step decay."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from anyres.training.config import RunConfig
 
 
 def rate_at(config: RunConfig, epoch: int, part: float) -> float:
-    """The rate of a step of a run, `part` (0 to 1) of an epoch after `epoch` whole ones."""
+    """Return the learning rate of a run after `epoch` whole epochs and a fraction `part` (0 to 1) of the next one."""
     shape: dict[str, Any] = {"peak": config.peak_lr, "epochs": config.epochs, "min_lr": config.min_lr}
     shape |= {"warmup_epochs": config.warmup_epochs, "warmup_lr": config.warmup_lr}
     if config.schedule == "epoch":
@@ -29,10 +29,11 @@ def learning_rate(
     decay: str = "cosine",
     drops: Sequence[float] = (),
 ) -> float:
-    """The rate at a fractional epoch (epochs done + part of the current one), changed at every step.
+    """Return the learning rate at a fractional epoch (finished epochs + fraction of the current one).
 
-    Warm-up runs from `warmup_lr` to `peak`. `decay` "cosine" (ResFormer), "linear" and "poly" (power 0.9; both of
-    segmentation) span what is left, `epochs - warmup_epochs`; "step" is a tenth after each of `drops` (detection).
+    Warm-up rises linearly from `warmup_lr` to `peak`. The decays "cosine" (ResFormer), "linear" and "poly" (power 0.9;
+    both used in segmentation) span the remaining `epochs - warmup_epochs` and end at `min_lr`. The decay "step", used
+    in detection, divides the rate by 10 after each of the epochs in `drops`.
     """
     if epoch < warmup_epochs:
         return warmup_lr + (peak - warmup_lr) * epoch / warmup_epochs
@@ -52,10 +53,10 @@ def learning_rate_by_epoch(
     warmup_lr: float = 0.0,
     min_lr: float = 0.0,
 ) -> float:
-    """DeiT's schedule in whole epochs: the rate of epoch e is the scheduler's value at max(e - 1, 0).
+    """Return the learning rate of a whole epoch in DeiT's schedule: the scheduler's value at max(epoch - 1, 0).
 
-    The published script steps the scheduler at the end of an epoch with that epoch's number, so every rate comes one
-    epoch late. The cosine spans all `epochs`, the warm-up included, and is cut into by it.
+    The published script steps the scheduler at the end of each epoch with the number of that epoch, so every rate
+    comes one epoch late. The cosine spans all `epochs`; warm-up replaces its first part.
     """
     done = max(epoch - 1, 0)
     if done < warmup_epochs:

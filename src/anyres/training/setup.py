@@ -1,4 +1,4 @@
-"""From options to a run: data, network, optimiser, teacher, and their wrappers."""
+"""Build a run from its options: data, network, optimiser, objective and their wrappers."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 
 class TrainForward(nn.Module):
-    """`model.forward_train` behind `forward`, the call that DDP and FSDP2 see. Vectors come out in float32."""
+    """Expose `model.forward_train` as `forward`, which DDP and FSDP2 hook into. All outputs are in float32."""
 
     def __init__(self, model: Any, accelerator: Accelerator, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
         self.autocast = accelerator.autocast
-        # A graph per training size: there are few of them, and a graph for all sizes is slower.
+        # One graph per training size: there are only a few sizes, and a single dynamic graph is slower.
         self.call = torch.compile(model.forward_train, dynamic=False) if compiled else model.forward_train
 
     def forward(self, view: Tensor, targets: tuple[str, ...]) -> Outputs:
@@ -46,18 +46,18 @@ class TrainForward(nn.Module):
             with self.autocast():
                 outputs = self.call(view, targets)
         except ValueError as error:
-            if "more than 1 value per channel" not in str(error):  # torch's words about a batch norm
+            if "more than 1 value per channel" not in str(error):  # torch's message about batch norm
                 raise
             raise UserError(
-                "a batch norm of this network gets one value per channel, from which there is nothing to learn; give "
-                "every process at least 2 images per pass (batch_size / accumulation / processes) or larger sizes"
+                "a batch norm of this network gets only one value per channel, but needs more in training; give every "
+                "process at least 2 images per pass (batch_size / accumulation / processes) or use larger sizes"
             ) from error
-        # Copies, because FSDP2's backward hook gets lost on a view that something changes in place.
+        # Clone, because FSDP2's backward hook is lost on a view that is later modified in place.
         return {name: vector.float().clone() for name, vector in outputs.items()}
 
 
 def build(config: RunConfig, accelerator: Accelerator) -> Run:
-    """Everything from a fixed seed, with the weights of `init_from` if asked for."""
+    """Build a run from a fixed seed. Raises UserError if the options do not fit the data or the network."""
     set_seed(config.seed, deterministic=config.deterministic)
     task = TASKS[config.task]
     source = task.open_source(config, "train")
@@ -65,9 +65,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Run:
     loader = build_loader(config, accelerator, source, task.views(config, source))
     batches = max(1, round(loader.steps_per_epoch * config.fraction)) // config.accumulation * config.accumulation
     if batches == 0:
-        raise UserError(
-            f"a step takes batch_size {config.batch_size} images, more than an epoch of {config.data} has; lower it"
-        )
+        raise UserError(f"batch_size {config.batch_size} is larger than an epoch of {config.data}; lower batch_size")
     model = build_model(config, task, source).to(accelerator.device)
     forward: nn.Module = TrainForward(model, accelerator, config.compile)
     plain = deepcopy(model) if config.fsdp else model
@@ -89,7 +87,7 @@ def build(config: RunConfig, accelerator: Accelerator) -> Run:
         val_source=open_validation(config, task, source),
         batches_per_epoch=batches,
     )
-    torch.manual_seed(config.seed + accelerator.process_index)  # processes differ in their drop paths
+    torch.manual_seed(config.seed + accelerator.process_index)  # drop path must differ between processes
     return run
 
 
@@ -123,24 +121,26 @@ def open_validation(config: RunConfig, task: Task, train: Any) -> Any:
 
 
 def check_disjoint(config: RunConfig, train: Any, val: Any) -> None:
-    """Files that the network trains on say nothing about it in the validation. Raises UserError for them; where both
-    data sets were given, one by one, it is said in the log."""
+    """Check that the validation data share no files with the training data, which would inflate the scores.
+
+    Raises UserError if they do; only logs a warning if the user named both datasets explicitly.
+    """
     if not (isinstance(train, MapSource) and isinstance(val, MapSource)):
         return
     shared = shared_files(val, train)
     if not shared:
         return
     found = (
-        f"{len(shared)} of the {len(val)} files of the validation data {val.name} are files of the training data, too,"
-        f" the first is {shared[0]}"
+        f"{len(shared)} of the {len(val)} files of the validation data {val.name} are also in the training data, "
+        f"the first is {shared[0]}"
     )
     if config.val_data is None:
-        raise UserError(f"{found}: remove them from one, or give other validation data as val_data")
-    logger.warning("%s: scores are too high by what is learnt by heart", found)
+        raise UserError(f"{found}: remove them from one of the two, or give other validation data as val_data")
+    logger.warning("%s: validation scores are too high, because these files can be memorised", found)
 
 
 class Thinned(MapSource):
-    """A dry run's part of a source: evenly spread items, since files are sorted by class. All else is the source's."""
+    """Evenly spaced items of a source for a dry run (files are sorted by class); delegates the rest to the source."""
 
     def __init__(self, source: MapSource, fraction: float) -> None:
         vars(self).update(vars(source))
@@ -161,7 +161,10 @@ class Thinned(MapSource):
 
 
 def build_model(config: RunConfig, task: Task, source: Any) -> Any:
-    """The network, and what a user of its weights has to know about them."""
+    """Build the network and record in its pretrained config what is needed to use the trained weights.
+
+    Raises UserError if a training size is below the network's minimum.
+    """
     check_model_args(config.model, config.model_args)
     model = task.build(config, source)
     if config.init == "scaled":
@@ -184,7 +187,7 @@ def build_model(config: RunConfig, task: Task, source: Any) -> Any:
 
 
 def start_from(run: Run, path: str) -> None:
-    """Take over weights of another run or checkpoint; what does not fit stands in the log."""
+    """Load the weights of another run or checkpoint; weights that do not fit are listed in the log."""
     report = run.task.load(run.plain, weights_file(path))
     if run.config.fsdp:
         load_whole_states(run, run.plain.state_dict())
@@ -194,11 +197,11 @@ def start_from(run: Run, path: str) -> None:
 
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """timm's optimiser on `parameter_groups`."""
+    """Create timm's optimiser with `parameter_groups`. Raises UserError if its name is unknown."""
     known = [str(name) for name in list_optimizers()]
     if config.optimizer not in known:
         raise UserError(f"optimizer {config.optimizer!r} is unknown{did_you_mean(config.optimizer, known)}")
-    # One fused kernel instead of hundreds of small ones; torch has it for these, SGD's not for sharded weights.
+    # A fused kernel replaces hundreds of small ones; torch has one for these optimisers (not SGD on sharded weights).
     kernels = ("adam", "adamw") if config.fsdp else ("adam", "adamw", "sgd")
     fused: dict[str, Any] = {"fused": True} if config.optimizer in kernels else {}
     return create_optimizer_v2(
@@ -211,8 +214,11 @@ def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimize
 
 
 def parameter_groups(config: RunConfig, model: Any) -> list[dict[str, Any]]:
-    """timm's groups: no decay for vectors, biases and `no_weight_decay()`, unless `decay_all`; layer-wise rates, or
-    parameters of the head that learn `head_lr` times as fast."""
+    """Return timm's parameter groups.
+
+    Vectors, biases and `no_weight_decay()` are exempt from weight decay unless `decay_all` is set. The learning rate
+    may decay from layer to layer (`layer_decay`), or be `head_lr` times as high outside the backbone.
+    """
     decay: dict[str, Any] = {
         "weight_decay": config.weight_decay,
         "weight_decay_exclude_1d": not config.decay_all,

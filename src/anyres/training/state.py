@@ -1,9 +1,9 @@
-"""What a run needs to continue as if it had never stopped, and how it gets to disk and back.
+"""Training states: everything that a run needs to continue as if it had never stopped, and its files on disk.
 
-A state is a folder `state/step_000000123_000004/` (optimiser steps, epochs) that appears whole or not at all. It holds
-everything: weights, optimiser, moving average, gradient scaler, the random states of every process, the position in the
-data, the metrics of the epoch in progress and the finished rows of metrics.csv. That file and summary.json are written
-from the state, never the other way round, so a kill between the two loses nothing and repeats nothing.
+A state is a folder `state/step_000000123_000004/` (optimiser steps, epochs) that is written atomically. It contains the
+weights, optimiser state, moving average, gradient scaler, random states of every process, position in the data, metrics
+of the current epoch and finished rows of metrics.csv. metrics.csv and summary.json are always written from the state,
+so a run killed in between loses and repeats nothing.
 """
 
 from __future__ import annotations
@@ -33,39 +33,39 @@ FILES = (CONFIG_FILE, "metrics.csv", "summary.json")
 STATE_FILE = "state.pt"
 TENSORBOARD = Path("tensorboard", "anyres")
 KIND = "run"
-"""What the record of the folder calls `FILES` (`anyres.io.files`)."""
+"""Name under which the folder's record lists `FILES` (see `anyres.io.files`)."""
 
 
 @dataclass
 class Position:
-    """Where a run is: small, plain values, saved with every state."""
+    """The progress of a run: small, plain values that are saved with every state."""
 
     epoch: int = 0
-    """Epochs finished, and so the number of the one in progress."""
+    """Number of finished epochs, which is also the index of the current one."""
     batch: int = 0
-    """Batches of the epoch in progress that are used up."""
+    """Number of batches used in the current epoch."""
     updates: int = 0
     """Optimiser steps since the start."""
     sums: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
-    """Metrics of the epoch in progress, of this process: name -> [sum (a tensor on the device), count]. Saved apart."""
+    """This process's metrics of the current epoch: name -> [sum (a tensor on the device), count]. Saved separately."""
     rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     """One row of metrics.csv for every finished epoch."""
     best: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Best `acc1` and its epoch, for the weights ("best") and their moving average ("best_ema")."""
+    """Best score and its epoch, for the weights ("best") and their moving average ("best_ema")."""
     bad: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Unreadable images met so far: name -> reason."""
+    """Unreadable images found so far: name -> reason."""
     run_id: str = dataclasses.field(default_factory=lambda: secrets.token_hex(6))
-    """Under which trackers know the run."""
+    """Identifier of the run in trackers."""
     seconds: float = 0.0
-    """Training time so far, over all starts."""
+    """Total training time, including earlier starts of the run."""
     epoch_seconds: float = 0.0
-    """Training time of the epoch in progress."""
+    """Training time of the current epoch."""
     waited: float = 0.0
-    """That part of it in which the training waited for data."""
+    """The part of `epoch_seconds` that was spent waiting for data."""
 
 
 def rng_state() -> dict[str, Any]:
-    """States of Python's, NumPy's and torch's generators, as values that `torch.load(weights_only=True)` accepts."""
+    """Return the states of Python's, NumPy's and torch's generators in types that `weights_only=True` can load."""
     _, keys, position, has_gauss, gauss = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -90,10 +90,10 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def check_folder(folder: Path, options: dict[str, Any]) -> None:
-    """Raises UserError if a run with these options would replace or delete something that anyres did not write."""
+    """Raise UserError if a run with these options would overwrite or delete files that anyres did not write."""
     if not files.is_recorded(folder, KIND) and _lacks_record(folder):
         files.adopt(folder, KIND, FILES)
-    # An edited config.yaml that says what the run is to do stays as it is.
+    # A config.yaml that the user edited is accepted if its options are those of this run; it is not rewritten.
     files.check_files(folder, KIND, FILES if _read_config(folder) != options else FILES[1:])
     for name in FOLDERS:
         hub.check_target(folder / name)
@@ -101,21 +101,21 @@ def check_folder(folder: Path, options: dict[str, Any]) -> None:
         for name in ("state", "tensorboard"):
             if os.path.lexists(folder / name) and not _is_empty(folder / name):
                 raise UserError(
-                    f"{folder / name} exists, and it belongs to no run of anyres: move it away or choose another output"
+                    f"{folder / name} exists but does not belong to an anyres run: move it or choose another output"
                 )
 
 
 def _lacks_record(folder: Path) -> bool:
-    """Whether version 0.1, which kept no record, began a run in the folder."""
+    """Return whether the folder contains a run of version 0.1, which kept no record of its files."""
     options = _read_config(folder)
     return bool(saved_states(folder)) and {"model", "data", "output"} <= options.keys()
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """The options in config.yaml, in the spelling of today; none if it says nothing."""
+    """Return the options in config.yaml under their current names; empty if the file is missing or unreadable."""
     try:
         found = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):  # any config.yaml at all
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):  # the file may contain anything
         return {}
     return RunConfig.translated(found) if isinstance(found, dict) else {}
 
@@ -125,7 +125,7 @@ def _is_empty(path: Path) -> bool:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Create the run folder and put right what a kill left in it. For the holder of its lock."""
+    """Create the run folder and clean up after a run that was killed. The caller must hold the folder's lock."""
     with files.explained(folder):
         (folder / "state").mkdir(parents=True, exist_ok=True)
         for name in FOLDERS:
@@ -134,7 +134,7 @@ def prepare_folder(folder: Path) -> None:
 
 
 def clear_run(folder: Path) -> None:
-    """Remove an earlier run's results, its states first: after a kill in between there is nothing to resume."""
+    """Remove an earlier run's files, states first, so that a half-removed run is not resumed."""
     for state in saved_states(folder):
         files.remove_folder(state, [STATE_FILE])
     for name in FOLDERS:
@@ -149,15 +149,15 @@ def clear_run(folder: Path) -> None:
 
 
 def saved_states(folder: Path) -> list[Path]:
-    """States in a run folder, newest first."""
+    """Return the states in a run folder, newest first."""
     states = (path.parent for path in (folder / "state").glob(f"step_*/{STATE_FILE}"))
     return sorted((path for path in states if re.fullmatch(r"step_\d{9}_\d{6}", path.name)), reverse=True)
 
 
 def save_state(folder: Path, position: Position, content: dict[str, Any], keep: int) -> None:
-    """Write a state and remove all but the newest `keep` up to it."""
+    """Write a state, then keep it and the `keep - 1` states before it and remove older ones."""
     target = folder / "state" / f"step_{position.updates:09d}_{position.epoch:06d}"
-    if target.exists():  # ours by its name, even if it could not be read
+    if target.exists():  # the name shows that it is ours, even if it could not be read
         files.adopt(target, "state", [STATE_FILE])
     with atomic_folder(target, "state", [STATE_FILE]) as temporary:
         fields = dict(vars(position), sums={})
@@ -167,9 +167,9 @@ def save_state(folder: Path, position: Position, content: dict[str, Any], keep: 
 
 
 def load_state(path: Path) -> tuple[Position, dict[str, Any]]:
-    """Read one of `saved_states`. Raises whatever a damaged file leads to."""
+    """Read one of `saved_states`. A damaged file may raise an exception of any type."""
     if files.is_damaged(path / STATE_FILE, "state"):
-        raise ValueError("the file is not as it was written")
+        raise ValueError("the file has changed since it was written")
     content = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
     position = Position(**content.pop("position"))
     for name, default in vars(Position()).items():
@@ -182,14 +182,14 @@ def load_state(path: Path) -> tuple[Position, dict[str, Any]]:
 
 
 def write_config(folder: Path, options: dict[str, Any]) -> None:
-    """config.yaml: every option of the run, as a recipe that repeats it."""
+    """Write config.yaml with every option of the run; it can be used as a recipe to repeat the run."""
     if _read_config(folder) != options:
         with atomic_write(folder / CONFIG_FILE, KIND) as path:
             path.write_text(yaml.safe_dump(options, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """metrics.csv: one row per finished epoch."""
+    """Write metrics.csv with one row per finished epoch."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with atomic_write(folder / "metrics.csv", KIND) as path:
         text = csv_text([names, *([row.get(name) for name in names] for row in rows)])
@@ -197,8 +197,8 @@ def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """summary.json: what came of the run."""
+    """Write summary.json with the results of the run."""
     with atomic_write(folder / "summary.json", KIND) as path:
         text = json.dumps(summary, indent=2, ensure_ascii=False) + "\n"
-        # Bytes of a file name that are no UTF-8 become escapes, which JSON reads back.
+        # Bytes in file names that are not valid UTF-8 become JSON escapes.
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
