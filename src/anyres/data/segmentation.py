@@ -156,8 +156,7 @@ def open_segmentation(
     `label_names` numbers the classes by a given list, such as a checkpoint's. `whole` reads everything if the dataset
     has no splits of its own, instead of a "train" or "val" share.
 
-    Raises UserError or FileNotFoundError with a message that says what is missing. Masks are checked when they are read
-    (see `Mask` for the errors) and by `check_masks`.
+    Raises UserError or FileNotFoundError if something is missing. Masks are checked when read (see `Mask`, `check_masks`).
     """
     text = os.fspath(spec)
     source: SegmentationSource
@@ -179,10 +178,9 @@ def check_masks(source: SegmentationSource) -> None:
     """Check the masks of a training set for classes without labelled pixels.
 
     Masks are read in a fixed random order until every class has been seen, but at most `LOOKED_AT` of them. If fewer
-    than two classes have been seen by then, reading continues until a second one turns up.
-
-    Classes that were not seen are named in the log. Raises UserError if fewer than two classes have labelled pixels, or
-    if a mask has a value that means nothing. Unreadable masks are left to the loader, which counts them.
+    than two classes have been seen by then, reading continues until a second one turns up. Classes that were not seen
+    are named in the log. Raises UserError if fewer than two classes have labelled pixels, or if a mask has a value that
+    means nothing. Unreadable masks are left to the loader, which counts them.
     """
     counts = np.zeros(IGNORED + 1, dtype=np.int64)
     looked = 0
