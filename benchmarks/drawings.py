@@ -3,9 +3,9 @@
     uv run --with resvg-py python benchmarks/drawings.py icons data/icons
     uv run --with resvg-py python benchmarks/drawings.py emoji data/emoji
 
-Needs npm to fetch the packages (Iconify's JSON packages of vector drawings; every set keeps its own licence, and nothing
-drawn from them is part of this repository). Every drawing is rendered at 256 x 256 pixels in front of a random ground.
-Validation holds whole sets, or vendors, that training never sees.
+The packages are fetched by npm: Iconify's JSON packages of vector drawings. Every set keeps its own licence, and
+nothing drawn from them is part of this repository. Every drawing is rendered at 256 x 256 pixels in front of a random
+background. The validation split holds whole sets, or vendors, that training never sees.
 
 icons  one class for each of 36 things ("bell", "camera" …) as about 90 icon sets draw them, outlined or filled
 emoji  one class for each of Unicode's subgroups ("food-fruit", "transport-water" …) as nine vendors draw them
@@ -34,96 +34,14 @@ THINGS = (
     *("download", "phone", "clock", "lock", "play", "eye", "globe", "bell", "pause", "credit-card", "key", "tag"),
     *("share", "clipboard", "compass", "shield", "moon", "briefcase", "gift", "sun", "trash", "printer", "user", "pin"),
 )
-ICON_SETS = [
-    "mdi",
-    "tabler",
-    "lucide",
-    "ph",
-    "ri",
-    "fa6-solid",
-    "carbon",
-    "material-symbols",
-    "ion",
-    "bi",
-    "heroicons",
-    "solar",
-    "mingcute",
-    "iconoir",
-    "uil",
-    "bx",
-    "bxs",
-    "lets-icons",
-    "fluent",
-    "iconamoon",
-    "majesticons",
-    "octicon",
-    "feather",
-    "ant-design",
-    "mynaui",
-    "streamline",
-    "clarity",
-    "ic",
-    "icon-park-outline",
-    "icon-park-solid",
-    "akar-icons",
-    "radix-icons",
-    "jam",
-    "eva",
-    "system-uicons",
-    "gg",
-    "zondicons",
-    "maki",
-    "ooui",
-    "typcn",
-    "entypo",
-    "oi",
-    "icomoon-free",
-    "foundation",
-    "dashicons",
-    "el",
-    "subway",
-    "raphael",
-    "cil",
-    "tdesign",
-    "basil",
-    "line-md",
-    "teenyicons",
-    "humbleicons",
-    "proicons",
-    "pepicons-pop",
-    "pepicons-print",
-    "pixelarticons",
-    "memory",
-    "flowbite",
-    "charm",
-    "si",
-    "nimbus",
-    "wpf",
-    "et",
-    "simple-line-icons",
-    "mi",
-    "guidance",
-    "duo-icons",
-    "prime",
-    "formkit",
-    "uis",
-    "uim",
-    "uit",
-    "weui",
-    "quill",
-    "ci",
-    "picon",
-    "gridicons",
-    "map",
-    "gis",
-    "healthicons",
-    "hugeicons",
-    "gravity-ui",
-    "codicon",
-    "stash",
-    "mage",
-    "f7",
-]
+ICON_SETS = """
+mdi tabler lucide ph ri fa6-solid carbon material-symbols ion bi heroicons solar mingcute iconoir uil bx bxs
+lets-icons fluent iconamoon majesticons octicon feather ant-design mynaui streamline clarity ic icon-park-outline
+icon-park-solid akar-icons radix-icons jam eva system-uicons gg zondicons maki ooui typcn entypo oi icomoon-free
+foundation dashicons el subway raphael cil tdesign basil line-md teenyicons humbleicons proicons pepicons-pop
+pepicons-print pixelarticons memory flowbite charm si nimbus wpf et simple-line-icons mi guidance duo-icons prime
+formkit uis uim uit weui quill ci picon gridicons map gis healthicons hugeicons gravity-ui codicon stash mage f7
+"""
 VENDORS = ("emojione-v1", "emojione", "fluent-emoji", "fxemoji", "noto", "noto-v1", "twemoji")
 UNSEEN_VENDORS = ("openmoji", "fluent-emoji-flat")
 VARIANT = re.compile(
@@ -152,7 +70,7 @@ def main() -> None:
 
 def icons() -> Iterator[tuple[str, str, str, str]]:
     """(split, class, file name, SVG), up to two drawings of a thing from each set; every fourth set is unseen."""
-    for number, prefix in enumerate(sorted(ICON_SETS)):
+    for number, prefix in enumerate(sorted(ICON_SETS.split())):
         drawn = package(f"@iconify-json/{prefix}")
         found: dict[str, list[str]] = defaultdict(list)
         for name in [*drawn["icons"], *drawn.get("aliases", {})]:
@@ -207,7 +125,8 @@ def svg_of(drawn: dict[str, Any], name: str) -> str:
 
 
 def render(svg: str, seed: str) -> Image.Image:
-    """The drawing somewhere on a blotchy ground, 45 to 90 % of its side; what has no colour gets one that stands out."""
+    """Return the drawing at 45 to 90 % of its side on a blotchy background; strokes without a colour get one that
+    stands out."""
     import resvg_py
 
     rng = np.random.default_rng(list(seed.encode()))

@@ -8,15 +8,15 @@ from anyres.models._registry import entries, model_info
 
 HEAD = """# Models
 
-Every name works in `anyres.create_model`, with the prefix `anyres_` in timm, and in every command; published names are
-understood too. `anyres info NAME` prints the same facts. Top-1 is the authors' on ImageNet-1k at the size given; this
-table is made from the registry by `docs/make_models.py`.
+All names work in `anyres.create_model` and in every command, and in timm with the prefix `anyres_`. The published names
+work too. `anyres info NAME` prints the facts shown here. Top-1 is the accuracy on ImageNet-1k that the authors report at
+the native size. `docs/make_models.py` generates this page from the model registry.
 
 """
 
 
 def text() -> str:
-    """The page."""
+    """Return the page as Markdown."""
     families: dict[int, list[str]] = {}
     for name, entry in entries().items():
         families.setdefault(id(entry.family), []).append(name)

@@ -1,4 +1,4 @@
-"""What a data set is: items that are not decoded yet, and sources that hold them, by their index or as a stream."""
+"""Dataset sources: collections of undecoded items, either indexed (map) or read in order (stream)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from anyres.errors import UserError
 from anyres.shapes import Size
 
 STATISTICS = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
-"""ImageNet's mean and standard deviation, of its luminance for one channel."""
+"""ImageNet mean and standard deviation by number of channels; for one channel, those of the luminance."""
 CROP_PCT = 0.875
-"""Centre crop / resized short side, as published for 224 out of 256."""
+"""Centre crop size divided by the resized short side; 0.875 is the published value at 224."""
 
 
 class Item(NamedTuple):
-    """One labelled image or clip, not decoded yet. The label is a class number, or what else its task marks in it."""
+    """One labelled image or clip, not decoded yet; the label is a class number or a task's own annotation."""
 
     name: str
     data: Data
@@ -28,8 +28,11 @@ class Item(NamedTuple):
 
 
 class Source(ABC):
-    """What every source has. `crop_pct` is the share of the resized image that evaluation keeps, `bit_depth` what is
-    known of pictures of more than 8 bits (see `decode.load_image`)."""
+    """Attributes and methods shared by all sources.
+
+    `crop_pct` is the share of the resized image that the evaluation crop keeps. `bit_depth` is the known bit depth of
+    images with more than 8 bits per channel, or None (see `decode.load_image`).
+    """
 
     name: str
     label_names: list[str]
@@ -49,8 +52,10 @@ class Source(ABC):
         self._relabel: dict[int, int] | None = None
 
     def use_labels(self, label_names: Sequence[str]) -> None:
-        """Number the labels by another list of names, that of the training data, which must hold all classes of this
-        source (see `match_classes`). Raises UserError."""
+        """Renumber the labels to follow `label_names`, usually the classes of the training data.
+
+        Raises UserError unless every class of this source is in `label_names` (see `match_classes`).
+        """
         whose = {"knower": "the training data", "namer": self.name}
         places = match_classes(label_names, self.label_names, **whose, fix="Give both the same classes")
         tell_subset(label_names, places, **whose)
@@ -65,7 +70,7 @@ class Source(ABC):
 
 
 class MapSource(Source):
-    """A source with a known number of images, each reachable by its index."""
+    """A source with a known number of images that can be read by index."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -74,27 +79,27 @@ class MapSource(Source):
     def _item(self, index: int) -> Item: ...
 
     def paths(self) -> Iterator[str]:
-        """The files of the items, for sources whose items are files."""
+        """Return the paths of the items' files, or nothing if the items are not files."""
         return iter(())
 
     def item(self, index: int) -> Item:
-        """Return image `index` undecoded."""
+        """Return the undecoded item at `index`."""
         return self._deep(self._labelled(self._item(index)))
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """Return image `index` decoded, and its label; raises BadImage."""
+        """Return the decoded image at `index` and its label. Raises BadImage."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         item = self.item(index)
         return load_image(item.data, item.name, self.in_chans, marked=self._marked(item)), item.label
 
     def _marked(self, item: Item) -> Size | None:
-        """The size of what is marked in a picture, where labels are more than a class (see `load_image`)."""
+        """Return the (height, width) that an item's annotations refer to, or None if the label is just a class."""
         return None
 
 
 class StreamSource(Source):
-    """A source that is read from one end to the other. `size` is the number of images, None if nobody knows."""
+    """A source that is read in order; `size` is the number of images, or None if unknown."""
 
     size: int | None = None
 
@@ -102,6 +107,8 @@ class StreamSource(Source):
     def _items(self, epoch: int | None, seed: int, rank: int, world: int) -> Iterator[Item]: ...
 
     def items(self, epoch: int | None, seed: int = 0, rank: int = 0, world: int = 1) -> Iterator[Item]:
-        """Read the share of one rank once: shuffled by (seed, epoch), or as stored for `epoch` None. Items are
-        undecoded."""
+        """Yield the undecoded items of one rank's share, once.
+
+        The order is shuffled by (seed, epoch), or the stored order if `epoch` is None.
+        """
         return (self._deep(self._labelled(item)) for item in self._items(epoch, seed, rank, world))

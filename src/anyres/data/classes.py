@@ -1,4 +1,4 @@
-"""The classes of a data set and the outputs of a model, matched by name and never by position."""
+"""Matching the classes of a dataset to the outputs of a model, by name and never by position."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from anyres.io.parsing import read_text
 logger = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"[0-9]{1,6}")
-"""A class that is written as its number; whatever is longer is a name."""
+"""A class given by its number. Longer strings of digits are treated as names."""
 NAMES_FILE = (
     "Rename the classes, or give the model's classes in a file with names=FILE, one on a line, in the order of its"
     " outputs"
@@ -27,13 +27,16 @@ NAMES_FILE = (
 def match_classes(
     known: Sequence[str], names: Sequence[str], *, knower: str, namer: str, fix: str = NAMES_FILE
 ) -> list[int]:
-    """For each of `names` the place in `known` of the class that it means.
+    """Return the index in `known` of the class that each of `names` refers to.
 
-    A name is found as it is written; else without regard to case, "_", "-" and blanks; else as a number ("02" is 2);
-    each only where that is unambiguous. Raises UserError with both lists and the `fix` if a name is not found or two
-    mean the same class; `knower` and `namer` say whose the lists are.
+    A name matches if it is identical; otherwise if it is equal ignoring case, "_", "-" and spaces; otherwise if both
+    are the same number ("02" is 2). A match counts only if it is unambiguous. `knower` and `namer` describe the owners
+    of the two lists in error messages.
+
+    Raises UserError, showing both lists and ending in `fix`, if a name has no match or if two names match the same
+    class.
     """
-    if list(known) == list(names):  # also where two classes have one name
+    if list(known) == list(names):  # even if two classes share a name
         return list(range(len(names)))
     ways: list[Callable[[str], str | None]] = [str, _plain, _number]
     tables = [_places(known, way) for way in ways]
@@ -56,7 +59,7 @@ def match_classes(
 
 
 def tell_subset(known: Sequence[str], places: Collection[int], *, knower: str, namer: str) -> None:
-    """Say in the log which classes of `knower` are not among those that `namer` has, which are at `places`."""
+    """Log which classes of `knower` are missing from `namer`, whose classes are at `places` in `known`."""
     absent = sorted(set(range(len(known))) - set(places))
     if absent:
         missing = ", ".join(f"{known[place]!r:.40}" for place in absent[:8]) + ", …" * (len(absent) > 8)
@@ -64,8 +67,11 @@ def tell_subset(known: Sequence[str], places: Collection[int], *, knower: str, n
 
 
 def name_labels(labels: Collection[str], where: str) -> list[str]:
-    """The classes that labels as they are written make up: 0 to the largest where all are numbers, else their sorted
-    names. Raises UserError for fewer than two."""
+    """Return the class names for a set of labels.
+
+    If all labels are numbers, the classes are 0 to the largest of them; otherwise they are the sorted names. Raises
+    UserError for fewer than two classes.
+    """
     found = sorted({plain_number(label) for label in labels})
     check_classes(found, where)
     numbers = all(map(NUMBER.fullmatch, found))
@@ -73,12 +79,12 @@ def name_labels(labels: Collection[str], where: str) -> list[str]:
 
 
 def plain_number(label: str) -> str:
-    """A number without zeros before it; any other label as it is."""
+    """Strip leading zeros from a number; return any other label unchanged."""
     return str(int(label)) if NUMBER.fullmatch(label) else label
 
 
 def check_classes(names: Sequence[str], where: str) -> None:
-    """Refuse fewer than two classes, among which there is nothing to tell apart, and a name given twice."""
+    """Raise UserError if there are fewer than two classes or if a name occurs twice."""
     if len(names) < 2:
         raise UserError(f"{where} has {shown(names)}: at least two are needed to tell apart")
     if len(set(names)) < len(names):
@@ -87,10 +93,11 @@ def check_classes(names: Sequence[str], where: str) -> None:
 
 
 def match_outputs(count: int, names: Sequence[str], *, knower: str, namer: str, fix: str = NAMES_FILE) -> list[int]:
-    """For each of `names` the output that it means of a model with `count` outputs that does not name them.
+    """Return the output index for each of `names`, for a model with `count` unnamed outputs.
 
-    With 1000 outputs, or as many as one of ImageNet's larger sets has, a name is a WordNet id, or a word for a class
-    that no other class has; otherwise, and for these too, numbers are the numbers of the outputs. Raises UserError.
+    If `count` is the number of classes of ImageNet-1k (1000) or of one of the larger ImageNet sets, a name may be a
+    WordNet id or a word that belongs to one class only. In every case a number is an output index. Raises UserError if
+    a name has no match or if two names match the same output.
     """
     table = _imagenet(count)
     places = [table.get(name, table.get(_plain(name), -1)) for name in names]
@@ -106,10 +113,10 @@ def match_outputs(count: int, names: Sequence[str], *, knower: str, namer: str, 
 
 
 def read_names(file: str | Path) -> list[str]:
-    """Class names from a text file, one on a line, or a JSON list or object of names by number.
+    """Read class names from a text file with one name per line, or from a JSON list or {number: name} object.
 
-    Two outputs may have the same name, as two cranes of ImageNet have. Raises FileNotFoundError; UserError for another
-    content, an empty name, or a number left out.
+    Names may repeat: ImageNet has two classes called crane. Raises FileNotFoundError if the file is missing, and
+    UserError for any other content, an empty name or a missing number.
     """
     path = Path(file)
     if not path.is_file():
@@ -135,7 +142,7 @@ def read_names(file: str | Path) -> list[str]:
 
 
 def shown(names: Sequence[str], most: int = 8) -> str:
-    """A list of names, shortened, with its length."""
+    """Return a shortened list of class names with their count, for messages."""
     listed = ", ".join(f"{name!r:.40}" for name in names[:most])
     return f"{len(names)} class{'es' * (len(names) != 1)} ({listed}{', …' if len(names) > most else ''})"
 
@@ -149,7 +156,7 @@ def _number(name: str) -> str | None:
 
 
 def _places(names: Sequence[str], way: Callable[[str], str | None]) -> dict[str | None, int]:
-    """Place by what a way of reading makes of the names, without what several share."""
+    """Return the position of each name by its key `way(name)`, leaving out keys that several names share."""
     found: dict[str | None, int] = {}
     for place, name in enumerate(names):
         key = way(name)
@@ -159,12 +166,12 @@ def _places(names: Sequence[str], way: Callable[[str], str | None]) -> dict[str 
 
 _SETS = {1000: "imagenet-1k", 11221: "imagenet-21k-miil", 11821: "imagenet-12k", 21841: "imagenet-22k",
          21842: "imagenet-22k-ms", 21843: "imagenet-21k-goog"}  # fmt: skip
-"""timm's names of ImageNet's sets by their number of classes, which tells them apart."""
+"""timm's name for each ImageNet variant by its number of classes, which identifies it."""
 
 
 @cache
 def imagenet_words(count: int) -> list[str]:
-    """A word for each of ImageNet's classes, for models with as many outputs; nothing for other numbers."""
+    """Return one word per class of the ImageNet variant with `count` classes, or an empty list if there is none."""
     if count not in _SETS:
         return []
     import timm.data
@@ -175,7 +182,7 @@ def imagenet_words(count: int) -> list[str]:
 
 @cache
 def _imagenet(count: int) -> dict[str, int]:
-    """WordNet ids and unambiguous words of ImageNet's classes → the output."""
+    """Map WordNet ids and unambiguous words to output indices, for the ImageNet variant with `count` classes."""
     if count not in _SETS:
         return {}
     import timm.data

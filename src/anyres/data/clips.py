@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip, and those frames' pixels."""
+"""Sampling clips from videos: choosing frame indices and decoding those frames."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from anyres.errors import UserError
 from anyres.extras import require
 
 RATE = 30.0
-"""Frames per second that a clip's stride counts in, and that arrays are taken to have."""
+"""Frame rate (frames per second) that a clip's stride refers to; arrays are assumed to have this rate."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames make a clip "T×τ": T = `frames`, one in τ = `stride` at 30 frames per second.
+    """How the frames of a "T×τ" clip are chosen: T = `frames`, every τ-th frame (τ = `stride`) at 30 frames per second.
 
-    A clip spans T·τ/30·fps frames of its video; its frames are linspace(start, start + span - 1, T), truncated to
-    integers. A video shorter than that repeats its last frame. With `segments` a clip is one frame of each of T equal
-    parts of the video (Something-Something v2) and `stride` means nothing. Source: MViTv2's published configurations
-    and slowfast/datasets/decoder.py in facebookresearch/SlowFast. Raises UserError for less than one frame or a stride
-    that is not above 0.
+    A clip spans T·τ/30·fps frames of its video. Its frame indices are linspace(start, start + span - 1, T), truncated
+    to integers. If the video is shorter than the span, its last frame is repeated. With `segments`, the video is split
+    into T equal segments, the clip takes one frame from each (Something-Something v2), and `stride` is ignored. Source:
+    MViTv2's published configurations and slowfast/datasets/decoder.py in facebookresearch/SlowFast. Raises UserError if
+    there is less than one frame or the stride is not above 0.
     """
 
     frames: int = 8
@@ -44,18 +44,24 @@ class Sampling:
             raise UserError(f"stride {self.stride} must be above 0")
 
     def span(self, fps: float) -> float:
-        """Frames of the video from a clip's first to its last, both included; for `segments` the fewest it needs."""
+        """Return the number of video frames from a clip's first to its last; with `segments`, the fewest it needs."""
         return self.frames if self.segments else self.frames * self.stride / RATE * fps
 
     def train(self, length: int, fps: float, rng: random.Random) -> list[int]:
-        """Indices of a random clip of a video of `length` frames: a uniform start, or a uniform frame of each part."""
+        """Return the frame indices of a random clip from a video of `length` frames.
+
+        The start is uniform; with `segments`, the frame within each segment is.
+        """
         if self.segments:
             return self._parts(length, [rng.random() for _ in range(self.frames)])
         return self._clip(rng.uniform(0, max(length - self.span(fps), 0)), length, fps)
 
     def test(self, length: int, fps: float, clip: int, clips: int) -> list[int]:
-        """Indices of clip number `clip` of `clips`, spread evenly from the first frame to the last; of one, the middle.
-        With `segments` the middle frame of each part."""
+        """Return the frame indices of clip number `clip` out of `clips`.
+
+        Clips are spread evenly from the first frame to the last; a single clip is taken from the middle. With
+        `segments`, the indices are the middle frames of the segments.
+        """
         if self.segments:
             return self._parts(length, [0.5] * self.frames)
         rest = max(length - self.span(fps), 0)
@@ -70,13 +76,13 @@ class Sampling:
 
 
 class Video:
-    """The frames of a video by index, in the order of display: a file, its bytes, or an array (T, H, W[, 3]) uint8.
+    """The frames of a video, by index in display order; `data` is a file, its bytes or a uint8 array (T, H, W[, 3]).
 
-    `frames` is their number, `fps` their mean rate. A file is read through once, without decoding, for the times of its
-    frames, since what headers say of their number and rate may be wrong; `read` then decodes from the key frames before
-    the wanted ones. Where a file has no usable times, its frames are counted by decoding them.
+    `frames` is the number of frames and `fps` their mean rate. Headers can be wrong about both, so a file is first read
+    through without decoding to collect the timestamps of its frames. `read` then decodes from the key frames before the
+    wanted frames. If a file has no usable timestamps, its frames are counted by decoding them.
 
-    Raises BadImage for whatever is wrong with the file, also for frames of more than `max_pixels` pixels.
+    Raises BadImage for any problem with the file, including frames of more than `max_pixels` pixels.
     """
 
     def __init__(self, data: Data, name: str, max_pixels: int = MAX_PIXELS) -> None:
@@ -89,7 +95,7 @@ class Video:
         self.data, self.name, self.max_pixels = data, name, max_pixels
         self.fps = RATE
         self.times: list[int] = []
-        self.keys: list[tuple[int, int]] = []  # of each key frame its time and where to seek for it
+        self.keys: list[tuple[int, int]] = []  # (time, seek position) of each key frame
         if isinstance(data, np.ndarray):
             self.frames = len(data)
         else:
@@ -98,13 +104,14 @@ class Video:
             raise BadImage(name, "the video holds no frames")
 
     def read(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """The frames of these indices, in their order, upright: (H, W, 3) uint8 each, (H, W) of a grey array."""
+        """Return the frames at these indices, in this order and upright: uint8 (H, W, 3) each, or (H, W) for a grey
+        array."""
         assert all(0 <= index < self.frames for index in indices)
         if isinstance(self.data, np.ndarray):
             return [self.data[index] for index in indices]
         wanted = sorted(set(indices))
         found = self._seek(wanted) if self.times else {}
-        if len(found) < len(wanted):  # no times, or times that the decoder does not keep to
+        if len(found) < len(wanted):  # no timestamps, or the decoder does not follow them
             found = self._scan(wanted)
         missing = [index for index in wanted if index not in found]
         if missing:
@@ -114,7 +121,7 @@ class Video:
         return [found[index] for index in indices]
 
     def _index(self) -> None:
-        """Find the frames' times and the key frames."""
+        """Collect the timestamps of all frames and the positions of the key frames."""
         times: list[int] = []
         with self._open() as (container, stream):
             pixels = stream.codec_context.width * stream.codec_context.height
@@ -123,14 +130,14 @@ class Video:
                 raise BadImage(self.name, f"its frames have {pixels / 1e6:.1f} megapixels, over the limit of {limit}")
             packets = 0
             for packet in container.demux(stream):
-                if not packet.size:  # the last one, which tells decoders to finish
+                if not packet.size:  # the final packet, which flushes the decoder
                     continue
                 packets += 1
                 if packet.pts is None or packet.is_discard or packet.is_corrupt:
                     continue
                 if packet.is_keyframe:
                     self.keys.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
-                if self.keys:  # what comes before the first key frame cannot be decoded
+                if self.keys:  # frames before the first key frame cannot be decoded
                     times.append(packet.pts)
             time_base, rate = stream.time_base, stream.average_rate or stream.guessed_rate
         self.times = sorted(times) if len(set(times)) == len(times) else []
@@ -144,7 +151,7 @@ class Video:
                 self.frames = sum(1 for _ in container.decode(stream))
 
     def _seek(self, wanted: Sequence[int]) -> dict[int, np.ndarray]:
-        """Decode from the key frame before each wanted frame; incomplete if the file does not lead there."""
+        """Decode from the key frame before each wanted frame; the result is incomplete if timestamps are unreliable."""
         found: dict[int, np.ndarray] = {}
         starts = [start for start, _ in self.keys]
         with self._open() as (container, stream):
@@ -162,7 +169,7 @@ class Video:
         return found
 
     def _scan(self, wanted: Sequence[int]) -> dict[int, np.ndarray]:
-        """Decode from the beginning and count."""
+        """Decode from the beginning, counting frames."""
         chosen = set(wanted)
         found: dict[int, np.ndarray] = {}
         with self._open() as (container, stream):
@@ -184,12 +191,12 @@ class Video:
                 stream = next((stream for stream in container.streams.video if stream.codec_context), None)
                 if stream is None:
                     raise BadImage(self.name, "the file holds no video that can be decoded")
-                stream.codec_context.thread_count = 1  # loaders have processes for that
+                stream.codec_context.thread_count = 1  # data loaders already use several processes
                 yield container, stream
 
 
 def _pixels(frame: Any) -> np.ndarray:
-    """A decoded frame as (H, W, 3), turned as the file asks."""
+    """Convert a decoded frame to uint8 (H, W, 3), rotated as the file asks."""
     pixels: np.ndarray = frame.to_ndarray(format="rgb24")
-    turns = round(frame.rotation / 90) % 4  # anticlockwise
+    turns = round(frame.rotation / 90) % 4  # counter-clockwise
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels

@@ -1,4 +1,4 @@
-"""Pictures with marked objects in COCO's layout: a folder of images and one JSON file for all of them."""
+"""Detection datasets in COCO's layout: a folder of images and one JSON file with all annotations."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ Entry = dict[str, Any]
 
 ROBOFLOW = "_annotations.coco.json"
 FARTHEST = 10
-"""Coordinates of polygons reach at most this many times the image's long side."""
+"""Polygon coordinates may be at most this many times the image's long side."""
 OTHER_HEADS = (
     "give annotations with them, or a head that needs none (retinanet, faster_rcnn and cascade_rcnn learn from boxes)"
 )
 
 
 class Coco(DetectionSource):
-    """FOLDER/annotations/instances_train2017.json with FOLDER/train2017/*.jpg, and the same for val.
+    """A COCO dataset: FOLDER/annotations/instances_train2017.json with FOLDER/train2017/*.jpg, and the same for val.
 
-    The file may also be called instances_SPLIT.json, SPLIT.json or *_SPLIT.json, and the images may lie in
-    FOLDER/SPLIT, FOLDER/images/SPLIT2017, FOLDER/images/SPLIT or FOLDER/images. With `keypoints` the file is
-    person_keypoints_SPLIT2017.json before all others. Or FOLDER/SPLIT holds the images and _annotations.coco.json, as
-    Roboflow writes it. Other names of the splits are those of `data.splits`. Classes are numbered in the order of their
-    ids, which may have gaps.
+    The annotation file may also be called instances_SPLIT.json, SPLIT.json or *_SPLIT.json, and the images may be in
+    FOLDER/SPLIT, FOLDER/images/SPLIT2017, FOLDER/images/SPLIT or FOLDER/images. With `keypoints`,
+    person_keypoints_SPLIT2017.json is looked for first. In Roboflow's layout, FOLDER/SPLIT contains both the images and
+    _annotations.coco.json. The other accepted split names are in `data.splits`. Classes are numbered in the order of
+    their category ids, which may have gaps.
 
-    Broken marks are left out and counted in `report`; so are listed images that are not there, but these stay among the
-    items, to be counted where they are read. Raises FileNotFoundError for missing annotations and where no image is
-    there, and UserError for a damaged file and for annotations of images or categories that it does not list.
+    Broken annotations are left out and counted in `report`. Listed images that do not exist are counted there too, but
+    stay among the items so that reading them reports them as unreadable. Raises FileNotFoundError if the annotation
+    file or all images are missing, and UserError if the annotation file is damaged or annotates images or categories
+    that it does not list.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Coco(DetectionSource):
         keep_empty: bool = False,
     ) -> None:
         if masks:
-            rle.coco_masks()  # it complains now, not in a worker
+            rle.coco_masks()  # fail here rather than in a worker if the package is missing
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"there is no folder {folder!r}: give digits, or a folder in COCO's layout")
         path, called = _annotation_file(Path(folder), split, keypoints)
@@ -66,7 +67,8 @@ class Coco(DetectionSource):
         self.folder = _image_folder(Path(folder), called, images[0]["file_name"])
         self.report = dict.fromkeys(REPORT, 0)
 
-        # A few arrays hold everything: a million small objects would be copied into every worker as it is touched.
+        # Everything is stored in a few large arrays: a million small objects would be copied into every worker as soon
+        # as they are touched (copy-on-write).
         self.ids = np.array([image["id"] for image in images], dtype=np.int64)
         self.sizes = np.array([(image["height"], image["width"]) for image in images], dtype=np.int64)
         self.files = np.array([os.fsencode(image["file_name"]) for image in images])
@@ -80,10 +82,10 @@ class Coco(DetectionSource):
         chosen = np.flatnonzero(good)[np.argsort(owners[good], kind="stable")]
         annotations = [annotations[place] for place in chosen]
         owners, boxes, self.labels = owners[chosen], boxes[chosen], labels[chosen]
-        self.first = np.searchsorted(owners, np.arange(len(images) + 1))  # of each image's objects
+        self.first = np.searchsorted(owners, np.arange(len(images) + 1))  # offsets of each image's objects
         self.crowd = np.array([bool(annotation.get("iscrowd")) for annotation in annotations], dtype=bool)
         areas = np.array([_number(annotation.get("area")) for annotation in annotations], dtype=np.float64)
-        self.areas = np.where(areas >= 0, areas, boxes[:, 2] * boxes[:, 3])  # those without a usable area, too
+        self.areas = np.where(areas >= 0, areas, boxes[:, 2] * boxes[:, 3])  # also replaces unusable (NaN) areas
         self.boxes = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         sizes = self.sizes[owners]
         self.segments = _Segments(annotations, sizes.tolist(), self.report) if masks else None
@@ -113,7 +115,7 @@ class Coco(DetectionSource):
         }
 
     def _count_absent(self, annotations: Path) -> int:
-        """How many images of the split are not there; by listing folders, which is quick also where files are far."""
+        """Count the listed images that do not exist; listing whole folders is fast even on remote file systems."""
         names = [os.path.split(os.fsdecode(file)) for file in self.files[self.order]]
         folders = {inside: self.folder / inside for inside, _ in names}
         there = {inside: set(os.listdir(folder)) if folder.is_dir() else () for inside, folder in folders.items()}
@@ -130,7 +132,7 @@ class Coco(DetectionSource):
         return len(absent)
 
     def _keypoints(self, annotations: Sequence[Entry]) -> np.ndarray:
-        """(m, K, 3) of all objects; zeros, which means not marked, where they have none."""
+        """Return the keypoints (m, K, 3) of all objects; zeros (not annotated) for objects without keypoints."""
         points = np.zeros((len(annotations), 3 * len(self.keypoint_names)))
         for place, annotation in enumerate(annotations):
             numbers = _numbers(annotation.get("keypoints") or [])
@@ -165,11 +167,11 @@ class Coco(DetectionSource):
 
 
 class _Segments:
-    """The masks of m objects: their polygons in one block of numbers, run lengths where an object has those."""
+    """The masks of m objects: all polygons in one array, plus run lengths for objects that have them."""
 
     def __init__(self, annotations: Sequence[Entry], sizes: Sequence[Sequence[int]], report: dict[str, int]) -> None:
         polygons: list[np.ndarray] = []
-        owned = [0]  # polygons of all objects so far
+        owned = [0]  # running count of polygons after each object
         self.runs: dict[int, np.ndarray] = {}
         for place, (annotation, (height, width)) in enumerate(zip(annotations, sizes, strict=True)):
             segmentation = annotation.get("segmentation")
@@ -180,7 +182,7 @@ class _Segments:
                     report["bad_runs"] += 1
             for polygon in segmentation if isinstance(segmentation, list) else ():
                 numbers = _numbers(polygon)
-                # Drawing takes memory by the length of the outline, however little of it is inside.
+                # Drawing needs memory in proportion to the length of the outline, even where it lies outside the image.
                 reach = FARTHEST * max(height, width)
                 if numbers is not None and len(numbers) >= 6 and len(numbers) % 2 == 0 and abs(numbers).max() <= reach:
                     polygons.append(numbers)
@@ -203,7 +205,7 @@ class _Segments:
 
 
 def _annotation_file(folder: Path, split: str, keypoints: bool) -> tuple[Path, str]:
-    """The annotations of a split, and what the split is called there."""
+    """Return the annotation file of a split, and the name that the files use for the split."""
     kind = "person_keypoints" if keypoints else "instances"
     place = folder / "annotations"
     called = find_split((path.name for path in folder.iterdir() if path.is_dir()), split)
@@ -228,7 +230,7 @@ def _annotation_file(folder: Path, split: str, keypoints: bool) -> tuple[Path, s
 
 def _image_folder(folder: Path, split: str, first_file: str) -> Path:
     names = [f"{split}2017", split, f"images/{split}2017", f"images/{split}", "images"]
-    for name in [*names, "."]:  # the names in the annotations may begin with the folder
+    for name in [*names, "."]:  # file names in the annotations may already include the folder
         if (folder / name / first_file).is_file():
             return folder / name
     for name in names:
@@ -238,11 +240,11 @@ def _image_folder(folder: Path, split: str, first_file: str) -> Path:
 
 
 MAX_ANNOTATIONS = 4 << 30
-"""Bytes of a file of annotations: those of COCO's training images have half a gigabyte."""
+"""Maximum size of an annotation file in bytes; COCO's training annotations take half a gigabyte."""
 
 
 def _read(path: Path) -> tuple[list[Entry], list[Entry], list[Entry]]:
-    """The images, the categories by their ids, and the annotations of a file."""
+    """Read the images, the categories sorted by id, and the annotations of a file."""
     text = read_text(path, MAX_ANNOTATIONS)
     try:
         data = json.loads(text)
@@ -279,7 +281,7 @@ def _entries(path: Path, data: Any, part: str, kinds: dict[str, type]) -> list[E
 
 
 def _places(path: Path, part: str, key: str, ids: list[int], annotations: list[Entry]) -> np.ndarray:
-    """For each annotation the place of its image or category in the list of `ids`."""
+    """Return, for each annotation, the index in `ids` of its image or category."""
     places = {number: place for place, number in enumerate(ids)}
     found = np.array([places.get(annotation[key], -1) for annotation in annotations], dtype=np.int64)
     if (found < 0).any():
@@ -301,7 +303,7 @@ def _box(annotation: Entry) -> list[float]:
 
 
 def _numbers(values: Any) -> np.ndarray | None:
-    """A list of finite numbers as an array; None for anything else."""
+    """Return a list of finite numbers as an array, or None for anything else."""
     try:
         numbers = np.array(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):

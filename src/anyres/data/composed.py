@@ -1,8 +1,9 @@
-"""Scenes composed of scikit-learn's digits: pixels, instances and keypoints to learn from without a download.
+"""Scenes composed of scikit-learn's digits: masks, instances and keypoints to train on without a download.
 
-A scene is a picture of one to five stickers on a blotchy, grainy ground: a dark digit on paper of a light colour, cut
-out along the digit. What it holds is known to the pixel, so that one scene serves segmentation, detection, instance
-masks and keypoints. The paper gives objects an area, which the thin strokes of digits this small have not.
+A scene shows one to five stickers on a blotchy, grainy background. A sticker is a dark digit on light-coloured paper,
+cut out along the digit's outline. The ground truth is known to the pixel, so the same scene serves segmentation,
+detection, instance masks and keypoints. The paper gives objects an area: the thin strokes of digits this small have
+almost none.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from anyres.errors import UserError
 COUNTS = {"train": 4000, "val": 200}
 KEYPOINT_NAMES = ("top", "right", "bottom", "left")
 NARROWEST = 0.7
-HEIGHTS = (0.3, 0.55)  # of a digit without its paper, as shares of the longer side
-MARGIN = 0.17  # of the paper around a straight edge of ink, as a share of the digit's height
-VISIBLE = 0.85  # the least share of its ink that the other digits leave of one
-CROWDED = 0.05  # the largest share of a digit's rectangle where there is ink of others already
-INK = 0.45  # the level of the enlarged digit, of 1, at which its ink ends
+HEIGHTS = (0.3, 0.55)  # of a digit without its paper, as a share of the scene's longer side
+MARGIN = 0.17  # paper around a straight edge of ink, as a share of the digit's height
+VISIBLE = 0.85  # at least this share of a digit's ink stays uncovered by other digits
+CROWDED = 0.05  # at most this share of a new digit's bounding box may already be inked
+INK = 0.45  # where the ink ends: threshold on the enlarged digit, whose maximum is 1
 
 
 class Scene(NamedTuple):
-    """A picture and what is in it; n digits, the later over the earlier, K = 4 keypoints each.
+    """An image with its ground truth: n digits, later ones drawn over earlier ones, with K = 4 keypoints each.
 
-    `image` uint8 (H, W, 3); `boxes` float32 (n, 4), x1, y1, x2, y2 in pixels, tight around the visible paper; `labels`
-    int64 (n,), the digit; `masks` bool (n, H, W), the visible paper; `keypoints` float32 (n, K, 3), x, y and 2 where
-    visible, 1 where a later digit covers it, for the outermost points of the whole paper (see KEYPOINT_NAMES) at the
-    centres of their pixels; `classes` uint8 (H, W), 0 for the ground and 1 + digit for visible paper.
+    `image` is uint8 (H, W, 3). `boxes` is float32 (n, 4): x1, y1, x2, y2 in pixels, tight around the visible paper.
+    `labels` is int64 (n,), the digit. `masks` is bool (n, H, W), the visible paper. `keypoints` is float32 (n, K, 3):
+    x, y and visibility (2 if visible, 1 if covered by a later digit), for the outermost points of the whole paper (see
+    KEYPOINT_NAMES) at their pixel centres. `classes` is uint8 (H, W): 0 for the background and 1 + digit for visible
+    paper.
     """
 
     image: np.ndarray
@@ -43,16 +45,17 @@ class Scene(NamedTuple):
 
 
 class Scenes:
-    """`count` scenes of the digits of a split, each drawn anew from (seed, split, index).
+    """`count` scenes made of the digits of a split, each drawn on demand from (seed, split, index).
 
-    The longer side has `side` pixels, the other 70 to 100 % of that. Scenes of "train" hold only the training digits
-    of `Digits`, those of "val" only the others. Raises UserError for another split, or too small a side or count.
+    The longer side has `side` pixels and the other side 70 to 100 % of that. Scenes of "train" use only the training
+    digits of `Digits`, and scenes of "val" only the others. Raises UserError for any other split, and if `side` or
+    `count` is too small.
     """
 
     def __init__(self, split: str, side: int = 128, count: int | None = None, seed: int = 0) -> None:
         if split not in COUNTS:
             raise UserError(f"split {split!r} of the composed digits must be 'train' or 'val'")
-        if side < 48:  # then every sticker fits, and a person can read most of them
+        if side < 48:  # from 48 px on, every sticker fits and most are legible to a person
             raise UserError(f"side {side} of the composed digits must be at least 48 pixels")
         if count is not None and count < 1:
             raise UserError(f"count {count} of the composed digits must be at least 1")
@@ -64,7 +67,7 @@ class Scenes:
         return self.count
 
     def scene(self, index: int) -> Scene:
-        """Draw scene `index`; always the same one."""
+        """Draw scene `index`; the result is always the same."""
         if not 0 <= index < self.count:
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, list(COUNTS).index(self.split), index])
@@ -72,10 +75,10 @@ class Scenes:
         if rng.random() < 0.5:
             height, width = width, height
         image = _ground(rng, height, width)
-        owner = np.full((height, width), -1, dtype=np.int64)  # the place in the scene of the digit that shows
+        owner = np.full((height, width), -1, dtype=np.int64)  # index of the digit visible at each pixel, or -1
         labels: list[int] = []
         points: list[np.ndarray] = []
-        areas: list[int] = []  # pixels of each sticker, covered or not
+        areas: list[int] = []  # pixels of each sticker, covered ones included
         wanted = rng.integers(1, 6)
         while wanted > 0 or not labels:
             wanted -= 1
@@ -106,25 +109,27 @@ class Scenes:
 
 
 def draw_digit(digit: np.ndarray, height: float, stretch: float = 1.0) -> np.ndarray:
-    """Enlarge an 8x8 digit (uint8) smoothly, its ink about `height` pixels tall: coverage from 0 to 1, float32 (h, w),
-    cut to what is covered. `stretch` makes it wider."""
+    """Smoothly enlarge an 8x8 digit (uint8) until its ink is about `height` pixels tall.
+
+    Returns its coverage, float32 (h, w) from 0 to 1, cropped to the covered area. `stretch` makes the digit wider.
+    """
     inked = digit >= 255 * INK
     rows, columns = (np.flatnonzero(inked.any(axis)) for axis in (1, 0))
     glyph = np.pad(digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], 1)
     scale = height / (len(glyph) - 2)
     shape = round(scale * stretch * glyph.shape[1]), round(scale * glyph.shape[0])
     smooth = np.asarray(Image.fromarray(glyph).resize(shape, Image.Resampling.BICUBIC), dtype=np.float32) / 255
-    coverage: np.ndarray = np.clip((smooth - INK) * scale / 1.5 + 0.5, 0, 1)  # an edge of about two pixels
+    coverage: np.ndarray = np.clip((smooth - INK) * scale / 1.5 + 0.5, 0, 1)  # an edge about two pixels wide
     rows, columns = (np.flatnonzero((coverage > 0).any(axis)) for axis in (1, 0))
     return coverage[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 
 def cut_out(ink: np.ndarray, height: float) -> tuple[np.ndarray, np.ndarray]:
-    """The coverage of a digit `height` pixels tall → (the same with room around it, that of its paper), both (h, w)."""
+    """Turn the coverage of a digit `height` pixels tall into (padded coverage, coverage of its paper), both (h, w)."""
     margin = MARGIN * height
     ink = np.pad(ink, round(2 * margin) + 1)
     spread = Image.fromarray(np.rint(255 * ink).astype(np.uint8)).filter(ImageFilter.GaussianBlur(margin))
-    # A straight edge, blurred, has 16 % of its level left one standard deviation outside.
+    # A blurred straight edge still has 16 % of its level one standard deviation outside.
     paper: np.ndarray = np.clip((np.asarray(spread, dtype=np.float32) / 255 - 0.16) * 2 * margin + 0.5, 0, 1)
     rows, columns = (np.flatnonzero((paper > 0).any(axis)) for axis in (1, 0))
     place = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -132,7 +137,7 @@ def cut_out(ink: np.ndarray, height: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Blotches around one colour, under grain: float32 (height, width, 3) in 0 to 255."""
+    """Draw blotches around one colour, with grain on top: float32 (height, width, 3) in 0 to 255."""
     cells = rng.integers(2, 9)
     blotches = rng.uniform(0, 150, 3) + rng.uniform(-60, 60, (cells, cells, 3))
     small = Image.fromarray(np.clip(blotches, 0, 255).astype(np.uint8))
@@ -142,8 +147,10 @@ def _ground(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, owner: np.ndarray, shape: np.ndarray, areas: list[int]) -> tuple[int, int] | None:
-    """The top and left of a place for `shape` that leaves enough of every earlier one; None after ten attempts, and for
-    what is larger than the scene."""
+    """Find the top and left of a place for `shape` that leaves enough of every earlier sticker visible.
+
+    Returns None after ten failed attempts, or if the shape is larger than the scene.
+    """
     if shape.shape[0] > owner.shape[0] or shape.shape[1] > owner.shape[1]:
         return None
     visible = np.bincount(owner.ravel() + 1, minlength=len(areas) + 1)[1:]
@@ -157,7 +164,7 @@ def _place(rng: np.random.Generator, owner: np.ndarray, shape: np.ndarray, areas
 
 
 def _outermost(shape: np.ndarray) -> np.ndarray:
-    """The middle pixel of the top row, right column, bottom row and left column: (4, 2) rows and columns."""
+    """Return rows and columns (4, 2) of the middle pixel of the top row, right column, bottom row and left column."""
     (top, bottom), (left, right) = (np.flatnonzero(shape.any(axis))[[0, -1]] for axis in (1, 0))
     return np.array(
         [

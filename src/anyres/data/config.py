@@ -1,7 +1,7 @@
-"""What a network states about its inputs and its outputs, read in one place.
+"""The data config: what a network states about its inputs and outputs, read in one place.
 
-timm keeps it in `pretrained_cfg`, and so do we: `config.json` on disk has timm's entries under that name and ours
-(training sizes, clips, masks) under "anyres". Everything that prepares inputs or names outputs asks a `DataConfig`.
+timm keeps this in `pretrained_cfg`, and so do we: `config.json` on disk has timm's entries under that name, and ours
+(training sizes, clips, masks) under "anyres". All code that prepares inputs or names outputs uses a `DataConfig`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DataConfig:
-    """How inputs are prepared for a network and what its outputs mean; see `DataConfig.of`."""
+    """How inputs are prepared for a network and what its outputs mean; created by `DataConfig.of`."""
 
     model: str
-    """What messages call the network."""
+    """Name of the network in messages."""
     num_classes: int | None
     in_chans: int
     mean: tuple[float, ...]
@@ -38,23 +38,25 @@ class DataConfig:
     train_sizes: tuple[Size, ...]
     minimum_size: int
     own_names: tuple[str, ...]
-    """Names of the outputs that came with the weights; empty where none did."""
+    """Output names that came with the weights; empty if there were none."""
     fitting: dict[str, Any]
-    """How images whose ratio is kept are fitted to a size, as far as it is stated: arguments "longest", the largest
-    ratio of the sides, and "divisor" of `data.fitting.fit`."""
+    """How images are resized to a size with their aspect ratio kept, as far as the model states it.
+
+    Arguments of `data.fitting.fit`: "longest", the largest aspect ratio, and "divisor".
+    """
     masks: dict[str, Any]
-    """How masks store classes: arguments "reduce_zero_label" and "mask_values" of `open_segmentation`."""
+    """How masks store classes: the arguments "reduce_zero_label" and "mask_values" of `open_segmentation`."""
     sampling: Sampling
-    """The frames of a clip."""
+    """How the frames of a clip are chosen."""
     statistics: str = ""
-    """Whose mean and std these are, where they are not the model's own."""
+    """Origin of the mean and std if they are not the model's own."""
 
     @classmethod
     def of(cls, model: Any, source: Any = None) -> Self:
-        """What the attributes `pretrained_cfg`, `in_chans`, `num_classes`, … of a model state, ours or timm's.
+        """Read the data config of a model, ours or timm's, from `pretrained_cfg`, `in_chans`, `num_classes` and so on.
 
-        What it does not state comes from an open `source`, or else is ImageNet's: also the mean and standard deviation
-        where those stated are for another number of channels than the model takes.
+        Anything that the model does not state is taken from an open `source`, or else from ImageNet. This includes the
+        mean and standard deviation if the stated ones are for a different number of channels than the model takes.
         """
         cfg = {name: value for name, value in (getattr(model, "pretrained_cfg", None) or {}).items() if value}
         size = cfg.get("input_size")
@@ -71,7 +73,7 @@ class DataConfig:
         sizes = cfg.get("train_sizes") or ([size[1:]] if size else [])
         backbone = getattr(model, "backbone", model)
         architecture = str(getattr(backbone, "architecture", None) or type(backbone).__name__).removeprefix("anyres_")
-        clip = re.search(r"_(\d+)x(\d+)$", architecture)  # as published video networks are named: mvitv2_small_16x4
+        clip = re.search(r"_(\d+)x(\d+)$", architecture)  # published video networks are named like mvitv2_small_16x4
         frames, stride = map(int, clip.groups()) if clip else (8, 4)
         return cls(
             model=architecture,
@@ -100,14 +102,16 @@ class DataConfig:
 
     @property
     def normalisation(self) -> str:
-        """The mean and std in words, and whose they are where the model does not state them."""
+        """Return the mean and std as text, with their origin if they are not the model's own."""
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std))
         whose = f" of {self.statistics}, as the model states none that fit" if self.statistics else ""
         return f"mean {mean}, std {std}{whose}"
 
     def tell_borrowed(self) -> None:
-        """Say in the log whose mean and standard deviation images are normalised with, if they are not the model's own:
-        with others than it was trained with its scores are too low."""
+        """Log whose mean and standard deviation are used for normalisation if the model states none.
+
+        Scores are too low if they differ from those that the model was trained with.
+        """
         if self.statistics:
             logger.warning("images for the model %s are normalised with %s", self.model, self.normalisation)
 
@@ -119,8 +123,7 @@ class DataConfig:
         return max(self.train_sizes, key=lambda size: size[0] * size[1])
 
     def check_size(self, size: Size) -> None:
-        """Raises UserError for a size below the model's minimum, which images would otherwise be enlarged or padded
-        to."""
+        """Raise UserError if `size` is below the model's minimum, since images would be silently enlarged or padded."""
         if min(size) < self.minimum_size:
             raise UserError(
                 f"size {size[0]}x{size[1]} is below the model's minimum: give sides of at least {self.minimum_size}"
@@ -128,8 +131,10 @@ class DataConfig:
 
     @property
     def label_names(self) -> list[str]:
-        """Names of the model's outputs: its own, else ImageNet's for as many classes, else numbers. Raises UserError
-        for more or fewer of its own than outputs."""
+        """Names of the outputs: the model's own, or ImageNet's if the number of classes matches, or else numbers.
+
+        Raises UserError if the number of the model's own names differs from the number of outputs.
+        """
         count = len(self.own_names) if self.num_classes is None else int(self.num_classes)
         if self.own_names and len(self.own_names) != count:
             raise UserError(
@@ -139,10 +144,10 @@ class DataConfig:
         return list(self.own_names) or imagenet_words(count) or [str(number) for number in range(count)]
 
     def places(self, source: Any, fix: str = NAMES_FILE) -> Tensor:
-        """For each class of the source the output of the model that means it, (K,) int64.
+        """Return, for each class of the source, the index of the matching model output, int64 (K,).
 
-        Classes are matched by name, never by position: by the model's own names, or as `match_outputs` does for a model
-        without. Raises UserError, which ends in `fix`, where a class has no match.
+        Classes are matched by name and never by position: against the model's own names, or as in `match_outputs` if it
+        has none. Raises UserError, ending in `fix`, if a class has no match.
         """
         whose = {"knower": f"the model {self.model}", "namer": source.name, "fix": fix}
         if self.own_names:

@@ -1,4 +1,4 @@
-"""Image files to pixels, safely: few formats, a pixel limit before decoding, one exception for all that is wrong."""
+"""Safe image decoding: few formats, a pixel limit checked before decoding, and one exception for any broken file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff
 MAX_PIXELS = 64_000_000
 INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 SHALLOW = 14
-"""A picture of 16 bits that uses as many of them, or fewer, is dark or has fewer bits: a person has to say which."""
+"""A 16-bit image that uses at most this many bits is ambiguous (dark, or of lower depth), so the user must say which.
+"""
 
 ORIENTATION = 0x0112  # EXIF tag
 BITS_PER_SAMPLE, PHOTOMETRIC, MAX_SAMPLE_VALUE = 258, 262, 281  # TIFF tags
@@ -41,10 +42,10 @@ SIDEWAYS = (5, 6, 7, 8)
 
 
 class BadImage(Exception):  # noqa: N818 - the image is bad, whoever asks; most callers carry on
-    """An image that cannot be used: `name` says which, `reason` says why."""
+    """An image that cannot be used: `name` identifies it and `reason` says why."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)  # both, so that it survives the way from a worker process
+        super().__init__(name, reason)  # both, so that it can be pickled by a worker process
         self.name = name
         self.reason = reason
 
@@ -53,28 +54,28 @@ class BadImage(Exception):  # noqa: N818 - the image is bad, whoever asks; most 
 
 
 class Deep(NamedTuple):
-    """A picture whose numbers, where they have more than 8 bits, go up to 2**bit_depth - 1."""
+    """An image whose values, if they have more than 8 bits, range from 0 to 2**bit_depth - 1."""
 
     data: bytes | Path | np.ndarray | Image.Image | BadImage
     bit_depth: int
 
 
 class Drawing(NamedTuple):
-    """An image that is drawn when it is needed: `draw(scale)` gives an "RGB" image of about scale x size, never
-    smaller."""
+    """An image that is drawn on demand."""
 
     size: Size
     """(height, width) at scale 1, the finest."""
     draw: Callable[[float], Image.Image]
+    """Return an "RGB" image of at least `scale` x size."""
 
 
 Data = bytes | Path | np.ndarray | Image.Image | Drawing | BadImage | Deep
-"""What a source hands over: an encoded file, its path, uint8 pixels, a decoded image, how to draw one, or why there is
-none."""
+"""What a source returns for an image: an encoded file, its path, uint8 pixels, a decoded image, a drawing, or an
+error."""
 
 
 def with_depth(data: Data, bit_depth: int | None) -> Data:
-    """Say what is known of a picture's numbers: nothing with None. Raises UserError for less than 1 or more than 32."""
+    """Attach the known bit depth to an image; None attaches nothing. Raises UserError unless it is from 1 to 32."""
     if bit_depth is None or isinstance(data, Deep):
         return data
     if not 1 <= bit_depth <= 32:
@@ -83,33 +84,35 @@ def with_depth(data: Data, bit_depth: int | None) -> Data:
 
 
 class Picture(NamedTuple):
-    """An image whose size is known and that is not decoded yet."""
+    """An image with a known size that is not decoded yet."""
 
     size: Size
-    """(height, width) of what `decode` gives at scale 1."""
+    """(height, width) of the image that `decode` returns at scale 1."""
     decode: Callable[[float], Image.Image]
-    """The image, for whoever needs it at `scale` x size: a JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the
-    time, so it may be smaller than its size, but never smaller than asked for."""
+    """Decode for use at `scale` times the size. The result may be smaller than `size`, but never smaller than asked
+    for: a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time."""
 
 
 @contextmanager
 def open_picture(
     data: Data, name: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS, marked: Size | None = None
 ) -> Iterator[Picture]:
-    """An image of mode "L" (`in_chans` 1) or "RGB" (`in_chans` 3), upright by EXIF's orientation, to be decoded once.
+    """Open an image to be decoded once, as mode "L" (`in_chans` 1) or "RGB" (`in_chans` 3), upright according to EXIF.
 
-    `marked` is the size (height, width) of what is marked in the picture, which then is decoded as it was when it was
-    marked: not turned if it is stored at that size, else upright if it has that size so. Where both have it, as in
-    squares, it is not turned either: tools that write masks and COCO's annotations refer to the pixels as stored.
+    `marked` is the size (height, width) of the image's annotations. The image is then decoded in the orientation in
+    which it was annotated: as stored if the stored size equals `marked`, otherwise upright if the upright size does. If
+    both do, as for square images, it is decoded as stored, because COCO's annotations and the tools that write masks
+    refer to the stored pixels.
 
-    Transparency is laid over white. Of several frames or pages the first is taken. What has more than 8 bits is scaled
-    to 8 by the range of its numbers: 2**bit_depth - 1 (see `with_depth`), else what a TIFF says of itself (a
-    BitsPerSample of 12, say, or the MaxSampleValue of a number of bits), else 65535, and 1 for floats. PNG's sBIT
-    changes nothing: such files are scaled to 16 bits all the same. Content never decides.
+    Transparent areas become white. Only the first frame or page is read. Images with more than 8 bits per channel are
+    scaled to 8 by their range: 0 to 2**bit_depth - 1 (see `with_depth`) if the depth is given, otherwise what a TIFF
+    states (a BitsPerSample such as 12, or a MaxSampleValue of 2**n - 1), otherwise 65535 for integers and 1 for floats.
+    PNG's sBIT chunk is ignored, because files that have one are scaled to 16 bits anyway. The range is never guessed
+    from the pixel values.
 
-    Raises BadImage for whatever is wrong with the file, also for more than `max_pixels` pixels (checked before
-    decoding), and for a size that is not the one that was marked. Raises UserError where the range has to be told: for
-    numbers beyond it, and for a picture of 16 bits that uses 14 or fewer of them.
+    Raises BadImage for any problem with the file, including more than `max_pixels` pixels (checked before decoding) and
+    a size that does not match `marked`. Raises UserError if the user has to state the range: for values outside it, and
+    for a 16-bit image that uses 14 bits or fewer.
     """
     bit_depth = None
     if isinstance(data, Deep):
@@ -138,17 +141,19 @@ def open_picture(
 def load_image(
     data: Data, name: str, in_chans: int = 3, max_pixels: int = MAX_PIXELS, marked: Size | None = None
 ) -> Image.Image:
-    """All of an image; see `open_picture`."""
+    """Decode the full-size image; see `open_picture`."""
     with open_picture(data, name, in_chans, max_pixels, marked) as picture:
         return picture.decode(1.0)
 
 
 def load_indices(data: Data, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode the numbers that an image stores, (H, W) integers: the indices of a palette, the values of a grey image of
-    1 to 16 bits; not turned, whatever the image says of its orientation. Raises BadImage for whatever is wrong with the
-    file, and UserError for one with colours."""
+    """Decode the values stored in an image, integers (H, W): palette indices, or grey values of 1 to 16 bits.
+
+    The image is never rotated, whatever its EXIF orientation. Raises BadImage for any problem with the file, and
+    UserError for a colour image.
+    """
     if isinstance(data, Deep):
-        data = data.data  # numbers of classes are not scaled
+        data = data.data  # class numbers are not scaled
     if isinstance(data, BadImage):
         raise data
     if isinstance(data, np.ndarray):
@@ -159,19 +164,19 @@ def load_indices(data: Data, name: str, max_pixels: int = MAX_PIXELS) -> np.ndar
                 f"{name} is a picture of mode {image.mode}, but one number is needed for each pixel: save it with a"
                 " palette or in grey"
             )
-        layout = _layout(image)  # forgotten when the pixels are there
+        layout = _layout(image)  # Pillow drops it once the pixels are loaded
         with _reading(name):
             indices = np.asarray(_stored(image)[0])
     if indices.dtype == bool:
         indices = indices.astype(np.uint8)
-    if image.mode in ("1", "L"):  # Pillow turns values that count from white over, and stretches those of 2 and 4 bits
+    if image.mode in ("1", "L"):  # Pillow inverts values that count from white, and stretches 2- and 4-bit values
         indices = (1 if image.mode == "1" else 255) - indices if "I" in layout else indices
         indices = indices // {"2": 85, "4": 17}.get(layout[:1], 1)
     return indices
 
 
 def _layout(image: Image.Image) -> str:
-    """How an opened file that is not decoded yet stores a pixel, in Pillow's words: "16B" of "RGB;16B"."""
+    """Return how an opened, undecoded file stores a pixel, in Pillow's notation: "16B" from "RGB;16B"."""
     tiles = getattr(image, "tile", None)
     arguments = tiles[0].args if tiles else ""
     mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
@@ -180,9 +185,9 @@ def _layout(image: Image.Image) -> str:
 
 @contextmanager
 def _opened(data: bytes | Path, name: str, max_pixels: int) -> Iterator[Image.Image]:
-    """An image file that is not too large, not decoded yet."""
+    """Open an image file without decoding it, and check its size limit."""
     with _reading(name):
-        if isinstance(data, Path) and data.exists() and not data.is_file():  # a pipe would be waited for
+        if isinstance(data, Path) and data.exists() and not data.is_file():  # reading a pipe would block
             raise BadImage(name, "it is no regular file")
         handle = BytesIO(data) if isinstance(data, bytes) else data.open("rb")
     with handle:
@@ -196,7 +201,7 @@ def _opened(data: bytes | Path, name: str, max_pixels: int) -> Iterator[Image.Im
 
 
 def _picture(opened: Image.Image, name: str, in_chans: int, bit_depth: int | None, marked: Size | None) -> Picture:
-    """An opened file."""
+    """Wrap an opened file in a `Picture`."""
     with _reading(name):
         wide_colours = opened.mode.startswith("RGB") and "16" in _layout(opened)
         _check_black(opened)
@@ -209,7 +214,7 @@ def _picture(opened: Image.Image, name: str, in_chans: int, bit_depth: int | Non
     def decode(scale: float) -> Image.Image:
         with _reading(name):
             if draftable:
-                # "L" takes the luminance as it is stored, so the colour planes are never computed.
+                # "L" reads the stored luminance directly, so the colour planes are never computed.
                 least = (math.ceil(width * min(scale, 1.0)), math.ceil(height * min(scale, 1.0)))
                 stored.draft("L" if in_chans == 1 else None, least)
             stored.load()
@@ -227,8 +232,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _stored(image: Image.Image) -> tuple[Image.Image, int]:
-    """An opened image decoded, its pixels as they are stored, and its orientation: of some formats it is only sure
-    after decoding, and Pillow turns TIFFs by itself."""
+    """Decode an opened image and return its pixels as stored, with its orientation.
+
+    For some formats the orientation is known only after decoding, and Pillow rotates TIFFs on its own.
+    """
     before = _orientation(image)
     image.load()
     after = _orientation(image)
@@ -238,8 +245,10 @@ def _stored(image: Image.Image) -> tuple[Image.Image, int]:
 
 
 def _shown_upright(size: tuple[int, int], orientation: int, marked: Size | None, name: str) -> bool:
-    """Whether a picture that is stored at `size` (width, height) was upright when it was marked; so is an unmarked one.
-    Raises BadImage where neither has the size that was marked."""
+    """Return whether an image stored at `size` (width, height) was annotated upright; True if it is not annotated.
+
+    Raises BadImage if neither orientation has the annotated size.
+    """
     if marked is None:
         return True
     if marked == size[::-1]:
@@ -260,9 +269,9 @@ def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Turn whatever Pillow raises on a broken file into BadImage."""
+    """Convert any exception that Pillow raises for a broken file to BadImage."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks about odd EXIF blocks and the like
+        warnings.simplefilter("ignore")  # warnings about odd EXIF blocks and the like
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
             yield
@@ -270,7 +279,7 @@ def _reading(name: str) -> Iterator[None]:
             raise
         except UnidentifiedImageError as error:
             raise BadImage(name, f"not an image in a known format ({', '.join(FORMATS)})") from error
-        except Exception as error:  # broken files raise nearly anything: OSError, SyntaxError, ValueError, …
+        except Exception as error:  # broken files raise almost anything: OSError, SyntaxError, ValueError, …
             reason = " ".join(str(error).split()) or type(error).__name__
             raise BadImage(name, reason) from error
 
@@ -287,12 +296,12 @@ def _to_mode(image: Image.Image, in_chans: int, name: str, bit_depth: int | None
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     if image.mode == "P" and mode == "L":
-        image = image.convert("RGB")  # a palette may hold colours: luminance comes from those
+        image = image.convert("RGB")  # a palette may contain colours, so compute the luminance from them
     return image.convert(mode)
 
 
 def _eight_bits(values: np.ndarray, name: str, bit_depth: int | None) -> np.ndarray:
-    """Scale numbers from 0 to 2**bit_depth - 1 to uint8; without it integers have 16 bits, and floats end at 1."""
+    """Scale values from 0 to 2**bit_depth - 1 to uint8; without a depth, integers have 16 bits and floats end at 1."""
     if not np.isfinite(values).all():
         raise BadImage(name, "it holds numbers that are not finite")
     lowest, highest = values.min(), values.max()
@@ -319,7 +328,7 @@ def _depth_sentence(name: str, highest: int) -> str:
 
 
 def _check_colours(image: Image.Image, name: str, bit_depth: int | None) -> None:
-    """Of colours of 16 bits Pillow keeps the upper 8: nothing is left of numbers that go less far."""
+    """Raise UserError for 16-bit colours that use few bits: Pillow keeps the upper 8 bits, so little would be left."""
     if bit_depth is None:
         highest = int(np.asarray(image.convert("RGB")).max())
         if highest < 2 ** (SHALLOW - 8):
@@ -332,7 +341,7 @@ def _check_colours(image: Image.Image, name: str, bit_depth: int | None) -> None
 
 
 def _check_black(image: Image.Image) -> None:
-    """Refuse a TIFF of more than 8 bits whose 0 is white: Pillow turns only those of up to 8 bits over."""
+    """Raise ValueError for a TIFF of more than 8 bits whose 0 is white: Pillow inverts only up to 8 bits."""
     tags = getattr(image, "tag_v2", None)
     if tags is not None and image.mode.startswith(("I", "F")) and tags.get(PHOTOMETRIC) == 0:
         raise ValueError(
@@ -341,7 +350,7 @@ def _check_black(image: Image.Image) -> None:
 
 
 def _stated_depth(image: Image.Image) -> int | None:
-    """The bits of a grey value that has more than 8, where a TIFF states them."""
+    """Return the bit depth that a TIFF with more than 8 bits per grey value states, or None."""
     tags = getattr(image, "tag_v2", None)
     if tags is None or not image.mode.startswith("I"):
         return None
@@ -353,22 +362,22 @@ def _stated_depth(image: Image.Image) -> int | None:
 
 
 def list_images(folder: str | Path, extensions: Collection[str] = EXTENSIONS) -> list[str]:
-    """Return the image files below `folder`, or those of other `extensions`: sorted relative paths with forward
-    slashes, without hidden ones.
+    """Return the image files below `folder` as sorted relative paths with forward slashes, skipping hidden ones.
 
-    Links are followed. A file or folder that several paths lead to is listed once, by the path with the fewest links;
-    links in circles end, and those that lead nowhere, or to a folder that holds this one, are ignored.
+    `extensions` selects other kinds of files. Links are followed. A file or folder that can be reached by several paths
+    is listed once, by the path with the fewest links. Circular links are cut, and links that lead nowhere, or to a
+    parent of this folder, are ignored.
     """
     found: list[str] = []
     above = [os.stat(path) for path in Path(folder).resolve().parents]
     seen = {(status.st_dev, status.st_ino) for status in above}
-    waiting = [(0, "")]  # paths by their number of links
+    waiting = [(0, "")]  # paths by number of links
     while waiting:
         links, inside = heapq.heappop(waiting)
         path = os.path.join(folder, inside)
         status = os.stat(path)
         real = status.st_dev, status.st_ino
-        # Where no link of either kind leads to it, it is new, whatever numbers the file system gives.
+        # Without a symbolic or hard link it must be new, even if the file system reuses inode numbers.
         if real in seen and (links or status.st_nlink > 1):
             continue
         seen.add(real)

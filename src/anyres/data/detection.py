@@ -1,4 +1,4 @@
-"""Pictures with marked objects: which source a data set is, and the composed digits; COCO has a file of its own."""
+"""Opening detection datasets, and the composed digits as one of them; COCO's layout is in `coco.py`."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ def open_detection(
     in_chans: int | None = None,
     label_names: Sequence[str] | None = None,
 ) -> DetectionSource:
-    """Open pictures with marked objects for `split` "train" or "val".
+    """Open a detection dataset for `split` "train" or "val".
 
     `spec` is one of
 
-    - "digits": scenes composed of handwritten digits, drawn as they are read: 10 classes, masks, 4 keypoints;
+    - "digits": scenes composed of handwritten digits, drawn on demand: 10 classes, masks and 4 keypoints;
     - a folder in COCO's layout: see `Coco`.
 
-    `masks` and `keypoints` ask for those besides the boxes. "train" leaves out images without an object to train unless
-    `keep_empty`; "val" keeps every image. `in_chans` 1 asks for grey images. `label_names` numbers the classes by a
-    given list, such as a checkpoint's.
+    `masks` and `keypoints` load those in addition to boxes. "train" leaves out images without a trainable object unless
+    `keep_empty`; "val" keeps every image. `in_chans` 1 loads grey images. `label_names` numbers the classes by a given
+    list, such as a checkpoint's.
 
-    Broken annotations are counted in the log. Raises UserError or FileNotFoundError with a sentence on what is missing.
+    Broken annotations are counted in the log. Raises UserError or FileNotFoundError with a message that says what is
+    missing.
     """
     if split not in ("train", "val"):
         raise UserError(f"split {split!r} must be 'train' or 'val'")
@@ -57,7 +58,7 @@ def open_detection(
 
 
 class DigitScenes(DetectionSource):
-    """The composed digits (see `composed`) as a source of objects; `side` is their longer side in pixels."""
+    """The composed digits (see `composed`) as a detection dataset; `side` is the longer side of a scene in pixels."""
 
     def __init__(
         self, split: str, in_chans: int = 3, *, masks: bool = False, keypoints: bool = False, side: int = 128

@@ -1,5 +1,7 @@
-"""Pictures with marked objects at one or several sizes: scaled, cropped and mirrored with their boxes, masks and
-keypoints, as padded batches."""
+"""Detection views at one or several sizes, as padded batches.
+
+Images are scaled, cropped and flipped together with their boxes, masks and keypoints.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +29,26 @@ from anyres.shapes import Size
 LONGEST = 1333 / 800
 DIVISOR = 32
 SHORT_SIDES = tuple(side / 800 for side in range(480, 801, 32))
-"""Of the multi-scale recipe, as shares of the full size; likewise the two below."""
+"""Short sides of the multi-scale recipe as shares of the full size. The two constants below use the same unit."""
 FIRST_SIDES = (400 / 800, 500 / 800, 600 / 800)
 WINDOW_SIDES = (384 / 800, 600 / 800)
 
 
 class DetectionView(NamedTuple):
-    """A batch of images at one size, normalised and padded with zeros at the right and bottom.
+    """A batch of images at one size, normalised and zero-padded at the right and bottom.
 
-    `targets[b]` holds boxes (n, 4) float32 as x1, y1, x2, y2 in pixels of the view and labels (n,) int64 from 0, and
-    where the source was asked for them, masks (n, h, w) uint8 of the image without its padding and keypoints (n, K, 3)
-    float32 (x, y, visibility 0 to 2). Empty in evaluation.
+    `targets[b]` has "boxes" (n, 4) float32 as x1, y1, x2, y2 in pixels of the view, and "labels" (n,) int64 from 0. If
+    the source was opened with them, it also has "masks" (n, h, w) uint8 at the image size without padding, and
+    "keypoints" (n, K, 3) float32 (x, y, visibility 0 to 2). `targets` is empty in evaluation.
     """
 
     images: Tensor  # (B, C, H, W), H and W multiples of 32
-    sizes: list[Size]  # (height, width) of each image without its padding
+    sizes: list[Size]  # (height, width) of each image without padding
     targets: list[dict[str, Tensor]]
 
 
 class Crop(NamedTuple):
-    """What part of a picture a view shows, and how: `box` in its pixels, scaled to `size`, then mirrored if `flip`."""
+    """The part of an image that a view shows: `box` in image pixels, scaled to `size`, then flipped if `flip`."""
 
     box: Box
     size: Size
@@ -54,12 +56,12 @@ class Crop(NamedTuple):
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Pixels of the view per pixel of the picture, along x and y."""
+        """View pixels per image pixel, along x and y."""
         left, top, right, bottom = self.box
         return self.size[1] / (right - left), self.size[0] / (bottom - top)
 
     def move(self, points: np.ndarray) -> np.ndarray:
-        """Points (…, 2) of the picture, x and y, to pixels of the view."""
+        """Convert points (…, 2), x and y in image pixels, to pixels of the view."""
         moved = (points - self.box[:2]) * self.scale
         if self.flip:
             moved[..., 0] = self.size[1] - moved[..., 0]
@@ -67,7 +69,7 @@ class Crop(NamedTuple):
 
 
 class DetectionSample(NamedTuple):
-    """The views of one picture, large to small: uint8 (h, w) or (h, w, 3), and what is in them."""
+    """The views of one image, from large to small, uint8 (h, w) or (h, w, 3), with their targets."""
 
     pixels: list[np.ndarray]
     targets: list[dict[str, np.ndarray]]
@@ -75,16 +77,17 @@ class DetectionSample(NamedTuple):
 
 @dataclass(frozen=True)
 class DetectionViews:
-    """Training views of pictures with marked objects, for the loader; `mean`, `std` and `flip_pairs` are the source's.
+    """Training views of detection images, for the loader; `mean`, `std` and `flip_pairs` are those of the source.
 
-    Every view is drawn on its own: scaled by `fit` with `longest`, mirrored with probability `hflip`. `multi_scale`
-    draws the short side from 480, 512, …, 800 eight-hundredths of the size; before that, with probability 1/2, it
-    becomes 400, 500 or 600 eight-hundredths and a crop with sides of 384 to 600 is cut out (DETR, Carion et al.,
-    ECCV 2020; the Swin setting). `jitter` (0.1, 2.0) instead scales the picture to that share of the size and
-    cuts a crop, or pads to one, of exactly the size (large-scale jitter, Ghiasi et al., CVPR 2021).
+    Every view is drawn independently: scaled by `fit` with `longest`, and flipped with probability `hflip`.
+    `multi_scale` draws the short side from 480, 512, …, 800 eight-hundredths of the size. With probability 1/2 the
+    short side is first resized to 400, 500 or 600 eight-hundredths, and a crop with sides of 384 to 600
+    eight-hundredths is cut out (DETR, Carion et al., ECCV 2020; the setting used for Swin). `jitter` (0.1, 2.0) instead
+    scales the image to a random share of the size in that range, and crops or pads it to exactly the size (large-scale
+    jitter, Ghiasi et al., CVPR 2021).
 
-    An object stays while any of its box is inside the crop, and any of its mask if masks are asked for. Crowds and
-    objects without a usable box are not trained (see `Objects.trainable`).
+    An object is kept if any part of its box is inside the crop and, if masks are loaded, any part of its mask. Crowds
+    and objects without a usable box are not trained on (see `Objects.trainable`).
     """
 
     mean: tuple[float, ...]
@@ -115,7 +118,7 @@ class DetectionViews:
     def collate(
         self, items: Sequence[Item], samples: Sequence[DetectionSample], sizes: Sequence[Size]
     ) -> tuple[list[DetectionView], list[list[dict[str, Tensor]]]]:
-        """A `DetectionView` for each size, and its targets once more."""
+        """Return a `DetectionView` for each size, and the targets of each view as a separate list."""
         views = []
         for place, size in enumerate(sizes):
             least = size if self.jitter else (1, 1)
@@ -142,7 +145,7 @@ class DetectionViews:
 
 
 def _cut(rng: random.Random, height: int, width: int, short: int) -> Box:
-    """A crop of the multi-scale recipe in a picture whose short side shall become about `short`."""
+    """Draw the crop of the multi-scale recipe, in an image whose short side is to become about `short`."""
     scale = rng.choice(FIRST_SIDES) * short / min(height, width)
     low, high = (share * short / scale for share in WINDOW_SIDES)
     w, h = (rng.uniform(low, min(side, high)) for side in (width, height))
@@ -151,7 +154,7 @@ def _cut(rng: random.Random, height: int, width: int, short: int) -> Box:
 
 
 def _jitter(rng: random.Random, height: int, width: int, size: Size, share: float) -> tuple[Box, Size]:
-    """The crop of large-scale jitter: the picture fitted into `share` of the size, and cut where it is larger."""
+    """Draw the crop of large-scale jitter: fit the image into `share` of `size`, then cut off what exceeds `size`."""
     scale = share * min(size[0] / height, size[1] / width)
     full = max(1, round(height * scale)), max(1, round(width * scale))
     h, w = min(full[0], size[0]), min(full[1], size[1])
@@ -161,7 +164,7 @@ def _jitter(rng: random.Random, height: int, width: int, size: Size, share: floa
 
 
 def _show(item: Item, crops: Sequence[Crop], in_chans: int) -> list[np.ndarray]:
-    """Decode the picture once and make its views: uint8 (h, w) or (h, w, 3). Raises BadImage."""
+    """Decode the image once and make its views: uint8 (h, w) or (h, w, 3). Raises BadImage."""
     with open_picture(item.data, item.name, in_chans, marked=item.label.size) as picture:
         image = picture.decode(DRAFT_MARGIN * max(max(crop.scale) for crop in crops))
     return [np.asarray(_frame(image, crop, item.label.size)) for crop in crops]
@@ -173,7 +176,7 @@ def _frame(image: Image.Image, crop: Crop, full: Size) -> Image.Image:
 
 
 def _targets(objects: Objects, crop: Crop, flip_pairs: Sequence[tuple[int, int]]) -> dict[str, np.ndarray]:
-    """What of the trainable objects is in the crop, in its pixels."""
+    """Return the targets of a crop: the trainable objects inside it, in pixels of the view."""
     height, width = crop.size
     corners = crop.move(objects.boxes.reshape(-1, 2, 2))
     boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1)
@@ -193,7 +196,7 @@ def _targets(objects: Objects, crop: Crop, flip_pairs: Sequence[tuple[int, int]]
 
 
 def _mask(segment: Segment, full: Size, crop: Crop) -> np.ndarray:
-    """A mask in the pixels of the view: uint8 (h, w). Polygons are moved first; run lengths are scaled as pixels."""
+    """Return a mask in view pixels, uint8 (h, w). Polygons are transformed exactly; run lengths are resampled."""
     if isinstance(segment, np.ndarray):
         image = Image.fromarray(255 * rle.decode(segment, full))
         return (np.asarray(_frame(image, crop, full)) >= 128).astype(np.uint8)
@@ -202,7 +205,7 @@ def _mask(segment: Segment, full: Size, crop: Crop) -> np.ndarray:
 
 
 def _move_keypoints(keypoints: np.ndarray, crop: Crop, flip_pairs: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Keypoints (n, K, 3) in pixels of the view, float32; those outside and those not marked are zeros."""
+    """Convert keypoints (n, K, 3) to pixels of the view, float32; those outside or not annotated become zeros."""
     moved = keypoints.copy()
     moved[..., :2] = crop.move(keypoints[..., :2])
     if crop.flip:
@@ -218,8 +221,11 @@ def _move_keypoints(keypoints: np.ndarray, crop: Crop, flip_pairs: Sequence[tupl
 def pad(
     pixels: Sequence[np.ndarray], mean: tuple[float, ...], std: tuple[float, ...], least: Size = (1, 1)
 ) -> tuple[Tensor, list[Size]]:
-    """Normalise images of any sizes and pad them with zeros at the right and bottom to one that holds all and `least`,
-    both sides multiples of 32: (B, C, H, W) float32, and the size (h, w) of each."""
+    """Normalise images of any sizes and zero-pad them at the right and bottom to one size.
+
+    The size holds every image and `least`, with both sides multiples of 32. Returns the batch (B, C, H, W) float32 and
+    the size (h, w) of each image without padding.
+    """
     sizes = [(image.shape[0], image.shape[1]) for image in pixels]
     height, width = (-(-max(sides) // DIVISOR) * DIVISOR for sides in zip(least, *sizes, strict=True))
     batch = torch.zeros(len(pixels), len(mean), height, width)
@@ -230,7 +236,7 @@ def pad(
 
 @dataclass(frozen=True)
 class DetectionTest:
-    """Pictures as published tests take them, scaled by `fit`, for the evaluation loader."""
+    """The evaluation transform of published detection tests, scaling by `fit`, for the loader."""
 
     size: Size
     mean: tuple[float, ...]
@@ -238,7 +244,7 @@ class DetectionTest:
     longest: float = LONGEST
 
     def prepare(self, item: Item) -> EvalSample:
-        """Decode and scale: uint8 (h, w) or (h, w, 3). Raises BadImage."""
+        """Decode and scale an image: uint8 (h, w) or (h, w, 3). Raises BadImage."""
         marked = None if item.label is None else item.label.size
         with open_picture(item.data, item.name, len(self.mean), marked=marked) as picture:
             height, width = full = picture.size
@@ -248,7 +254,7 @@ class DetectionTest:
         return EvalSample(np.asarray(view), full, item.label)
 
     def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
-        """The padded batch, and what is marked in each picture at its own size."""
+        """Return the padded batch, with the annotations of each image at its original size."""
         view = DetectionView(*pad([sample.pixels for sample in samples], self.mean, self.std), [])
         names, full = [item.name for item in items], [sample.full for sample in samples]
         labelled = all(item.label is not None for item in items)

@@ -24,8 +24,10 @@ class _EvalBatches(Dataset[Any]):
         self.transform = transform
 
     def __getitem__(self, images: Sequence[int | Item]) -> tuple[list[EvalBatch], list[BadImage]] | UserError:
-        """(the batches, the images that could not be read). Errors for people are returned: raised in a worker, they
-        would arrive wrapped in a traceback."""
+        """Return the batches and the images that could not be read.
+
+        A UserError is returned rather than raised: raised in a worker, it would arrive wrapped in a traceback.
+        """
         try:
             batches, bad = prepare_batches(self.transform, map(self._item, images))
             return batches, list(bad.values())
@@ -58,10 +60,10 @@ class _EvalTasks:
 
 
 class EvalLoader:
-    """Evaluation batches in the source's order: what `transform.collate` makes of `batch_size` items.
+    """Evaluation batches in the order of the source: `transform.collate` applied to `batch_size` items at a time.
 
     Rank r of `world` gets every `world`-th image. Unreadable images are left out, logged, and listed in `bad` for the
-    last pass. What a person has to put right, such as a mask's value that means nothing, is raised as UserError.
+    last pass. Problems that the user has to fix, such as a mask value that means nothing, raise UserError.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Hugging Face data sets: by hub id or from a local folder, with random access or as a stream."""
+"""Hugging Face datasets, by hub id or from a local folder, with random access or as a stream."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def open_huggingface(
     label_names: Sequence[str] | None = None,
     whole: bool = False,
 ) -> MapSource | StreamSource:
-    """Open NAME or NAME@CONFIG.
+    """Open the Hugging Face dataset NAME or NAME@CONFIG.
 
-    NAME is a hub id, a folder written by `save_to_disk`, or a folder of images or parquet files. A data set without a
-    validation split (see `data.splits`) has every tenth image held out, unless `whole`; a stream needs one. Labels are
-    the names of its ClassLabel column; whole numbers count as their own names, in a stream as many as there are
-    `label_names`. Raises UserError.
+    NAME is a hub id, a folder written by `save_to_disk`, or a folder of images or parquet files. If a dataset has no
+    validation split (see `data.splits`), every tenth image is held out, unless `whole`. A stream must have a validation
+    split. Labels are the names of the ClassLabel column. If the column contains integers, they serve as names; a stream
+    then has as many classes as there are `label_names`. Raises UserError.
     """
     datasets, table, share = open_table(name, split, streaming, whole)
     if streaming:
@@ -43,15 +43,18 @@ def open_huggingface(
 
 
 def open_table(name: str, split: str, streaming: bool = False, whole: bool = False) -> tuple[Any, Any, str]:
-    """The package `datasets`, the table of a split of NAME or NAME@CONFIG, and which share of it to use: "all", or
-    "train" or "val" where every tenth row is held out (see `rows`), unless `whole`. Raises UserError."""
+    """Return the package `datasets`, the table of a split of NAME or NAME@CONFIG, and the share of it to use.
+
+    The share is "all", or "train" or "val" if every tenth row is held out (see `rows`), which `whole` turns off. Raises
+    UserError.
+    """
     check_split(split)
     datasets = require("datasets")
     path, config = (name, None) if Path(name).exists() else _split_config(name)
     try:
         saved = (Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file()
         loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config, streaming=streaming)
-    except Exception as error:  # the library raises its own kinds, OSError, ValueError, …: all mean "cannot be opened"
+    except Exception as error:  # any kind (OSError, ValueError, …) means "cannot be opened"
         raise UserError(f"cannot open the Hugging Face data set {name!r}: {_first_line(error)}") from error
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     return datasets, *_pick_split(datasets, splits, name, split, whole)
@@ -67,7 +70,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _pick_split(datasets: Any, splits: dict[str, Any], name: str, split: str, whole: bool) -> tuple[Any, str]:
-    """Return the table and which share of it to use: "all", or "train" or "val" where every tenth image is held out."""
+    """Return the table and the share of it to use: "all", or "train" or "val" if every tenth image is held out."""
     names = {part: find_split(splits, part) for part in ("train", "val")}
     train, validation = (None if name is None else splits[name] for name in names.values())
     if split == "val" and validation is not None:
@@ -86,7 +89,7 @@ def _pick_split(datasets: Any, splits: dict[str, Any], name: str, split: str, wh
 
 
 def rows(count: int, share: str) -> np.ndarray:
-    """The rows of a share of a table; spread evenly, since tables are often sorted by class."""
+    """Return the rows of a share of a table, spread evenly because tables are often sorted by class."""
     every = np.arange(count)
     held_out = every % 10 == 9
     return every if share == "all" else every[held_out if share == "val" else ~held_out]
@@ -111,7 +114,7 @@ def _columns(datasets: Any, features: Any, name: str) -> tuple[str, str]:
 
 
 def cell(value: dict[str, Any] | None, name: str, kind: str = "image") -> Data:
-    """An undecoded image as a row of a table holds it."""
+    """Return the undecoded image in a cell of a table."""
     if value is None:
         return BadImage(name, f"the row holds no {kind}")
     return value["bytes"] if value.get("bytes") is not None else _fetch(value["path"], name)
@@ -119,7 +122,7 @@ def cell(value: dict[str, Any] | None, name: str, kind: str = "image") -> Data:
 
 def _row_item(name: str, row: dict[str, Any], image: str, label: str, classes: int) -> Item:
     data, place = cell(row[image], name), row[label]
-    if place is None or place < 0:  # -1 is the library's mark for "no label", as in unlabelled test splits
+    if place is None or place < 0:  # the library uses -1 for "no label", as in unlabelled test splits
         data, place = BadImage(name, "the row holds no label"), 0
     if place >= classes:
         raise UserError(f"{name} has the label {place}, and there are {classes} classes, from 0: correct the label")
@@ -127,7 +130,7 @@ def _row_item(name: str, row: dict[str, Any], image: str, label: str, classes: i
 
 
 def _fetch(path: str, name: str) -> Data:
-    """Return a local path as it is; read a remote one, such as hf://… of a streamed image folder."""
+    """Return a local path unchanged; read a remote file, such as hf://… in a streamed image folder."""
     if "://" not in path:
         return Path(path)
     import fsspec  # type: ignore[import-untyped]
@@ -143,7 +146,7 @@ class _Table(MapSource):
     def __init__(self, datasets: Any, name: str, table: Any, share: str, in_chans: int) -> None:
         super().__init__(name, [], in_chans)
         self.image, self.label = _columns(datasets, table.features, name)
-        # Undecoded: the files must pass our limits, and be decoded once, at the scale that the views need.
+        # Not decoded by the library: files must pass our limits, and be decoded once at the scale that the views need.
         self.table = table.select_columns([self.image, self.label]).cast_column(
             self.image, datasets.Image(decode=False)
         )
@@ -175,7 +178,7 @@ class _Stream(StreamSource):
             )
         self.classes = len(self.label_names)
         count = None
-        if isinstance(table, datasets.Dataset):  # saved by save_to_disk: on this machine, so its length is known
+        if isinstance(table, datasets.Dataset):  # written by save_to_disk: local, so its length is known
             chosen = rows(len(table), share)
             count = len(chosen)
             table = table.select(chosen).to_iterable_dataset(num_shards=min(MAX_SHARDS, max(count, 1)))

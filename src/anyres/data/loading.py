@@ -1,4 +1,4 @@
-"""What the loaders of training and evaluation stand on: how a kind of data is prepared, and the worker processes."""
+"""Code shared by the training and evaluation loaders: the protocol of training views, and the worker processes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from anyres.shapes import Size
 
 
 class Views(Protocol):
-    """How a kind of data becomes training views. Must be picklable; runs in the workers."""
+    """A train transform: how items become training views. Must be picklable, because it runs in the workers."""
 
     def augment(self, item: Item, sizes: Sequence[Size], rng: random.Random) -> Any:
         """Decode an item once and draw its views at `sizes` (large to small) from `rng`. Raises BadImage."""
 
     def collate(self, items: Sequence[Item], samples: Sequence[Any], sizes: Sequence[Size]) -> tuple[list[Any], Any]:
-        """Items and what `augment` made of them → (views, targets), lists with one entry for each size."""
+        """Collate items and the results of `augment` into (views, targets), lists with one entry per size."""
 
 
 def _as_is(batch: Any) -> Any:
@@ -29,7 +29,7 @@ def _as_is(batch: Any) -> Any:
 
 
 def data_loader(batches: Dataset[Any], tasks: Any, workers: int, pin_memory: bool, persistent: bool) -> DataLoader[Any]:
-    """Each element of `tasks` becomes one batch, in order."""
+    """Return a DataLoader that turns each element of `tasks` into one batch, in order."""
     if workers < 0:
         raise UserError(f"workers {workers} must be 0 (load in the main process) or more")
     return DataLoader(
@@ -40,6 +40,6 @@ def data_loader(batches: Dataset[Any], tasks: Any, workers: int, pin_memory: boo
         collate_fn=_as_is,
         pin_memory=pin_memory,
         persistent_workers=persistent and workers > 0,
-        # A generator of its own: without one, starting an epoch draws from the caller's global generator.
+        # Without a generator of its own, starting an epoch would draw from the caller's global generator.
         generator=torch.Generator(),
     )

@@ -14,21 +14,21 @@ from anyres.data.seeding import generator
 from anyres.errors import UserError
 
 Box = tuple[int, int, int, int]
-"""top, bottom, left, right in pixels; bottom and right are outside."""
+"""(top, bottom, left, right) in pixels; bottom and right are exclusive."""
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """Mix every image with its partner, the image at the mirrored place of the batch, and soften the labels.
+    """Mix every image with its partner, the image at the mirrored position in the batch, and mix their labels.
 
-    With `mix_prob` a batch is mixed: by CutMix with probability `switch_prob` and by mixup otherwise (where only one of
-    `cutmix` and `mixup`, the parameters of the Beta distributions, is above 0, by that one). `separate_mix` False makes
-    one draw for all views: the same λ and mode, and the CutMix box drawn for the largest (first) view and scaled to the
-    others with truncation, λ corrected by the clipped area at the largest size. `separate_mix` True draws for each view
-    on its own.
+    A batch is mixed with probability `mix_prob`: by CutMix with probability `switch_prob`, otherwise by mixup. `cutmix`
+    and `mixup` are the parameters of the Beta distributions; if only one of them is above 0, only that method is used.
+    `separate_mix` False makes one draw for all views: they share the mode and λ, the CutMix box is drawn for the
+    largest (first) view and scaled to the others with truncation, and λ is corrected by the clipped area at the largest
+    size. `separate_mix` True draws for each view independently.
 
-    Drawn from (seed, epoch, step) alone, so it is the same on every rank. Source: mixup (Zhang et al., ICLR 2018)
-    and CutMix (Yun et al., ICCV 2019) as DeiT trains with them (Touvron et al., ICML 2021, table 9).
+    Draws depend only on (seed, epoch, step), so they are the same on every rank. Source: mixup (Zhang et al., ICLR
+    2018) and CutMix (Yun et al., ICCV 2019) with the settings of DeiT (Touvron et al., ICML 2021, table 9).
     """
 
     num_classes: int
@@ -53,8 +53,10 @@ class Mixing:
     def __call__(
         self, views: Sequence[Tensor], labels: Tensor, epoch: int, step: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Mix views (B, C, H_i, W_i), large to small, with labels (B,); return new views and a soft target (B, K) for
-        each view."""
+        """Mix views (B, C, H_i, W_i), given from large to small, with labels (B,).
+
+        Returns new views, and a soft target (B, K) for each view.
+        """
         soft = smooth_labels(labels, self.num_classes, self.smoothing, views[0].dtype)
         mixed: list[Tensor] = []
         targets: list[Tensor] = []
@@ -73,7 +75,7 @@ class Mixing:
         return mixed, [_mix_targets(soft, lam)] * len(views)
 
     def _draw(self, rng: random.Random, height: int, width: int) -> tuple[float, Box | None]:
-        """Return λ, the share of the image itself, and the CutMix box, or None for mixup."""
+        """Return λ, the weight of the image itself, and the CutMix box, or None for mixup."""
         if rng.random() >= self.mix_prob or (self.mixup == 0 and self.cutmix == 0):
             return 1.0, None
         cut = rng.random() < self.switch_prob if self.mixup > 0 and self.cutmix > 0 else self.cutmix > 0
@@ -85,13 +87,13 @@ class Mixing:
 
 
 def smooth_labels(labels: Tensor, num_classes: int, smoothing: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return (B, K) targets: smoothing/K everywhere, 1 - smoothing more at the label."""
+    """Return smoothed targets (B, K): smoothing/K everywhere, plus 1 - smoothing at the label."""
     soft = torch.full((len(labels), num_classes), smoothing / num_classes, dtype=dtype, device=labels.device)
     return soft.scatter_(1, labels[:, None], 1 - smoothing + smoothing / num_classes)
 
 
 def _draw_box(rng: random.Random, height: int, width: int, lam: float) -> Box:
-    """Draw a box of (1-λ) of the area around a random centre, clipped at the borders (CutMix, section 3)."""
+    """Draw a box with a share 1-λ of the area around a random centre, clipped at the borders (CutMix, section 3)."""
     side = math.sqrt(1 - lam)
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
     row, column = rng.randrange(height), rng.randrange(width)

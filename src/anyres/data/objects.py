@@ -1,4 +1,4 @@
-"""Pictures with marked objects: what is known of each object, and what every source of such pictures has."""
+"""Detection annotations: the objects in an image, and the base class of detection sources."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from anyres.data.base import Item, MapSource
 from anyres.shapes import Size
 
 Segment = list[np.ndarray] | np.ndarray | None
-"""An object's mask: polygons (x1, y1, x2, y2, … each), run lengths (see `rle`), or none that can be used."""
+"""An object's mask: polygons (x1, y1, x2, y2, … each), run lengths (see `rle`), or None if it is unusable."""
 
 
 class Objects(NamedTuple):
-    """The n objects marked in a picture, in its pixels and as they were stored.
+    """The n annotated objects of an image, in pixels of the image as stored.
 
-    Boxes and areas are float64, so that evaluation computes with the very numbers of the annotation file.
+    Boxes and areas are float64, so that evaluation uses exactly the numbers of the annotation file.
     """
 
     boxes: np.ndarray  # (n, 4): x1, y1, x2, y2
     labels: np.ndarray  # (n,) int64, from 0
-    crowd: np.ndarray  # (n,) bool: a region of many objects, ignored in evaluation and not trained
-    areas: np.ndarray  # (n,): of the masks where the data has them, whether or not they were asked for
-    segments: list[Segment] | None  # None: not asked for
-    keypoints: np.ndarray | None  # (n, K, 3): x, y, visibility (0 not marked, 1 hidden, 2 visible); None: not asked for
+    crowd: np.ndarray  # (n,) bool: a region of many objects, ignored in evaluation and in training
+    areas: np.ndarray  # (n,): of the masks if the dataset has them, whether or not they were loaded
+    segments: list[Segment] | None  # None if not loaded
+    keypoints: np.ndarray | None  # (n, K, 3): x, y, visibility (0 unlabelled, 1 hidden, 2 visible); None if not loaded
     image_id: int
-    size: Size  # (height, width) of the picture
+    size: Size  # (height, width) of the image
 
     def trainable(self) -> np.ndarray:
-        """(n,) bool: not a crowd, a pixel wide and tall inside the picture, with a mask where masks are asked for."""
+        """Return (n,) bool: not a crowd, at least a pixel wide and tall inside the image, with a mask if masks are
+        loaded."""
         usable = ~self.crowd & pixel_wide(self.boxes, np.array(self.size))
         if self.segments is not None:
             usable &= np.array([segment is not None for segment in self.segments], dtype=bool)
@@ -39,16 +40,19 @@ class Objects(NamedTuple):
 
 
 def pixel_wide(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """(n,) bool: what of the boxes (n, 4) lies in pictures of `sizes`, (2,) or (n, 2), is a pixel wide and tall."""
+    """Return (n,) bool: whether the part of each box (n, 4) inside its image is at least a pixel wide and tall.
+
+    `sizes` are the image sizes, (2,) or (n, 2).
+    """
     inside = np.clip(boxes, 0, sizes[..., [1, 0, 1, 0]])
     return np.all(inside[:, 2:] - inside[:, :2] >= 1, axis=1)
 
 
 class DetectionSource(MapSource):
-    """Pictures whose items' label is an `Objects`.
+    """Base class of detection sources, whose items have an `Objects` as their label.
 
-    `category_ids[label]` is the number of a class in the annotation file and in result files; `keypoint_names` is empty
-    unless keypoints were asked for; `report` counts what was found, each count under a name of `REPORT`.
+    `category_ids[label]` is the id of a class in annotation and result files. `keypoint_names` is empty unless
+    keypoints were asked for. `report` has the counts of what was found, by the names in `REPORT`.
     """
 
     category_ids: list[int]
@@ -57,13 +61,13 @@ class DetectionSource(MapSource):
 
     @property
     def flip_pairs(self) -> tuple[tuple[int, int], ...]:
-        """The keypoints that change places in a mirrored picture: those named alike but for left and right."""
+        """Pairs of keypoints to swap in a flipped image: those whose names differ only in left and right."""
         places = {name: place for place, name in enumerate(self.keypoint_names)}
         others = [(place, places.get(name.replace("left", "right"))) for name, place in places.items()]
         return tuple((place, other) for place, other in others if other is not None and other != place)
 
     def use_labels(self, label_names: Sequence[str]) -> None:
-        """As for every source; classes that this source does not have get category ids that it does not use."""
+        """Renumber the labels as in `Source`. Classes that this source lacks get unused category ids."""
         known = dict(zip(self.label_names, self.category_ids, strict=True))
         spare = count(max(self.category_ids) + 1)
         super().use_labels(label_names)
@@ -93,7 +97,7 @@ REPORT = {
     "absent_images": "images that are listed and not there: unreadable",
     "maskless": "objects without a usable mask: not trained, ignored in mask evaluation",
 }
-"""What the counts of a source's `report` mean."""
+"""Meaning of each count in a source's `report`."""
 
 FAULTS = ("bad_boxes", "thin_boxes", "bad_polygons", "bad_runs", "bad_keypoints", "maskless")
-"""The counts that tell of broken annotations."""
+"""The counts that indicate broken annotations."""

@@ -1,7 +1,8 @@
-"""Masks as COCO writes them: polygons, and run lengths, column by column, the first run being of zeros.
+"""COCO masks: polygons, and column-major run lengths that start with a run of zeros.
 
-Polygons are drawn by faster-coco-eval. Run lengths are read and written here: the composed digits need no such package,
-and it finds out that runs fall short of their image only by decoding them, which takes it some ten times as long.
+Polygons are drawn by faster-coco-eval. Run lengths are read and written here, so that the composed digits don't need
+that package. It also detects run lengths that do not fill the image only by decoding them, which takes about ten times
+as long.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from anyres.shapes import Size
 
 
 def coco_masks() -> Any:
-    """The module `mask` of faster-coco-eval, COCO's own arithmetic. Raises UserError if it is not installed."""
+    """Return the `mask` module of faster-coco-eval, COCO's own code. Raises UserError if it is not installed."""
     return require("faster_coco_eval.core.mask")
 
 
 def draw(polygons: Sequence[np.ndarray], size: Size) -> np.ndarray:
-    """Polygons (x1, y1, x2, y2, … each) → the mask of them all, uint8 (h, w), exactly as COCO draws them."""
+    """Draw polygons (x1, y1, x2, y2, … each) as one mask, uint8 (h, w), exactly as COCO does."""
     library = coco_masks()
     merged = library.merge(library.frPyObjects([polygon.tolist() for polygon in polygons], *size))
     return decode(_decompress(merged["counts"]), size)
 
 
 def encode(mask: np.ndarray) -> np.ndarray:
-    """Mask (h, w) of zeros and ones → its run lengths, int32 (r,)."""
+    """Convert a mask (h, w) of zeros and ones to run lengths, int32 (r,)."""
     pixels = mask.astype(bool).ravel(order="F")
     borders = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     start = [0, 0] if len(pixels) and pixels[0] else [0]
@@ -36,15 +37,15 @@ def encode(mask: np.ndarray) -> np.ndarray:
 
 
 def decode(runs: np.ndarray, size: Size) -> np.ndarray:
-    """Run lengths → mask uint8 (h, w) of zeros and ones."""
+    """Convert run lengths to a mask, uint8 (h, w), of zeros and ones."""
     values = (np.arange(len(runs)) % 2).astype(np.uint8)
     return np.repeat(values, runs).reshape(size, order="F")
 
 
 def read(segmentation: dict[str, Any], size: Size) -> np.ndarray:
-    """The run lengths of a JSON object {"size": [h, w], "counts": list of numbers or COCO's compressed text}.
+    """Read run lengths from a JSON object {"size": [h, w], "counts": list of numbers or COCO's compressed string}.
 
-    Raises ValueError unless they are the mask of an image of `size`.
+    Raises ValueError unless they are a mask of an image of `size`.
     """
     counts = segmentation.get("counts")
     if list(segmentation.get("size") or ()) != list(size):
@@ -61,10 +62,10 @@ def read(segmentation: dict[str, Any], size: Size) -> np.ndarray:
 
 
 def _decompress(text: bytes) -> np.ndarray:
-    """COCO's compressed run lengths: numbers in groups of five bits, low first, each in a printable byte from "0" on.
+    """Decode COCO's compressed run lengths: numbers in groups of five bits, lowest first, one printable byte per group.
 
-    Bit 5 says that another group follows; bit 4 of the last group is the sign. From the fourth number on, a number is
-    the difference to the one before the last.
+    A byte is the group plus the code of "0". Bit 5 says that another group follows, and bit 4 of the last group is the
+    sign. From the fourth number on, each is stored as the difference from the number two places before it.
     """
     groups = np.frombuffer(text, dtype=np.uint8).astype(np.int64) - ord("0")
     last = (groups & 32) == 0

@@ -1,4 +1,4 @@
-"""What evaluation and prediction make of items: one sample of each, then batches of samples."""
+"""Evaluation and prediction inputs: one sample per item, and batches of samples."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ from anyres.shapes import Size
 
 
 class EvalSample(NamedTuple):
-    """An item as the network will see it, not normalised yet."""
+    """An item prepared for the network, not yet normalised."""
 
     pixels: Any
-    """uint8 (h, w) or (h, w, 3), a list of such, or the views of a clip (views, T, h, w[, 3])."""
+    """uint8 (h, w) or (h, w, 3), a list of these, or the views of a clip (views, T, h, w[, 3])."""
     full: Size
-    """(height, width) of the picture that it was made from."""
+    """(height, width) of the original image."""
     truth: Any = None
-    """What is marked in it, where the item was labelled."""
+    """Ground truth, if the item has any."""
     short: bool = False
-    """Whether the video was shorter than a clip."""
+    """True if the video was shorter than a clip."""
 
 
 class EvalBatch(NamedTuple):
     """Samples that go through the network together."""
 
     inputs: Any
-    """What the task's network takes: images (B, C, h, w) float32, padded images with their sizes, clips."""
+    """Input of the task's network: images (B, C, h, w) float32, padded images with their sizes, or clips."""
     truth: Any
-    """Labels (B,), maps of labels (B, H, W), or a list of what is marked in each picture; None without labels."""
+    """Labels (B,), label maps (B, H, W), or a list of annotations per image; None if the items have no labels."""
     names: list[str]
     full: list[Size]
-    """(height, width) of each picture before it was prepared."""
+    """(height, width) of each original image."""
     rows: list[int]
-    """The place of each among the items that were prepared together."""
+    """The index of each sample among the items that were prepared together."""
     short: int = 0
-    """How many of the videos were shorter than a clip."""
+    """Number of videos that were shorter than a clip."""
 
 
 class EvalTransform(Protocol):
-    """How items are prepared. Labels may be missing (None): then there is no truth."""
+    """An eval transform: how items are prepared. An item's label may be None; then there is no ground truth."""
 
     def prepare(self, item: Item) -> EvalSample:
         """Decode and resize an item. Raises BadImage."""
         ...
 
     def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
-        """Normalise samples; those that can share a pass go into one batch."""
+        """Normalise samples and group them into batches; samples with compatible shapes share a batch."""
         ...
 
 
 def prepare_batches(transform: EvalTransform, items: Iterable[Item]) -> tuple[list[EvalBatch], dict[int, BadImage]]:
-    """Items that are prepared together → their batches, and by their places those that cannot be read."""
+    """Prepare and collate items; returns the batches, and the unreadable items as {index: error}."""
     places: list[int] = []
     good: list[Item] = []
     samples: list[EvalSample] = []
@@ -74,12 +74,12 @@ def prepare_batches(transform: EvalTransform, items: Iterable[Item]) -> tuple[li
 
 
 def labels_of(items: Sequence[Item]) -> Tensor | None:
-    """Class numbers (B,) int64 of labelled items."""
+    """Return the class numbers (B,) int64 of the items, or None if any of them has no label."""
     return None if any(item.label is None for item in items) else torch.tensor([item.label for item in items])
 
 
 def by_shape(shapes: Sequence[Any]) -> list[list[int]]:
-    """The rows of equal shapes together, in the order of the first of each."""
+    """Group row indices by shape, in order of first appearance."""
     groups: dict[Any, list[int]] = {}
     for row, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(row)
@@ -87,7 +87,7 @@ def by_shape(shapes: Sequence[Any]) -> list[list[int]]:
 
 
 def pixels_of(sample: EvalSample) -> np.ndarray:
-    """The picture that a sample shows: (h, w) or (h, w, 3), of a clip the middle frame of its first view."""
+    """Return the image that a sample shows, (h, w) or (h, w, 3); for a clip, the middle frame of its first view."""
     pixels = sample.pixels[0] if isinstance(sample.pixels, list) else sample.pixels
     if pixels.ndim > 3:
         frames = pixels[0]

@@ -1,4 +1,4 @@
-"""Which sizes a training step sees."""
+"""The schedule of input sizes: which sizes each training step uses."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ MAX_SIZES = 10_000
 
 
 def parse_sizes(text: str) -> list[Size]:
-    """Read a list of sizes, in the order given.
+    """Parse a comma-separated list of sizes, keeping their order.
 
-    Entries are separated by commas: a side ("224" is 224x224), HEIGHTxWIDTH ("224x320") or a range of squares
-    START:STOP:STEP with both ends included ("96:640:32").
+    An entry is a side ("224" is 224x224), HEIGHTxWIDTH ("224x320"), or a range of squares START:STOP:STEP with both
+    ends included ("96:640:32").
 
     >>> parse_sizes("32,24x16,96:160:32")
     [(32, 32), (24, 16), (96, 96), (128, 128), (160, 160)]
 
-    Raises UserError for anything else, sides below 1 or above 65536, and more than 10,000 sizes.
+    Raises UserError for anything else, for sides below 1 or above 65536, and for more than 10,000 sizes.
     """
     sizes: list[Size] = []
     for entry in text.split(","):
-        # int() refuses thousands of digits, and nine are too large anyway.
+        # int() rejects thousands of digits; ten or more are out of range anyway.
         numbers = [int(digits) if len(digits) < 10 else 0 for digits in re.findall(r"[0-9]+", entry)]
         if not numbers or any(not 1 <= number <= MAX_SIDE for number in numbers):
             raise UserError(_complaint(entry, text))
@@ -53,14 +53,14 @@ def _complaint(entry: str, text: str) -> str:
 
 
 class SizeSchedule:
-    """The sizes of every step.
+    """The input sizes of every training step.
 
-    `mode` "replicate" shows each image at all sizes in one step (ResFormer, Tian et al., CVPR 2023);
-    with `sizes_per_step` k it shows k consecutive sizes, from number (step mod (n-k+1)) on. `mode`
-    "sample" shows one size, drawn per "iteration" or per "epoch" from the seed, the same on every rank.
+    `mode` "replicate" shows each image at all sizes in one step (ResFormer, Tian et al., CVPR 2023); with
+    `sizes_per_step` k, a step uses k consecutive sizes, starting at index (step mod (n-k+1)). `mode` "sample" uses one
+    size per step, drawn from the seed for each "iteration" or each "epoch", and the same on every rank.
 
-    `sizes` are (height, width), in any order; `all_sizes` holds them in descending order of area. Raises UserError for
-    empty or repeated sizes and for more sizes a step than there are.
+    `sizes` are (height, width) in any order; `all_sizes` has them in descending order of area. Raises UserError if
+    `sizes` is empty or has duplicates, or if `sizes_per_step` exceeds the number of sizes.
     """
 
     def __init__(
@@ -97,8 +97,7 @@ class SizeSchedule:
         self.seed = seed
 
     def sizes(self, epoch: int, step: int) -> list[Size]:
-        """Return the sizes of a step, in descending order of area; `step` counts from the start of training, not of the
-        epoch."""
+        """Return the sizes of a step in descending order of area; `step` counts from the start of training."""
         if self.mode == "sample":
             place = step if self.per == "iteration" else epoch
             index = generator("size", self.seed, self.per, place).randrange(len(self.all_sizes))

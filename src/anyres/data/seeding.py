@@ -1,7 +1,8 @@
-"""Random numbers that depend on what is drawn, never on who draws it.
+"""Random numbers that depend on what is drawn, never on which process draws it.
 
-Everything random in this room comes from a generator named by its purpose and place, such as ("sample", seed, epoch,
-position). So the number of workers, the number of processes and a resume in the middle of an epoch change nothing.
+All randomness in `anyres.data` comes from generators keyed by purpose and position, such as ("sample", seed, epoch,
+position). The results are therefore the same for any number of workers or processes, and after a resume in the middle
+of an epoch.
 """
 
 from __future__ import annotations
@@ -15,21 +16,22 @@ import torch
 
 
 def generator(*key: str | int) -> random.Random:
-    """Return the random generator of this key. A text seed goes through SHA-512, so neighbouring keys are unrelated."""
+    """Return the random generator for a key. Text seeds are hashed with SHA-512, so similar keys give unrelated
+    streams."""
     return random.Random("/".join(map(str, key)))
 
 
 def seed_globals(seed: int) -> None:
-    """Seed the three global generators that timm's and torchvision's transforms draw from; `seed` is below 2**32."""
+    """Seed the three global generators that timm's and torchvision's transforms use; `seed` must be below 2**32."""
     random.seed(seed)
     np.random.seed(seed)
-    # Not torch.manual_seed: that one also seeds the accelerators, which costs more than a small image.
+    # Not torch.manual_seed, which also seeds the accelerators and takes longer than processing a small image.
     torch.default_generator.manual_seed(seed)
 
 
 @contextmanager
 def kept_globals() -> Iterator[None]:
-    """Put the three global generators back as they were on leaving."""
+    """Restore the three global generators on exit."""
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Pictures with a class for every pixel: what a mask says, and the sources that hold such pictures."""
+"""Segmentation datasets: images with a class for every pixel, and how their masks encode the classes."""
 
 from __future__ import annotations
 
@@ -24,31 +24,32 @@ from anyres.shapes import Size
 logger = logging.getLogger(__name__)
 
 LOOKED_AT = 512
-"""Masks of a training set that are looked at for classes without a labelled pixel."""
+"""Maximum number of training masks that `check_masks` searches for classes without labelled pixels."""
 IGNORED = 255
-"""The label of pixels that neither train nor count."""
+"""Label of pixels that are ignored in training and in evaluation."""
 
 ADE20K_CLASSES = 150
 MASK_FOLDERS = ("annotations", "masks", "labels")
-MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp")  # lossless, and nobody renumbers their indices
+MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp")  # lossless; other formats may change the stored values
 NAME_FILES = ("objectInfo150.txt", "classes.txt", "names.txt")
 MASK_COLUMNS = ("label", "annotation", "mask", "segmentation", "labels", "annotations", "masks", "segmentation_mask")
 
 
 class Mask(NamedTuple):
-    """The classes of a picture's pixels, not decoded yet: the label of an `Item`.
+    """The undecoded mask of an image: the label of an `Item`.
 
-    `table` (256,) int16 says for each stored value which class it means, IGNORED, or a negative number for none.
+    `table` (256,) int16 maps each stored value to a class, to IGNORED, or to a negative number if the value means
+    nothing.
     """
 
     data: Data
     table: np.ndarray
 
     def labels(self, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """Decode it into class numbers and IGNORED, (H, W) uint8.
+        """Decode the mask to class numbers and IGNORED, (H, W) uint8.
 
-        Raises BadImage for a file that cannot be read. One that can, but has colours or a value that means neither a
-        class nor IGNORED, is labelled otherwise than was said: UserError, so that no share of such masks is skipped.
+        Raises BadImage if the file cannot be read. Raises UserError if the mask has colours, or a value that is neither
+        a class nor IGNORED: the mask settings are then wrong, so skipping such masks would hide the mistake.
         """
         place = f" {self.data}" if isinstance(self.data, Path) else ""
         try:
@@ -70,11 +71,12 @@ class Mask(NamedTuple):
 
 
 class SegmentationSource(MapSource):
-    """Pictures whose items' label is a `Mask`.
+    """Base class of segmentation sources, whose items have a `Mask` as their label.
 
-    A mask stores the number of a class from 0, or 255 for pixels to ignore; with `reduce_zero_label` it stores 0 for
-    those and the number of a class from 1 (ADE20K); `mask_values` are the values that it stores for each class instead.
-    Raises UserError for more classes than a byte can tell apart, and for `mask_values` that do not fit the rest.
+    By default a mask stores class numbers from 0, and 255 for ignored pixels. With `reduce_zero_label` it stores class
+    numbers from 1, and 0 is ignored too (ADE20K). `mask_values` gives the stored value of each class instead. Raises
+    UserError if there are more classes than a byte can distinguish, or if `mask_values` contradicts the other
+    arguments.
     """
 
     def __init__(
@@ -104,7 +106,7 @@ class SegmentationSource(MapSource):
         self.table[values] = np.arange(len(values))
 
     def use_labels(self, label_names: Sequence[str]) -> None:
-        """As for every source; at most 255 names."""
+        """Renumber the labels as in `Source`; at most 255 names."""
         if len(label_names) > IGNORED:
             raise UserError(f"{len(label_names)} labels are more than the {IGNORED} that masks tell apart: use fewer")
         super().use_labels(label_names)
@@ -132,30 +134,30 @@ def open_segmentation(
     label_names: Sequence[str] | None = None,
     whole: bool = False,
 ) -> SegmentationSource:
-    """Open pictures with a class for every pixel, for `split` "train", "val" or "all".
+    """Open a segmentation dataset for `split` "train", "val" or "all".
 
     `spec` is one of
 
-    - "digits": scenes composed of handwritten digits, drawn as they are read, 11 classes: background and the digits
+    - "digits": scenes composed of handwritten digits, drawn on demand, with 11 classes: background and the digits
       ("train" and "val" only);
     - a folder FOLDER/images/train/*.jpg with FOLDER/masks/train/*.png (or annotations, labels) and the same for val
-      (`data.splits` has other names), or FOLDER/train/images with FOLDER/train/masks, or FOLDER/images/*.jpg with
-      FOLDER/masks/*.png, of which a fixed tenth is the validation split. A mask has the name of its image.
-      FOLDER/images/training with FOLDER/annotations/training is ADE20K's layout: its masks store 1 to 150, and 0 for
-      other things;
-    - "hf:NAME" or "hf:NAME@CONFIG": a Hugging Face data set by hub id or local folder, with an image column and another
-      image column that is called label, annotation, mask or segmentation.
+      (other accepted names are in `data.splits`); FOLDER/train/images with FOLDER/train/masks; or FOLDER/images/*.jpg
+      with FOLDER/masks/*.png, where a fixed tenth of the images is the validation split. A mask has the same name as
+      its image. FOLDER/images/training with FOLDER/annotations/training is ADE20K's layout, whose masks store 1 to 150,
+      and 0 for everything else;
+    - "hf:NAME" or "hf:NAME@CONFIG": a Hugging Face dataset by hub id or local folder, with an image column and a second
+      image column called label, annotation, mask or segmentation.
 
-    Masks hold the number of each pixel's class as an index or grey value, from 0; 255 is ignored. With
-    `reduce_zero_label` they count from 1, and 0 is ignored too: the default for 150 classes in ADE20K's layout, and
-    for nothing else. `mask_values` are the numbers that stand for the classes, in their order: 0, 255 for masks in
-    black and white; 255 is ignored unless it is among them. `num_classes` is needed unless there are those, or the
-    folder names the classes, one on a line of classes.txt or names.txt, or in ADE20K's objectInfo150.txt, or has
-    ADE20K's layout. `label_names` numbers the classes by a given list, such as a checkpoint's. `whole` reads all
-    of data that have no splits of their own, where "train" and "val" would be shares of them.
+    Masks store the class number of each pixel, from 0, as a palette index or grey value; 255 is ignored. With
+    `reduce_zero_label`, class numbers start at 1, and 0 is ignored too; this is the default only for 150 classes in
+    ADE20K's layout. `mask_values` are the stored values of the classes, in order: 0, 255 for black-and-white masks. 255
+    is ignored unless it is one of them. `num_classes` is needed unless `mask_values` is given, the folder names the
+    classes (one per line in classes.txt or names.txt, or ADE20K's objectInfo150.txt), or it has ADE20K's layout.
+    `label_names` numbers the classes by a given list, such as a checkpoint's. `whole` reads everything if the dataset
+    has no splits of its own, instead of a "train" or "val" share.
 
-    Raises UserError or FileNotFoundError with a sentence on what is missing. Masks are looked at as they are read (see
-    `Mask` for the errors), and by `check_masks`.
+    Raises UserError or FileNotFoundError if something is missing. Masks are checked when they are read (see `Mask`,
+    `check_masks`).
     """
     text = os.fspath(spec)
     source: SegmentationSource
@@ -174,11 +176,12 @@ def open_segmentation(
 
 
 def check_masks(source: SegmentationSource) -> None:
-    """Look at the masks of a training set, in a random order that is always the same, until every class was seen, but
-    at `LOOKED_AT` at most; at all of them before it says that fewer than two classes have labelled pixels.
+    """Check the masks of a training set for classes without labelled pixels.
 
-    Classes that were not seen are named in the log. Raises UserError for fewer than two, and for a value that means
-    nothing. Masks that cannot be read are left to the loader, which counts them.
+    Masks are read in a fixed random order until every class has been seen, but at most `LOOKED_AT` of them. If fewer
+    than two classes have been seen by then, reading continues until a second one turns up. Classes that were not seen
+    are named in the log. Raises UserError if fewer than two classes have labelled pixels, or if a mask has a value that
+    means nothing. Unreadable masks are left to the loader, which counts them.
     """
     counts = np.zeros(IGNORED + 1, dtype=np.int64)
     looked = 0
@@ -211,7 +214,7 @@ def check_masks(source: SegmentationSource) -> None:
 
 
 class ComposedDigits(SegmentationSource):
-    """`Scenes` with a class for every pixel: 0 for the background, 1 + digit for the digits."""
+    """`Scenes` as a segmentation dataset: class 0 is the background, class 1 + d is digit d."""
 
     def __init__(self, split: str, in_chans: int = 3) -> None:
         super().__init__(f"digits/{split}", ["background", *map(str, range(10))], in_chans)
@@ -226,7 +229,7 @@ class ComposedDigits(SegmentationSource):
 
 
 class MaskFolder(SegmentationSource):
-    """A folder of images and one of masks; see `open_segmentation`. Hidden files are ignored."""
+    """A folder of images and one of masks (see `open_segmentation`). Hidden files are ignored."""
 
     def __init__(
         self,
@@ -262,7 +265,7 @@ class MaskFolder(SegmentationSource):
         if not pairs:
             raise UserError(f"{root / parts[0][0]} has no images for the {split} split: add some")
         self.root = root
-        # One block of bytes, as in ImageFolder.
+        # One array of bytes, as in ImageFolder.
         self.files = np.array([tuple(os.fsencode(file) for file in pair) for pair in pairs])
 
     def __len__(self) -> int:
@@ -277,7 +280,7 @@ class MaskFolder(SegmentationSource):
 
 
 def _parts(root: Path, split: str, whole: bool) -> list[tuple[str, str, str]]:
-    """The folder of images, that of their masks (both from the root), and the share of them that a split reads."""
+    """Return (image folder, mask folder, share to read) for each part of a split; folders are relative to the root."""
     found = {part: _part(root, part) for part in ("train", "val")}
     marks = _marks(root)
     if found["train"] is None and found["val"] is None:
@@ -301,8 +304,7 @@ def _parts(root: Path, split: str, whole: bool) -> list[tuple[str, str, str]]:
 
 
 def _part(root: Path, part: str) -> tuple[str, str] | None:
-    """The folders of images and of masks of "train" or "val": images/PART and masks/PART, or PART/images and
-    PART/masks."""
+    """Return the image and mask folders of a split: images/PART and masks/PART, or PART/images and PART/masks."""
     marks = _marks(root)
     if marks is not None:
         name = find_split(folders(root / "images"), part)
@@ -314,20 +316,20 @@ def _part(root: Path, part: str) -> tuple[str, str] | None:
 
 
 def _marks(folder: Path) -> str | None:
-    """What the folder of masks beside a folder images is called."""
+    """Return the name of the mask folder next to a folder called images, or None."""
     if not (folder / "images").is_dir():
         return None
     return next((name for name in MASK_FOLDERS if (folder / name).is_dir()), None)
 
 
 def _pairs(root: Path, image_folder: str, mask_folder: str, share: str) -> list[tuple[str, str]]:
-    """The images of a folder and their masks, as paths from the root."""
+    """Return the images of a folder with their masks, as paths relative to the root."""
     images, masks = root / image_folder, root / mask_folder
     if not masks.is_dir():
         raise FileNotFoundError(f"there is no folder {masks} with the masks of {images}: add it")
     files = list_images(images)
     by_stem: dict[str, str] = {}
-    # Not by `list_images`, which lists a mask once: many pictures may share it by links.
+    # Not with `list_images`, which lists a mask once: several images may share one mask through links.
     for inside in {os.path.dirname(file) for file in files}:
         for name in sorted(os.listdir(masks / inside), reverse=True) if (masks / inside).is_dir() else ():
             if name.lower().endswith(MASK_EXTENSIONS) and (masks / inside / name).is_file():
@@ -346,18 +348,18 @@ def _pairs(root: Path, image_folder: str, mask_folder: str, share: str) -> list[
 
 
 def class_names(root: Path) -> list[str]:
-    """What the folder calls its classes; nothing if it does not say."""
+    """Return the class names that the folder provides, or an empty list."""
     file = next((root / name for name in NAME_FILES if (root / name).is_file()), None)
     if file is None:
         return []
     lines = [line for line in read_text(file).splitlines() if line.strip()]
-    if file.name == NAME_FILES[0]:  # a table with a line of headings, the name in the last column
+    if file.name == NAME_FILES[0]:  # a table with a header line and the name in the last column
         return [line.split("\t")[-1].strip() for line in lines[1:]]
     return [line.strip() for line in lines]
 
 
 class _Table(SegmentationSource):
-    """A Hugging Face data set with an image column and a mask column."""
+    """A Hugging Face dataset with an image column and a mask column."""
 
     def __init__(
         self,

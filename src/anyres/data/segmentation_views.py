@@ -1,4 +1,4 @@
-"""Pictures with a class for every pixel, as training crops at one or several sizes and as whole test images."""
+"""Segmentation views: training crops at one or several sizes, and whole images for evaluation."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ Pixels = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class SegmentationViews:
-    """Training views of segmented pictures, for the loader: random scale, crop, flip, photometric jitter, padding.
+    """Training views of segmentation images: random scale, crop, flip, photometric jitter and padding.
 
-    The picture is resized with its ratio kept (see `fit`): its short side to that of the view times a factor drawn from
-    `scale`, its long side to at most `longest` times that. Of ten crops of the view's size the first is taken in which
-    no class covers more than `largest_share` of the pixels that are not ignored, else the tenth. `hflip` is the
-    probability of a flip; `photometric` says whether to shift brightness, contrast, saturation and hue (see
-    `jitter_colours`). Pictures that are smaller than the crop are padded at the right and bottom: with the mean colour,
-    which is 0 after normalisation, and with labels to ignore.
+    The image is resized with its aspect ratio kept (see `fit`): its short side to that of the view times a factor drawn
+    from `scale`, and its long side to at most `longest` times that. Up to ten crops of the view's size are drawn, and
+    the first is used in which no class covers more than `largest_share` of the pixels that are not ignored; if there is
+    none, the tenth is used. `hflip` is the probability of a flip. `photometric` turns on random shifts of brightness,
+    contrast, saturation and hue (see `jitter_colours`). Images smaller than the crop are padded at the right and bottom
+    with the mean colour, which is 0 after normalisation, and with ignored labels.
 
-    `separate_aug` True crops every view on its own; False crops the largest one, and the smaller views are resizes of
-    it, bilinear (antialiased), labels nearest. Source: the usual ADE20K protocol, as in Swin (Liu et al., ICCV 2021,
-    section A2.3).
+    `separate_aug` True crops every view independently. False crops only the largest, and resizes that crop for the
+    smaller views: images by bilinear interpolation (antialiased), labels by nearest neighbour. Source: the usual ADE20K
+    protocol, as in Swin (Liu et al., ICCV 2021, section A2.3).
     """
 
     mean: tuple[float, ...]
@@ -64,8 +64,10 @@ class SegmentationViews:
             raise UserError(f"hflip {self.hflip} must be a probability from 0 to 1")
 
     def augment(self, item: Item, sizes: Sequence[Size], rng: random.Random) -> list[Pixels]:
-        """Decode `item` once and make its crops at `sizes` (large to small), not padded yet; only the largest if the
-        views share it. Raises BadImage."""
+        """Decode `item` once and make its crops at `sizes` (from large to small), not yet padded.
+
+        If the views share a crop, only the largest is made. Raises BadImage.
+        """
         drawn = list(sizes) if self.separate_aug else list(sizes[:1])
         labels = Image.fromarray(item.label.labels(item.name, self.max_pixels))
         full: Size = (labels.height, labels.width)
@@ -87,7 +89,7 @@ class SegmentationViews:
         return samples
 
     def _crop(self, rng: random.Random, labels: Image.Image, size: Size) -> tuple[Box, Image.Image]:
-        """Draw a crop: what part of the picture it shows, and its labels at the size of the view, at most `size`."""
+        """Draw a crop; returns its box in the image, and its labels at view scale, at most `size`."""
         full = (labels.height, labels.width)
         short = max(1, round(min(size) * rng.uniform(*self.scale)))
         height, width = fit(*full, (short, short), self.longest)
@@ -105,7 +107,7 @@ class SegmentationViews:
     def collate(
         self, items: Sequence[Item], samples: Sequence[list[Pixels]], sizes: Sequence[Size]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Views (B, C, H_i, W_i) float32 and their labels (B, H_i, W_i) uint8, IGNORED where padded."""
+        """Return views (B, C, H_i, W_i) float32 and their labels (B, H_i, W_i) uint8, IGNORED in the padding."""
         padded = [
             self._pad([sample[place] for sample in samples], size)
             for place, size in enumerate(sizes[: len(samples[0])])
@@ -127,12 +129,14 @@ class SegmentationViews:
 
 
 def jitter_colours(image: Image.Image, rng: random.Random) -> Image.Image:
-    """Shift brightness by up to 32 of 255, scale contrast by 0.5 to 1.5, scale saturation by 0.5 to 1.5 and turn the
-    hue by up to a tenth of its circle, each with probability 1/2; contrast comes first or last, at random.
+    """Randomly shift brightness and hue, and scale contrast and saturation, each with probability 1/2.
 
-    Grey images (mode "L") have the first two only. Source: the photometric distortion of SSD (Liu et al., ECCV 2016),
-    which the segmentation protocols took over. torchvision's `RandomPhotometricDistort` is another distribution (its
-    brightness is a factor, its contrast keeps the mean) and draws from torch's global generator.
+    Brightness shifts by up to 32 of 255 and hue by up to a tenth of a turn; contrast and saturation scale by 0.5 to
+    1.5. Contrast comes first or last, at random.
+
+    Grey images (mode "L") get only brightness and contrast. Source: the photometric distortion of SSD (Liu et al., ECCV
+    2016), which segmentation protocols adopted. torchvision's `RandomPhotometricDistort` uses a different distribution
+    (its brightness is a factor, and its contrast keeps the mean) and draws from torch's global generator.
     """
     levels = np.arange(256.0)
     brightness = rng.uniform(-32, 32) if rng.random() < 0.5 else 0.0
@@ -153,7 +157,7 @@ def _rounded(levels: np.ndarray) -> np.ndarray:
 
 
 def _map_levels(image: Image.Image, *tables: np.ndarray) -> Image.Image:
-    """Replace each level by its entry in the table (256,) of its channel, or of all of them."""
+    """Map each level through the table (256,) of its channel, or through one table for all channels."""
     if all(np.array_equal(table, np.arange(256)) for table in tables):
         return image
     table = np.concatenate(tables * (len(image.getbands()) // len(tables)))
@@ -162,8 +166,11 @@ def _map_levels(image: Image.Image, *tables: np.ndarray) -> Image.Image:
 
 @dataclass(frozen=True)
 class SegmentationTest:
-    """Whole images for testing: the size that fits `size` (see `fit`), each side rounded up to a multiple of `divisor`
-    (the published tests of PVT, P2T and GPViT: 32), bilinear; labels as they are."""
+    """The eval transform for whole segmentation images.
+
+    Images are resized bilinearly to fit `size` (see `fit`), with each side rounded up to a multiple of `divisor` (32 in
+    the published tests of PVT, P2T and GPViT). Labels keep their original size.
+    """
 
     size: Size
     mean: tuple[float, ...]
@@ -192,7 +199,7 @@ class SegmentationTest:
         return EvalSample(np.asarray(view), full, labels)
 
     def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
-        """Images that are of one shape, and were before they were resized, together."""
+        """Batch together images that have the same shape both before and after resizing."""
         batches = []
         shapes = [(sample.pixels.shape[:2], sample.full, np.shape(sample.truth)) for sample in samples]
         for rows in by_shape(shapes):

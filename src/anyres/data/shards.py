@@ -1,8 +1,8 @@
-"""WebDataset shards: uncompressed tar files in which the files of one sample follow each other.
+"""WebDataset shards: uncompressed tar files in which the files of each sample are stored next to each other.
 
-They share their name up to the first dot. The layout is simple enough for the standard library, which also keeps what
-we need: a fixed order for any number of workers, and broken members that cost one image. Remote shards are not read;
-use hf-stream: for those.
+The files of a sample share their name up to the first dot. The format is simple enough to read with the standard
+library, which gives two things we need: an order that does not depend on the number of workers, and damaged members
+that cost only one image. Remote shards are not supported; use hf-stream: for those.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ JSON_KEYS = ("label", "cls", "class", "class_id")
 
 
 class Shards(StreamSource):
-    """Samples with an image (.jpg, .png, …) and a class.
+    """WebDataset samples with an image (.jpg, .png, …) and a class.
 
-    The class is a number or a name: the text of .cls, or the field label, cls, class or class_id of .json.
-    `{split}` in the pattern stands for the names of `data.splits`, also with capitals. Without it, the tenth of the
-    samples whose keys hash lowest is for validation; `whole` takes all. Class names are the lines of `classes.txt`
-    beside the shards; without it, all shards are read once for their classes and their number of samples (about a
-    minute for a million). With it, the number comes from a shard index of webdataset beside the shards (a .json file
-    with `shardlist`), if there is one, and reading a class that it does not name, or a number beyond it, raises
-    UserError.
+    The class is a number or a name: the content of .cls, or the field label, cls, class or class_id of .json. `{split}`
+    in the pattern stands for the split names in `data.splits`, including capitalised ones. Without it, the tenth of the
+    samples with the lowest hashed keys is the validation split, and `whole` reads everything.
+
+    Class names are the lines of `classes.txt` next to the shards. If there is no such file, all shards are read once to
+    collect the classes and the number of samples (about a minute per million). If there is one, the number of samples
+    is taken from a webdataset shard index next to the shards (a .json file with `shardlist`), if any. Reading a class
+    name that is not in `classes.txt`, or a number beyond its length, raises UserError.
     """
 
     def __init__(self, pattern: str, split: str, in_chans: int = 3, *, whole: bool = False) -> None:
@@ -53,7 +54,7 @@ class Shards(StreamSource):
         if classes.is_file():
             self.label_names = [line.strip() for line in read_text(classes).splitlines() if line.strip()]
         else:
-            # Classes come from the whole set, also where only a share is used: both shares must number them alike.
+            # Collect the classes from all samples, even if only a share is used: both shares must number them alike.
             scanned = [
                 (key, _label(parts)) for shard in self.shards for key, parts in _samples(shard, pixels=False) if parts
             ]
@@ -64,7 +65,7 @@ class Shards(StreamSource):
                 )
             self.label_names = name_labels(labels, self.name)
         self.places = {name: place for place, name in enumerate(self.label_names)}
-        if not any(map(NUMBER.fullmatch, self.label_names)):  # classes with names have numbers besides
+        if not any(map(NUMBER.fullmatch, self.label_names)):  # named classes may also be given by number
             self.places |= {str(place): place for place in range(len(self.label_names))}
         if scanned is not None:
             self.size = sum(self._mine(key) for key, _ in scanned)
@@ -79,7 +80,7 @@ class Shards(StreamSource):
         rng = generator("stream", seed, -1 if epoch is None else epoch)
         if epoch is not None:
             rng.shuffle(shards)
-        # Whole shards for each rank where there are enough: then no rank reads what another one uses.
+        # If there are enough shards, give each rank whole shards, so that no two ranks read the same data.
         whole = len(shards) >= world
         items = self._read(shards[rank::world] if whole else shards)
         if not whole:
@@ -139,7 +140,7 @@ def _spellings(names: Sequence[str]) -> list[str]:
 
 
 def _expand(pattern: str) -> tuple[list[Path], list[str]]:
-    """Expand braces ({000..146}, {a,b}), then `*`, `?` and `[…]`; return what exists and what does not."""
+    """Expand braces ({000..146}, {a,b}), then `*`, `?` and `[…]`; return the existing paths and the missing ones."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         found = [Path(pattern)] if Path(pattern).is_file() else [Path(name) for name in sorted(glob.glob(pattern))]
@@ -155,9 +156,10 @@ def _expand(pattern: str) -> tuple[list[Path], list[str]]:
 
 
 def _samples(shard: Path, pixels: bool) -> Iterator[tuple[str, dict[str, bytes | None] | None]]:
-    """Yield (key, {extension: content}) for each sample; (shard, None) where the shard is damaged.
+    """Yield (key, {extension: content}) for each sample, or (shard, None) where the shard is damaged.
 
-    Without `pixels`, images are left out, so that only headers and labels are read. A content over the limit is None.
+    Without `pixels`, image contents are skipped, so only headers and labels are read. A content over the size limit is
+    None.
     """
     key, parts = "", dict[str, bytes | None]()
     try:
@@ -168,7 +170,7 @@ def _samples(shard: Path, pixels: bool) -> Iterator[tuple[str, dict[str, bytes |
                 folder, _, file = member.name.rpartition("/")
                 stem, _, extension = file.partition(".")
                 if not stem:
-                    continue  # a hidden file
+                    continue  # hidden file
                 stem, extension = (f"{folder}/{stem}" if folder else stem), f".{extension.lower()}"
                 if stem != key:
                     if parts:
@@ -182,14 +184,14 @@ def _samples(shard: Path, pixels: bool) -> Iterator[tuple[str, dict[str, bytes |
                     handle = archive.extractfile(member)
                     parts[extension] = handle.read() if handle else None
     except (tarfile.TarError, EOFError, OSError):
-        parts = {}  # the last sample may lack a part
+        parts = {}  # the last sample may be incomplete
         yield str(shard), None
     if parts:
         yield key, parts
 
 
 def _label(parts: dict[str, bytes | None]) -> str | None:
-    """Return the class as written, stripped."""
+    """Return the class as written, without surrounding whitespace, or None."""
     if parts.get(".cls"):
         return (parts[".cls"] or b"").decode("utf-8", "replace").strip()
     try:
@@ -201,19 +203,19 @@ def _label(parts: dict[str, bytes | None]) -> str | None:
 
 
 def _indexed_size(shards: Sequence[Path]) -> int | None:
-    """Add up `nsamples` of these shards in the index files (webdataset, `wids`) beside them."""
+    """Return the sum of `nsamples` of these shards in the webdataset (`wids`) index files next to them, or None."""
     counts: dict[str, int] = {}
     for index in sorted(shards[0].parent.glob("*.json")):
         try:
             content = json.loads(read_text(index))
             counts.update((Path(shard["url"]).name, int(shard["nsamples"])) for shard in content["shardlist"])
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # another kind of file
+            continue  # not an index file
     return sum(counts[shard.name] for shard in shards) if all(shard.name in counts for shard in shards) else None
 
 
 def _shuffled(items: Iterator[Item], rng: random.Random) -> Iterator[Item]:
-    """Shuffle within a buffer: each item leaves when a later one takes its place."""
+    """Shuffle with a buffer: each item is yielded when a later one replaces it."""
     buffer = list(itertools.islice(items, SHUFFLE_BUFFER))
     for item in items:
         place = rng.randrange(len(buffer))

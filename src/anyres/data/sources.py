@@ -1,4 +1,4 @@
-"""Labelled images: which source a data set is, the digits and image folders; other kinds have files of their own."""
+"""Opening classification datasets, with the digits and image folders; other formats have their own files."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def open_source(
     label_names: Sequence[str] | None = None,
     whole: bool = False,
 ) -> MapSource | StreamSource:
-    """Open a data set for `split` "train", "val" or "all".
+    """Open a classification dataset for `split` "train", "val" or "all".
 
     `spec` is one of
 
-    - "digits": the 1797 handwritten digits, 8x8 pixels, that scikit-learn ships: 1437 train, 360 val;
-    - "letters": letters of many fonts, drawn as they are read at up to 256 pixels: 2600 train, 1040 val;
-    - a folder FOLDER/train/CLASS/*.jpg with FOLDER/val/CLASS/*.jpg, or FOLDER/CLASS/*.jpg, of which a fixed tenth of
-      each class is the validation split;
-    - "hf:NAME" or "hf:NAME@CONFIG": a Hugging Face data set by hub id or local folder; "hf-stream:…" reads it as a
+    - "digits": the 1797 handwritten digits, 8x8 pixels, that come with scikit-learn: 1437 train, 360 val;
+    - "letters": letters in many fonts, drawn on demand at up to 256 pixels: 2600 train, 1040 val;
+    - a folder FOLDER/train/CLASS/*.jpg with FOLDER/val/CLASS/*.jpg; or FOLDER/CLASS/*.jpg, where a fixed tenth of each
+      class is the validation split;
+    - "hf:NAME" or "hf:NAME@CONFIG": a Hugging Face dataset by hub id or local folder; "hf-stream:…" reads it as a
       stream;
-    - "wds:PATTERN": WebDataset shards, where PATTERN may hold `*`, `{000..146}`, `{a,b}` and `{split}`.
+    - "wds:PATTERN": WebDataset shards, where PATTERN may contain `*`, `{000..146}`, `{a,b}` and `{split}`.
 
-    `in_chans` 1 asks for grey and 3 for RGB images (by default what the source holds, RGB for files). `label_names`
-    numbers the classes by a given list, such as a checkpoint's, instead of the source's own order. `whole` reads all of
-    data that have no splits of their own, where "train" and "val" would be shares of them.
+    `in_chans` is 1 for grey and 3 for RGB images; by default it is what the source stores, or RGB for files.
+    `label_names` numbers the classes by a given list, such as a checkpoint's, instead of the source's own order.
+    `whole` reads everything if the dataset has no splits of its own, instead of a "train" or "val" share.
 
-    Raises UserError or FileNotFoundError with a sentence on what is missing.
+    Raises UserError or FileNotFoundError with a message that says what is missing.
     """
     text = os.fspath(spec)
     source: MapSource | StreamSource
@@ -72,10 +72,10 @@ def open_source(
 class Digits(MapSource):
     """scikit-learn's handwritten digits (UCI, test part): 1797 grey 8x8 images of ten classes, white on black.
 
-    The images of each class are taken in the order of the file; every fifth of all 1797, laid out class by class, is
-    for validation: 360, and 1437 for training, with the same share of every class. The mean is 0, so that the black
-    background becomes exactly the zero that models pad with; the scale is the root mean square of all pixels, so that
-    they have unit power.
+    The images are sorted by class, keeping the order of the file within a class. Every fifth of the 1797 is for
+    validation, which gives 360 validation and 1437 training images with the same share of every class. The mean is 0,
+    so that the black background becomes exactly the zero that models pad with. The scale is the root mean square of all
+    pixels, so that they have unit power.
     """
 
     def __init__(self, split: str, in_chans: int = 1) -> None:
@@ -101,9 +101,9 @@ class Digits(MapSource):
 
 
 def _digits_table() -> np.ndarray:
-    """Return scikit-learn's digits: (1797, 65), 64 pixels from 0 to 16 and the class.
+    """Return scikit-learn's digits as (1797, 65): 64 pixel values from 0 to 16, then the class.
 
-    The file is read where the package keeps it: importing `sklearn.datasets` takes seconds, reading this file 20 ms.
+    The package's data file is read directly, which takes 20 ms; importing `sklearn.datasets` takes seconds.
     """
     package = importlib.util.find_spec("sklearn")
     for folder in (package.submodule_search_locations or ()) if package is not None else ():
@@ -117,12 +117,12 @@ def _digits_table() -> np.ndarray:
 
 
 class ImageFolder(MapSource):
-    """Images in one folder per class. Classes are numbered in sorted order; hidden files and other files are ignored.
+    """Images in one folder per class. Classes are numbered in sorted order; hidden and non-image files are ignored.
 
-    With FOLDER/train (or training, in any case), the classes are those of train, and val is FOLDER/val, or the first of
-    `VALIDATION_NAMES` that is there. Without such folders the classes are the folders of FOLDER, and the tenth of each
-    class whose names hash lowest is for validation (none of a class with one image); `whole` takes all. Folders that
-    look like splits never become classes.
+    If there is a folder FOLDER/train (or training, in any case), the classes are its folders, and the validation split
+    is FOLDER/val or the first of `VALIDATION_NAMES` that exists. Without folders for splits, the classes are the
+    folders of FOLDER, and the tenth of each class with the lowest hashed names is for validation (nothing from a class
+    with one image); `whole` reads everything. Folders named like splits are never classes.
     """
 
     extensions = EXTENSIONS
@@ -134,7 +134,8 @@ class ImageFolder(MapSource):
         root = Path(folder)
         if not root.exists():
             raise FileNotFoundError(
-                f"there is no data set {folder!r}: give digits, an image folder, hf:NAME, hf-stream:NAME or wds:PATTERN"
+                f"there is no data set {folder!r}: give digits, letters, an image folder, hf:NAME, hf-stream:NAME or "
+                "wds:PATTERN"
             )
         if not root.is_dir():
             raise UserError(
@@ -160,7 +161,8 @@ class ImageFolder(MapSource):
                 f"no class of {folder} has a second {self.kind} for the {split} split: add some, or a folder val"
             )
         self.root = root
-        # One block of bytes: a list of a million strings would be copied into every worker as it is touched.
+        # One array of bytes: a list of a million strings would be copied into every worker as soon as it is touched
+        # (copy-on-write).
         self.files = np.array([os.fsencode(file) for file in files])
         self.labels = np.array(labels)
 
@@ -169,7 +171,7 @@ class ImageFolder(MapSource):
         return None if name is None else root / name
 
     def _parts(self, root: Path, split: str, whole: bool) -> list[tuple[Path, str]]:
-        """The folders of classes that a split reads, and which share of each."""
+        """Return the folders of classes that a split reads, and the share of each to use."""
         inside = folders(root)
         names = {part: find_split(inside, part) for part in ("train", "val")}
         splits = [name for name in inside if looks_like_split(name)]
@@ -214,12 +216,12 @@ class ImageFolder(MapSource):
 
 
 def shared_files(one: Any, other: Any) -> list[str]:
-    """The files of `one` that `other` has, too, be it by links; those of sources that are made of files."""
+    """Return the files of `one` that are also in `other`, possibly through links; nothing if they have no files."""
     numbers = {(status.st_dev, status.st_ino) for path in other.paths() if (status := _status(path))}
     alike = [path for path in one.paths() if (status := _status(path)) and (status.st_dev, status.st_ino) in numbers]
     if not alike:
         return []
-    # Some file systems give several files one number.
+    # Some file systems give the same inode number to several files, so compare real paths as well.
     real = {os.path.realpath(path) for path in other.paths()}
     return [path for path in alike if os.path.realpath(path) in real or os.stat(path).st_nlink > 1]
 
@@ -227,12 +229,12 @@ def shared_files(one: Any, other: Any) -> list[str]:
 def _status(path: str) -> os.stat_result | None:
     try:
         return os.stat(path)
-    except OSError:  # not there: told where it is read
+    except OSError:  # missing: reported when it is read
         return None
 
 
 def folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, without hidden ones and links back to it or to what it is in."""
+    """Return the sorted names of the folders in `folder`, without hidden ones and links to it or its parents."""
     home = folder.resolve()
     return sorted(
         path.name
@@ -243,7 +245,7 @@ def folders(folder: Path) -> list[str]:
 
 
 def check_apart(folder: Path, names: Sequence[str]) -> None:
-    """Refuse folders of classes that are one and the same by a link: its files would have two labels."""
+    """Raise UserError if two class folders are the same folder through a link: its files would have two labels."""
     real: dict[Path, str] = {}
     for name in names:
         other = real.setdefault((folder / name).resolve(), name)
@@ -252,7 +254,10 @@ def check_apart(folder: Path, names: Sequence[str]) -> None:
 
 
 def check_beside_splits(folder: Path, fix: str, extensions: Collection[str] = EXTENSIONS) -> None:
-    """Refuse files beside the folders of splits: they would be left out, or are classes and the splits are, too."""
+    """Raise UserError if there are folders with images next to the split folders.
+
+    They would be left out, or else they are the classes and the split folders are classes too.
+    """
     names = folders(folder)
     split = next(filter(looks_like_split, names))
     others = (name for name in names if not looks_like_split(name) and list_images(folder / name, extensions))
@@ -264,7 +269,7 @@ def check_beside_splits(folder: Path, fix: str, extensions: Collection[str] = EX
 
 
 def _class_names(folder: Path, kind: str) -> list[str]:
-    """The class folders, at least two."""
+    """Return the names of the class folders; there must be at least two."""
     names = folders(folder)
     if not names:
         raise UserError(f"{folder} holds no class folders: expected {folder}/CLASS/FILE or {folder}/train/CLASS/FILE")
@@ -273,7 +278,7 @@ def _class_names(folder: Path, kind: str) -> list[str]:
 
 
 def held_out(files: Sequence[str]) -> set[str]:
-    """The tenth of the files whose names hash lowest: at least one, but never the only one."""
+    """Return the tenth of the files with the lowest hashed names: at least one, but never the only one."""
     count = max(1, round(len(files) * HELD_OUT)) if len(files) > 1 else 0
     return set(sorted(files, key=_hash)[:count])
 

@@ -1,4 +1,4 @@
-"""The names that people give to the parts of a data set."""
+"""The accepted names of dataset splits."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ MEANINGS = {
     "train": (TRAIN_NAMES,),
     "val": (("val", "valid", "validate", "validation", "dev"), ("test", "testing")),
 }
-"""Names of the same meaning, in any case, in the order in which they are looked for: what is called test serves for
-validation where nothing else is there."""
+"""Equivalent split names, case-insensitive, in order of preference: "test" is used for validation if nothing else
+exists."""
 VALIDATION_NAMES = tuple(name for names in MEANINGS["val"] for name in names)
 
 
 def check_split(split: str) -> None:
-    """Refuse a split that is none of train, val and all."""
+    """Raise UserError unless the split is train, val or all."""
     if split not in ("train", "val", "all"):
         raise UserError(f"split {split!r} must be 'train', 'val' or 'all'")
 
 
 def find_split(names: Iterable[str], split: str) -> str | None:
-    """The name that means this split ("train" or "val"), in any case; None if there is none.
+    """Return the name that means this split ("train" or "val"), ignoring case, or None.
 
-    Raises UserError for two names of the same meaning, such as val and Valid: one of them would be left out.
+    Raises UserError for two equivalent names, such as val and Valid: one of them would be left out.
     """
     names = sorted(names)
     for meaning in MEANINGS[split]:
@@ -38,12 +38,12 @@ def find_split(names: Iterable[str], split: str) -> str | None:
 
 
 def looks_like_split(name: str) -> bool:
-    """Whether a folder of this name is a part of a data set rather than a class."""
+    """Return whether a folder with this name looks like a split of a dataset rather than a class."""
     return name.casefold() in (*TRAIN_NAMES, *VALIDATION_NAMES)
 
 
 def differ_by_split(names: Iterable[str]) -> bool:
-    """Whether two of the names differ only in the part that they say they are, as seg_train and seg_test do."""
+    """Return whether two names differ only in the split that they mention, like seg_train and seg_test."""
     lower = [name.casefold() for name in names]
 
     def rests(words: Iterable[str]) -> set[str]:

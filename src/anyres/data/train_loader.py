@@ -1,4 +1,4 @@
-"""Batches of training views, the same for any number of workers."""
+"""The training loader: batches of training views that are the same for any number of workers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ REPEATED_MULTIPLE = 256
 
 @dataclass
 class Batch:
-    """One rank's part of a step: a view and a target for each of `sizes`, large to small.
+    """One rank's share of a step: a view and a target for each of `sizes`, from large to small.
 
-    A view of images is (B, C, H, W) float32, of clips (B, C, T, H, W); a target of classification is the labels (B,).
-    `bad` lists the images that could not be read and were replaced by others. `step` counts within the epoch.
+    A view of images is (B, C, H, W) float32, and a view of clips is (B, C, T, H, W). In classification, a target is the
+    labels (B,). `bad` lists the images that could not be read and were replaced by others. `step` counts within the
+    epoch.
     """
 
     views: list[Any]
@@ -45,17 +46,17 @@ class Batch:
     step: int = 0
 
     def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory (called by the loader)."""
+        """Return the batch in pinned (page-locked) memory; called by the DataLoader."""
         return replace(self, views=pin_memory(self.views), targets=pin_memory(self.targets))
 
 
 class _Slot(NamedTuple):
-    position: int  # in the epoch; names the random draws
+    position: int  # within the epoch; the key of the random draws
     image: int | Item  # an index for map sources, so that workers read the file; the item itself for streams
 
 
 class _Task(NamedTuple):
-    """What a worker needs to make a batch."""
+    """All that a worker needs to make a batch."""
 
     epoch: int
     step: int
@@ -64,9 +65,10 @@ class _Task(NamedTuple):
 
 
 def deal(batch_size: int, rank: int, world: int) -> np.ndarray:
-    """Return the places of the global batch that `rank` gets: pairs (i, G-1-i) are dealt in turn and kept together.
+    """Return the positions in the global batch that `rank` gets.
 
-    Mixing pairs a rank's batch with its mirror image; so dealt, the same pairs are mixed for any number of ranks.
+    The pairs (i, G-1-i) of a global batch of G are dealt to the ranks in turn and kept together. Mixing pairs each
+    image with its mirror image in the rank's batch, so the same pairs are mixed for any number of ranks.
     """
     first = np.arange(rank, batch_size // 2, world)
     middle = [batch_size // 2] if batch_size % 2 else []  # only with one rank
@@ -85,7 +87,7 @@ def _name_bad(bad: Sequence[str], shown: int = 3) -> str:
 class _TrainBatches(Dataset[Any]):
     """Makes the batch of a task; runs in the workers.
 
-    Errors for people are returned: raised in a worker, they would arrive wrapped in a traceback.
+    A UserError is returned rather than raised: raised in a worker, it would arrive wrapped in a traceback.
     """
 
     def __init__(self, source: Source, views: Views, seed: int, repeats: int) -> None:
@@ -96,7 +98,7 @@ class _TrainBatches(Dataset[Any]):
 
     def __getitem__(self, task: _Task) -> Batch | UserError:
         try:
-            # In the main process the global generators belong to the caller.
+            # Without workers, the global generators belong to the caller and must be restored.
             with kept_globals() if get_worker_info() is None else nullcontext():
                 return self._batch(task)
         except UserError as error:
@@ -114,7 +116,7 @@ class _TrainBatches(Dataset[Any]):
         return Batch(views, targets, [item.name for item in items], task.sizes, bad, task.epoch, task.step)
 
     def _sample(self, task: _Task, place: int, bad: list[BadImage]) -> tuple[Item, Any]:
-        """Return the image of a slot, or the next one that can be read, augmented by the draws of this slot."""
+        """Return the augmented image of a slot, or the next readable one, augmented with the slot's random draws."""
         position = task.slots[place].position
         for item in islice(self._candidates(task, place), MAX_ATTEMPTS):
             try:
@@ -128,7 +130,7 @@ class _TrainBatches(Dataset[Any]):
         )
 
     def _candidates(self, task: _Task, place: int) -> Iterator[Item]:
-        """The image of a slot, then those that follow it: in the shuffled order, or in the batch for a stream."""
+        """Yield the image of a slot, then the ones after it: in shuffled order, or within the batch for a stream."""
         position, image = task.slots[place]
         if self.source is None:
             for later in range(len(task.slots)):
@@ -144,7 +146,7 @@ class _TrainBatches(Dataset[Any]):
 
 
 class _TrainTasks:
-    """The tasks of an epoch from a step on: what the loader iterates over in the main process."""
+    """The tasks of an epoch from a given step on; the DataLoader iterates over them in the main process."""
 
     def __init__(
         self,
@@ -163,17 +165,17 @@ class _TrainTasks:
         self.rank = rank
         self.world = world
         self.repeats = repeats
-        self.batch_size = batch_size  # of all ranks
+        self.batch_size = batch_size  # over all ranks
         self.steps = steps
         self.epoch = 0
         self.start = 0
 
     def positions(self, step: int) -> np.ndarray:
-        """The places of this rank's images of a step in the epoch."""
+        """Return the positions, within the epoch, of this rank's images in a step."""
         return step * self.batch_size + deal(self.batch_size, self.rank, self.world)
 
     def indices(self, positions: np.ndarray, epoch: int) -> np.ndarray:
-        """The images at these places: every image of the shuffled list `repeats` times in a row."""
+        """Return the images at these positions; every image of the shuffled list occurs `repeats` times in a row."""
         assert isinstance(self.source, MapSource)
         chosen: np.ndarray = _order(len(self.source), self.seed, epoch)[positions // self.repeats]
         return chosen
@@ -192,7 +194,7 @@ class _TrainTasks:
             yield _Task(epoch, step, self.schedule.sizes(epoch, epoch * steps + step), slots)
 
     def _stream(self, epoch: int) -> Iterator[Item]:
-        """Read the rank's share over and over (shares may be unequal), without what came before the first step."""
+        """Read the rank's share repeatedly (shares may be unequal), skipping the items before the first step."""
         skipped = sum(len(self.positions(step)) for step in range(self.start))
         return islice(_endless(self.source, epoch, self.seed, self.rank, self.world), skipped, None)
 
@@ -210,22 +212,22 @@ def _endless(source: Source, epoch: int, seed: int, rank: int, world: int) -> It
 
 
 class TrainLoader:
-    """Training batches of all `views`, shuffled by (seed, epoch), replicated at the sizes of the schedule.
+    """Training batches of all `views`, shuffled by (seed, epoch) and shown at the sizes of the schedule.
 
-    `batch_size` is that of the whole step; `world` ranks share it, so it must be a multiple of 2 x `world` if there are
-    several. Each rank gets whole mirror pairs (see `deal`), and for map sources the step is the same for any `world`.
-    (Streams give each rank its own shards, so their steps depend on `world`, but not on `workers`.) Everything random
-    comes from (seed, epoch, position in the epoch): neither the number of workers nor a resumed epoch changes a bit,
-    and the global random generators stay untouched.
+    `batch_size` is that of a whole step, which `world` ranks share; with several ranks it must be a multiple of 2 x
+    `world`. Each rank gets whole mirror pairs (see `deal`), and for map sources a step is the same for any `world`.
+    (Streams give each rank its own shards, so their steps depend on `world`, but not on `workers`.) All random draws
+    depend only on (seed, epoch, position in the epoch). The number of workers and resuming within an epoch therefore do
+    not change a single bit, and the global random generators stay untouched.
 
     `repeats` r shows each image of the shuffled list r times in a row and keeps the first floor(n/256)·256 of the r·n
-    entries (all n if n < 256): repeated augmentation (Hoffer et al., CVPR 2020) as DeiT has it (Touvron et al., ICML
-    2021, section 6). What is left of an epoch after the last whole batch is left out. `epoch_size` is the number of
-    images of an epoch: needed for streams that do not know it, and a shorter epoch for others.
+    entries (all n if n < 256). This is repeated augmentation (Hoffer et al., CVPR 2020) as in DeiT (Touvron et al.,
+    ICML 2021, section 6). The incomplete last batch of an epoch is dropped. `epoch_size` is the number of images per
+    epoch: it is required for streams of unknown size, and shortens the epoch of other sources.
 
-    Unreadable images are replaced by the next one that can be read, logged once, and collected in `bad` ({name: reason}
-    of this rank's images). As soon as more than `max_bad_fraction` of the different images that this rank plans for an
-    epoch are bad, UserError stops the run.
+    An unreadable image is replaced by the next readable one, logged once, and collected in `bad` ({name: reason}, for
+    this rank's images). UserError is raised as soon as more than `max_bad_fraction` of the distinct images that this
+    rank plans for an epoch are bad.
     """
 
     def __init__(
@@ -275,10 +277,10 @@ class TrainLoader:
         self._loader = self._new_loader()
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Iterate over the steps of an epoch from `start_step` on; what comes before is skipped, not decoded.
+        """Iterate over the steps of an epoch from `start_step` on; earlier steps are skipped without decoding.
 
-        One epoch at a time. The share of bad images counts what this call has seen. Raises UserError when there are too
-        many.
+        Only one epoch can be iterated at a time. The share of bad images is counted from the start of this call. Raises
+        UserError if there are too many.
         """
         tasks = self._tasks
         tasks.epoch, tasks.start = epoch, start_step
@@ -291,12 +293,12 @@ class TrainLoader:
                 break
             yield batch
         if problem is not None:
-            # A new loader, so that the old one's workers end now: kept by a traceback, they would end seconds late.
+            # A new loader ends the old one's workers now; otherwise a traceback could keep them alive for seconds.
             self._loader = self._new_loader()
             raise UserError(problem)
 
     def _note_bad(self, batch: Batch, bad: dict[str, str], planned: int) -> str | None:
-        """Log and collect the bad images of a batch; return the complaint if they are too many for the epoch."""
+        """Log and collect the bad images of a batch; return an error message if the epoch has too many."""
         for error in batch.bad:
             if error.name not in self.bad:
                 logger.warning("skipped %s", error)

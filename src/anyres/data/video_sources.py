@@ -1,4 +1,4 @@
-"""Where labelled clips come from: folders and lists of video files, and digits that move."""
+"""Sources of labelled clips: folders and lists of video files, and moving digits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 EXTENSIONS = frozenset({".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv"})
 MEAN, STD = (0.45,) * 3, (0.225,) * 3
-"""What the published video networks subtract and divide by: facebookresearch/SlowFast, slowfast/config/defaults.py."""
+"""Mean and std of the published video networks: facebookresearch/SlowFast, slowfast/config/defaults.py."""
 
 
 ANNOTATION_COLUMNS = ("label", "youtube_id", "time_start", "time_end")
@@ -37,18 +37,18 @@ def open_video_source(
     label_names: Sequence[str] | None = None,
     whole: bool = False,
 ) -> MapSource:
-    """Open a set of labelled clips for `split` "train", "val" or "all".
+    """Open a video classification dataset for `split` "train", "val" or "all".
 
     `spec` is one of
 
     - "digits": moving digits, see `MovingDigits`;
-    - a folder FOLDER/train/CLASS/*.mp4 with FOLDER/val/CLASS/*.mp4, or FOLDER/CLASS/*.mp4, of which a fixed tenth of
-      each class is the validation split;
+    - a folder FOLDER/train/CLASS/*.mp4 with FOLDER/val/CLASS/*.mp4; or FOLDER/CLASS/*.mp4, where a fixed tenth of each
+      class is the validation split;
     - a folder with FOLDER/train.csv and FOLDER/val.csv, or one such list FILE.csv for every split, see `VideoList`.
 
     `label_names` numbers the classes by a given list, such as a checkpoint's. `whole` reads all of a folder without
-    splits, where "train" and "val" would be shares of it. Raises UserError or FileNotFoundError with a sentence on what
-    is missing.
+    splits, instead of a "train" or "val" share. Raises UserError or FileNotFoundError with a message that says what is
+    missing.
     """
     text = os.fspath(spec)
     source: MapSource
@@ -69,7 +69,7 @@ def open_video_source(
 
 
 class VideoFolder(ImageFolder):
-    """Video files in one folder per class, laid out and split as the images of `ImageFolder`."""
+    """Video files in one folder per class, with the layout and splits of `ImageFolder`."""
 
     extensions = EXTENSIONS
     kind = "video"
@@ -80,16 +80,16 @@ class VideoFolder(ImageFolder):
 
 
 class VideoList(MapSource):
-    """Video files by a list: lines "PATH LABEL" or "PATH,LABEL", paths relative to the list's folder, with or without a
-    line of headings.
+    """Video files from a list with lines "PATH LABEL" or "PATH,LABEL", with or without a header line.
 
-    Labels are class numbers, or names, which are numbered in the sorted order of those in train.csv. Kinetics' own
-    annotations (a header with label, youtube_id, time_start and time_end) are read, too: their videos, which may lie
-    anywhere below the folder, are named ID_START_END with six digits each, or ID. As many of these are no longer to be
-    had, those that are not there are left out and counted in the log.
+    Paths are relative to the list's folder. Labels are class numbers or names; names are numbered in the sorted order
+    of those in train.csv. The original Kinetics annotations (with a header that has label, youtube_id, time_start and
+    time_end) are supported too. Their videos may be anywhere below the folder, and are named ID_START_END with six
+    digits each, or ID. Many of these videos are no longer available, so missing ones are left out and counted in the
+    log.
 
-    `spec` is a folder with train.csv and a list called like one of `VALIDATION_NAMES`, or one list, which then is every
-    split. Raises UserError for lines of another kind, and classes that train does not have.
+    `spec` is a folder with train.csv and a list named like one of `VALIDATION_NAMES`, or a single list that serves as
+    every split. Raises UserError for any other kind of line, and for classes that are not in the training list.
     """
 
     def __init__(self, spec: str, split: str) -> None:
@@ -112,7 +112,8 @@ class VideoList(MapSource):
             place = dict(zip(names, places, strict=True))
             pairs += [(file, place[plain_number(label)]) for file, label in pairs_of[path]]
         self.root = train.parent
-        # One block of bytes: a list of strings would be copied into every worker as it is touched.
+        # One array of bytes: a list of strings would be copied into every worker as soon as it is touched
+        # (copy-on-write).
         self.files = np.array([os.fsencode(file) for file, _ in pairs])
         self.labels = np.array([label for _, label in pairs])
 
@@ -128,7 +129,7 @@ class VideoList(MapSource):
 
 
 def _read_list(path: Path) -> list[tuple[str, str]]:
-    """(path relative to the list, label) of every video."""
+    """Return (path relative to the list, label) for every video."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no list {path}: give FOLDER/train.csv and FOLDER/val.csv, or class folders")
     lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
@@ -144,14 +145,15 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
         first = pairs[0] if pairs else ("", "")
         others = any(Path(file).suffix.lower() in EXTENSIONS for file, _ in pairs[1:2])
         if not Path(first[0]).suffix and (first[1] == "label" or others):
-            pairs = pairs[1:]  # a header
+            pairs = pairs[1:]  # header
     if not pairs:
         raise UserError(f"{path} lists no video that is there: check the list and the folder {path.parent}")
     return pairs
 
 
 def _has_comma(line: str) -> bool:
-    """Whether a comma parts path and label, or blanks do: a path may hold both, and a label's words blanks."""
+    """Return whether the separator is a comma rather than blanks; paths may contain both, and labels may contain
+    blanks."""
     file, comma, label = line.rpartition(",")
     words = label.split()
     blanks = len(words) > 1 and words[-1].isdecimal() and Path(file.strip()).suffix.lower() not in EXTENSIONS
@@ -168,7 +170,7 @@ def _read_annotations(path: Path, lines: Sequence[str]) -> list[tuple[str, str]]
     for row in reader:
         try:
             start, end = (int(float(row[key])) for key in ("time_start", "time_end"))
-        except (TypeError, ValueError, OverflowError):  # a row that ends early holds None
+        except (TypeError, ValueError, OverflowError):  # a truncated row has None here
             start = end = -1
         name = row["youtube_id"]
         if not row["label"] or not name or min(start, end) < 0:
@@ -192,20 +194,20 @@ MOTIONS = ("moves left", "moves right", "moves up", "moves down", "shrinks", "gr
 
 
 class MovingDigits(MapSource):
-    """Clips of a bright digit that moves on a dark, grainy ground; the class is its motion, one of `MOTIONS`.
+    """Clips of a bright digit moving over a dark, grainy background; the class is its motion, one of `MOTIONS`.
 
-    No frame by itself tells the class: at every moment the digit's place and size are spread evenly over all there are,
-    whatever the motion, because each of them comes back to where it began: what leaves at one side enters at the other,
-    and the largest size is followed by the smallest. Digit, colours, speed and starting point are random.
+    A single frame never reveals the class. At every moment the digit's position and size are uniformly distributed
+    whatever the motion, because each of them is cyclic: a digit that leaves on one side re-enters on the other, and the
+    largest size is followed by the smallest. Digit, colours, speed and starting point are random.
 
     Clip i of a split is always the same, drawn from (split, i): 16 frames of 48 x 48 pixels. Clips of "train" (1600
-    unless `count` says otherwise) hold only the training digits of `Digits`, those of "val" (240) only the others. A
-    flip would change the class.
+    unless `count` is given) use only the training digits of `Digits`, and those of "val" (240) only the others. Do not
+    flip these clips in augmentation: a flip would change the class.
     """
 
     frames, side = 16, 48
-    smallest, largest = 15.0, 30.0  # the 8x8 image that the digit is in, in pixels of the clip
-    travel = 0.3, 0.6  # of the way around, in a clip
+    smallest, largest = 15.0, 30.0  # side in clip pixels of the 8x8 image that contains the digit
+    travel = 0.3, 0.6  # share of a full cycle per clip
     counts = {"train": 1600, "val": 240}  # noqa: RUF012
 
     def __init__(self, split: str, count: int | None = None) -> None:
@@ -226,10 +228,10 @@ class MovingDigits(MapSource):
         return Item(f"moving digits/{part}/{number:05d}", self._draw(part, number, label), label)
 
     def _draw(self, part: str, number: int, label: int) -> np.ndarray:
-        """The clip (T, H, W, 3)."""
+        """Draw the clip, uint8 (T, H, W, 3)."""
         rng = np.random.default_rng([list(self.counts).index(part), number])
         glyph = Image.fromarray(np.pad(self.digits[part][rng.integers(len(self.digits[part]))], 1))
-        # Horizontal place, vertical place and size, each as a part of its way around.
+        # Horizontal position, vertical position and size, each as a fraction of its cycle.
         ways = np.tile(rng.random(3), (self.frames, 1))
         ways[:, label // 2] += np.linspace(0, rng.uniform(*self.travel), self.frames) * (1 if label % 2 else -1)
         coverage = np.stack([self._coverage(glyph, *way) for way in ways % 1])[..., None]
@@ -240,9 +242,9 @@ class MovingDigits(MapSource):
         return clip
 
     def _coverage(self, glyph: Image.Image, x: float, y: float, size: float) -> np.ndarray:
-        """The digit on a canvas that is round in both directions: 0 to 1, (side, side) float32."""
+        """Draw the digit on a canvas that wraps around in both directions: float32 (side, side) from 0 to 1."""
         scale = 8 / (self.smallest * (self.largest / self.smallest) ** size)
-        # Drawn at the middle, but for parts of a pixel, and rolled from there.
+        # Draw it in the middle with its subpixel offset, then roll it into place.
         left, top = (glyph.width / 2 - scale * (self.side // 2 + self.side * way % 1) for way in (x, y))
         where = (scale, 0, left, 0, scale, top)
         drawn = glyph.transform((self.side, self.side), Image.Transform.AFFINE, where, Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Videos to clips for training and for evaluation."""
+"""Train and eval transforms of videos."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from anyres.shapes import Size
 class ClipViews:
     """Training clips of videos, for the loader.
 
-    One clip is drawn from a video and shown at every size. Its frames are augmented as images are, all by the same
-    draws: one crop, flip, RandAugment, and box of random erasing for the clip (for each size its own, unless
-    `augmentation.separate_aug` is off).
+    One clip is drawn from each video and shown at every size. Its frames are augmented like images, all with the same
+    random draws: one crop, flip, RandAugment and random-erasing box per clip. Each size has its own draws, unless
+    `augmentation.separate_aug` is off.
     """
 
     augmentation: Augmentation
@@ -47,7 +47,7 @@ class ClipViews:
     max_pixels: int = MAX_PIXELS
 
     def augment(self, item: Item, sizes: Sequence[Size], rng: random.Random) -> list[Sample]:
-        """The views of every frame."""
+        """Return the views of every frame."""
         video = Video(item.data, item.name, self.max_pixels)
         frames = video.read(self.sampling.train(video.frames, video.fps, rng))
         draws = rng.getstate()
@@ -61,27 +61,29 @@ class ClipViews:
     def collate(
         self, items: Sequence[Item], samples: Sequence[list[Sample]], sizes: Sequence[Size]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Views (B, C, T, H_i, W_i) float32, and for each the labels (B,)."""
+        """Return views (B, C, T, H_i, W_i) float32, and the labels (B,) for each."""
         stills = finish([frame for clip in samples for frame in clip], sizes, self.augmentation, self.mean, self.std)
         labels = torch.tensor([item.label for item in items])
         return [as_clips(view, len(items)) for view in stills], [labels] * len(sizes)
 
 
 def as_clips(frames: Tensor, count: int) -> Tensor:
-    """Frames (B·T, C, H, W) of `count` = B clips → (B, C, T, H, W), a view: models that take frames by themselves get
-    them back without a copy."""
+    """Reshape frames (B·T, C, H, W) of `count` = B clips to (B, C, T, H, W).
+
+    The result is a view, so models that process frames separately get them back without a copy.
+    """
     return frames.unflatten(0, (count, -1)).transpose(1, 2)
 
 
 class Clips(NamedTuple):
-    """The views of videos, (B, views, T, H, W[, 3]) uint8, and how they are normalised."""
+    """The views of videos, (B, views, T, H, W[, 3]) uint8, with their normalisation."""
 
     pixels: Tensor
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def views(self) -> Iterator[Tensor]:
-        """View by view as models take it: (B, C, T, H, W) float32."""
+        """Yield one normalised view at a time, as models take it: (B, C, T, H, W) float32."""
         for pixels in self.pixels.unbind(1):
             frames = normalize(to_batch(pixels.flatten(0, 1).numpy()), self.mean, self.std)  # type: ignore[arg-type]
             yield as_clips(frames, len(pixels))
@@ -91,9 +93,9 @@ class Clips(NamedTuple):
 class ClipTest:
     """The published evaluation of videos, for the loader: `clips` times `crops` views at `size` (height, width).
 
-    Clips are spread evenly over the video (see `Sampling.test`). The frames are resized to just cover the box (int(H /
-    `crop_pct`), int(W / `crop_pct`)), for a square size the short side to int(size / crop_pct). `crops` 1 cuts the
-    centre out, 3 the two ends and the middle of what the long side leaves over. Raises UserError for other numbers.
+    Clips are spread evenly over the video (see `Sampling.test`). Frames are resized to just cover the box (int(H /
+    `crop_pct`), int(W / `crop_pct`)); for a square size, the short side becomes int(size / crop_pct). `crops` is 1 for
+    the centre crop, or 3 for the two ends and the middle of the longer direction. Raises UserError for other numbers.
     """
 
     size: Size
@@ -136,7 +138,7 @@ class ClipTest:
         return EvalSample(np.stack(views), (height, width), short=short)
 
     def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
-        """`inputs` are `Clips`: they are normalised view by view, when their turn comes."""
+        """Return batches whose `inputs` are `Clips`, which are normalised one view at a time when they are used."""
         clips = Clips(torch.from_numpy(np.stack([sample.pixels for sample in samples])), self.mean, self.std)
         names, full = [item.name for item in items], [sample.full for sample in samples]
         short = sum(sample.short for sample in samples)
@@ -144,7 +146,8 @@ class ClipTest:
 
 
 def crop_boxes(width: int, height: int, size: Size, crop_pct: float, crops: int) -> list[Box]:
-    """What `crops` views keep of a frame, in its pixels: the centre, or the two ends of the longer rest around it."""
+    """Return the boxes, in frame pixels, that `crops` views show: the centre, or centre and both ends of the longer
+    side."""
     left, top, right, bottom = centre = centre_box(width, height, size, crop_pct)
     if crops == 1:
         return [centre]

@@ -1,4 +1,4 @@
-"""One decoded image to one or several normalised views."""
+"""Image views: from one decoded image to one or several normalised views."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-# JPEG's own shrinking is a box filter, while the published preprocessing resamples all pixels. The last factor of two
-# is left to the resampling, so that the difference stays within a level or two on average.
+# JPEG's reduced-size decoding is a box filter, whereas published preprocessing resamples from all pixels. The last
+# factor of two is left to the resampling, so that results differ by only a level or two on average.
 DRAFT_MARGIN = 2.0
 
 Transform = Callable[[Image.Image], Image.Image]
 Box = tuple[float, float, float, float]
-"""left, top, right, bottom in pixels, not rounded."""
+"""(left, top, right, bottom) in pixels, not rounded."""
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """How a training view is made: crop, flip, RandAugment or colour jitter, normalisation, random erasing.
 
-    `crop_scale` is the range of the crop's share of the image area; `crop_ratio` that of its width over height,
-    relative to the view's own (1 for a square). A `crop_scale` that reaches beyond 1 also zooms out: the image is
-    placed somewhere on a canvas of the mean colour (the scale jitter of Ghiasi et al., "Simple Copy-Paste", CVPR 2021),
-    and the share is then drawn log-uniformly. `auto_augment` is a string of timm ("rand-m9-mstd0.5-inc1", "augmix-m5",
-    "original") or None; with it, `color_jitter` does nothing. `erasing` is the probability of random erasing with
-    normal noise per pixel.
+    `crop_scale` is the range of the crop's share of the image area. `crop_ratio` is the range of its width over height,
+    relative to the view's own aspect ratio (1 for a square). If `crop_scale` reaches beyond 1, crops can also zoom out:
+    the image is placed at random on a canvas of the mean colour (the scale jitter of Ghiasi et al., "Simple
+    Copy-Paste", CVPR 2021), and the share is drawn log-uniformly. `auto_augment` is one of timm's strings
+    ("rand-m9-mstd0.5-inc1", "augmix-m5", "original") or None; if it is set, `color_jitter` has no effect. `erasing` is
+    the probability of random erasing with per-pixel normal noise.
 
-    `separate_aug` True augments every view on its own; False augments the largest one, and the smaller views are
-    bicubic (antialiased) resizes of it, each normalised and erased on its own. Source: ResFormer (Tian et al., CVPR
-    2023).
+    `separate_aug` True augments every view independently. False augments only the largest, and makes the smaller views
+    by bicubic (antialiased) resizing; normalisation and erasing are still applied to each view. Source: ResFormer (Tian
+    et al., CVPR 2023).
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
@@ -63,7 +63,7 @@ class Augmentation:
     separate_aug: bool = True
 
     def __post_init__(self) -> None:
-        # Lists (from a YAML file) become tuples: the value is a key of the caches below.
+        # Lists (from a YAML file) become tuples, because this object is a key of the caches below.
         object.__setattr__(self, "crop_scale", tuple(self.crop_scale))
         object.__setattr__(self, "crop_ratio", tuple(self.crop_ratio))
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 16:
@@ -81,13 +81,13 @@ class Augmentation:
 
 
 def check_interpolation(name: str) -> None:
-    """Refuse an unknown interpolation."""
+    """Raise UserError for an unknown interpolation."""
     if name not in RESAMPLING:
         raise UserError(f"interpolation {name!r} must be one of {', '.join(RESAMPLING)}")
 
 
 class Sample(NamedTuple):
-    """The views of one image before normalisation, (H, W) or (H, W, 3) uint8, and each replica's seed for erasing."""
+    """The views of one image before normalisation, uint8 (H, W) or (H, W, 3), and the erasing seed of each view."""
 
     pixels: list[np.ndarray]
     erasing_seeds: list[int]
@@ -101,9 +101,9 @@ def augment(
     mean: tuple[float, ...],
     max_pixels: int = MAX_PIXELS,
 ) -> Sample:
-    """Decode `item` once and make its views at `sizes` (large to small), only the largest if they share it.
+    """Decode `item` once and make its views at `sizes` (from large to small), or only the largest if they share it.
 
-    Seeds the global generators where a transform draws from those. Raises BadImage.
+    Seeds the global generators if a transform uses them. Raises BadImage.
     """
     drawn = list(sizes) if augmentation.separate_aug else list(sizes[:1])
     with open_picture(item.data, item.name, len(mean), max_pixels) as picture:
@@ -128,11 +128,11 @@ def augment(
 
 
 def draw_box(rng: random.Random, width: int, height: int, augmentation: Augmentation, size: Size) -> Box:
-    """Draw the crop of a view: random area, ratio and place, ten attempts, then the largest fitting centre crop.
+    """Draw a crop with random area, aspect ratio and position; after ten failed attempts, use the largest centre crop.
 
-    As torchvision's RandomResizedCrop, except that corners are not rounded to whole pixels (which would leave tiny
-    images a handful of crops), and that the ratio is relative to the view's own. Where `crop_scale` allows zooming
-    out, every draw counts, and a side that is longer than the image's holds all of it.
+    This is torchvision's RandomResizedCrop with two differences: corners are not rounded to whole pixels (which would
+    leave tiny images with only a handful of crops), and the ratio is relative to the view's own. If `crop_scale` allows
+    zooming out, every draw is accepted, and a crop side longer than the image's contains all of that side.
     """
     shape = size[1] / size[0]
     low, high = augmentation.crop_ratio[0] * shape, augmentation.crop_ratio[1] * shape
@@ -150,8 +150,11 @@ def draw_box(rng: random.Random, width: int, height: int, augmentation: Augmenta
 
 
 def _draw_scale(rng: random.Random, scale: tuple[float, float]) -> float:
-    """Uniform in area as published; uniform in its logarithm where the range reaches beyond 1, so that zooming in and
-    zooming out by the same factor are equally likely."""
+    """Draw the crop's share of the image area.
+
+    The share is uniform as published, or log-uniform if the range reaches beyond 1, so that zooming in and zooming out
+    by the same factor are equally likely.
+    """
     if scale[1] <= 1:
         return rng.uniform(*scale)
     return math.exp(rng.uniform(math.log(scale[0]), math.log(scale[1])))
@@ -160,12 +163,12 @@ def _draw_scale(rng: random.Random, scale: tuple[float, float]) -> float:
 def _resize(
     image: Image.Image, size: Size, box: Box, full: Size, interpolation: str, mean: tuple[float, ...] = ()
 ) -> Image.Image:
-    """Resample `box`, given for an image of size `full`, from `image`, which may have been decoded smaller.
+    """Resample `box` to `size`, where `box` refers to an image of size `full` and `image` may be decoded smaller.
 
-    What the box holds beyond the image becomes the mean colour (needed only if it may).
+    Areas of the box outside the image are filled with the mean colour; `mean` is needed only if there can be any.
     """
     left, top, right, bottom = box
-    # The part of the view that the image covers, in pixels of the view; all of it unless the box reaches beyond.
+    # The part of the view that the image covers, in view pixels: all of it unless the box extends beyond the image.
     across, down = size[1] / (right - left), size[0] / (bottom - top)
     x0, y0 = round(max(-left, 0) * across), round(max(-top, 0) * down)
     x1 = size[1] - round(max(right - full[1], 0) * across)
@@ -184,7 +187,7 @@ def _resize(
 
 @lru_cache(maxsize=64)
 def _photometric(augmentation: Augmentation, size: Size, mean: tuple[float, ...]) -> Transform | None:
-    """Return the transform of colours and shapes that follows the flip, with timm's settings for this size."""
+    """Return the colour and shape transform that follows the flip, with timm's settings for this size, or None."""
     if augmentation.auto_augment:
         return _auto_augment(augmentation.auto_augment, augmentation.interpolation, size, mean)
     if augmentation.color_jitter:
@@ -200,7 +203,7 @@ def _auto_augment(name: str, interpolation: str, size: Size, mean: tuple[float, 
     from timm.data import auto_augment
 
     fill = tuple(min(255, round(255 * value)) for value in mean)
-    # The keys of timm's own training transform.
+    # The keys are those of timm's training transform.
     hparams: dict[str, Any] = {
         "translate_const": int(min(size) * 0.45),
         "img_mean": fill[0] if len(fill) == 1 else fill,
@@ -228,7 +231,7 @@ def finish(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> list[Tensor]:
-    """Batch, normalise and erase: one (B, C, H, W) float32 tensor per size. Erasing seeds the global generators."""
+    """Stack, normalise and erase views: one float32 (B, C, H, W) per size. Erasing seeds the global generators."""
     if augmentation.separate_aug:
         views = [to_batch([sample.pixels[place] for sample in samples]) for place in range(len(sizes))]
     else:
@@ -250,7 +253,7 @@ def finish(
 
 @dataclass(frozen=True)
 class ImageViews:
-    """Training views of classified images, for the loader; `mean` and `std` are the source's."""
+    """Training views of classification images, for the loader; `mean` and `std` are those of the source."""
 
     augmentation: Augmentation
     mean: tuple[float, ...]
@@ -263,20 +266,20 @@ class ImageViews:
     def collate(
         self, items: Sequence[Item], samples: Sequence[Sample], sizes: Sequence[Size]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Views (B, C, H_i, W_i), and for each the labels (B,)."""
+        """Return views (B, C, H_i, W_i), and the labels (B,) for each."""
         labels = torch.tensor([item.label for item in items])
         return finish(samples, sizes, self.augmentation, self.mean, self.std), [labels] * len(sizes)
 
 
 def to_batch(pixels: Sequence[np.ndarray]) -> Tensor:
-    """Stack uint8 images (H, W) or (H, W, 3) to a float32 batch (B, C, H, W) in [0, 1]."""
+    """Stack uint8 images (H, W) or (H, W, 3) into a float32 batch (B, C, H, W) in [0, 1]."""
     stacked = torch.from_numpy(np.stack(pixels))
     stacked = stacked[:, None] if stacked.ndim == 3 else stacked.permute(0, 3, 1, 2)
     return stacked.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def normalize(batch: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """Subtract the mean and divide by the standard deviation of each channel, in place."""
+    """Normalise each channel in place: subtract its mean and divide by its standard deviation."""
     shape = (1, -1, 1, 1)
     return batch.sub_(torch.tensor(mean).view(shape)).div_(torch.tensor(std).view(shape))
 
@@ -289,12 +292,12 @@ def evaluation_views(
     interpolation: str = "bicubic",
     max_pixels: int = MAX_PIXELS,
 ) -> tuple[list[np.ndarray], Size]:
-    """Decode `item` once and make the published evaluation view at each size: uint8 (H, W) or (H, W, 3). Also returns
-    the size of the whole picture.
+    """Decode `item` once and make the published evaluation view at each size: uint8 (H, W) or (H, W, 3).
 
-    The image is resized so that it just covers the box (int(H/crop_pct), int(W/crop_pct)), keeping its ratio, and the
-    centre is cropped. For a square size s that is the published rule: short side to int(s/crop_pct), centre crop s.
-    Only the crop is ever computed, so an image of 1 x 60,000 pixels costs no more than another one. Raises BadImage.
+    Also returns the size of the original image. The image is resized to just cover the box (int(H/crop_pct),
+    int(W/crop_pct)) with its aspect ratio kept, and the centre is cropped. For a square size s this is the published
+    rule: short side to int(s/crop_pct), centre crop s. Only the crop is ever computed, so an image of 1 x 60,000 pixels
+    costs no more than any other. Raises BadImage.
     """
     with open_picture(item.data, item.name, in_chans, max_pixels) as picture:
         height, width = full = picture.size
@@ -307,9 +310,9 @@ def evaluation_views(
 
 @dataclass(frozen=True)
 class ImageTest:
-    """The published evaluation preprocessing of classified images (see `evaluation_views`), for the loader.
+    """The published eval transform of classification images (see `evaluation_views`), for the loader.
 
-    `size` is (H, W), or a list of such: then each image is decoded once and `inputs` is a list.
+    `size` is (H, W), or a list of sizes; with a list, each image is decoded once and `inputs` is a list too.
     """
 
     size: Size | Sequence[Size]
@@ -351,13 +354,13 @@ class ImageTest:
 
 
 def centre_box(width: int, height: int, size: Size, crop_pct: float) -> Box:
-    """Return what part of the image remains after resizing it over the box and cropping the centre, in its pixels."""
+    """Return the box, in image pixels, that remains after resizing to cover the evaluation box and centre cropping."""
     box_height, box_width = int(size[0] / crop_pct), int(size[1] / crop_pct)
     if box_height * width >= box_width * height:
         new_height, new_width = box_height, box_height * width // height
     else:
         new_height, new_width = box_width * height // width, box_width
-    # round() as torchvision's centre crop: half a pixel goes to the even neighbour
+    # round() as in torchvision's centre crop: halves go to the even neighbour
     top, left = round((new_height - size[0]) / 2), round((new_width - size[1]) / 2)
     x, y = width / new_width, height / new_height
     return left * x, top * y, (left + size[1]) * x, (top + size[0]) * y

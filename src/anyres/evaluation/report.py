@@ -208,7 +208,7 @@ def _digits(value: float | None) -> str:
 
 
 def _thumbnail(image: Image.Image) -> bytes:
-    """Encode as PNG of at most 192 pixels per side; smaller images are not enlarged, and the page shows their pixels."""
+    """Encode as PNG of at most 192 pixels per side; smaller images keep their pixels, which the page shows."""
     image = image.copy()
     image.thumbnail((192, 192))
     buffer = io.BytesIO()
