@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import random
 from collections.abc import Iterator
@@ -254,3 +255,14 @@ def test_zooming_out_places_the_whole_image_on_the_mean_colour() -> None:
         corners.add((rows.min(), columns.min()))
     assert abs(np.mean(shares) - 0.5) < 0.02
     assert len(corners) > 20
+
+
+@pytest.mark.parametrize(("fill", "colour"), [("mean", (102, 102, 102)), ("border", (10, 200, 30))])
+def test_what_surrounds_an_image_that_is_zoomed_out(fill: str, colour: tuple[int, ...]) -> None:
+    pixels = np.full((32, 32, 3), 255, dtype=np.uint8)
+    pixels[[0, -1]] = pixels[:, [0, -1]] = (10, 200, 30)
+    aug = dataclasses.replace(PLAIN, crop_scale=(4, 4), crop_fill=fill)
+    [view] = augment(Item("x", pixels, 0), [(32, 32)], aug, random.Random(0), (0.4, 0.4, 0.4)).pixels
+    shown = np.unique(view.reshape(-1, 3), axis=0, return_counts=True)
+    assert tuple(shown[0][shown[1].argmax()]) == colour
+    assert shown[1].max() >= 0.7 * 32 * 32

@@ -33,7 +33,7 @@ SMALL = {
     "log_every": 1,
 }
 
-MEASURED = ("images_per_second", "seconds", "data_wait", "peak_resident_gib")
+MEASURED = ("images_per_second", "views_per_second", "seconds", "data_wait", "peak_resident_gib")
 
 
 def small_config(output: Path, **changes: Any) -> RunConfig:

@@ -61,8 +61,8 @@ def test_a_run_leaves_its_files(whole: Path) -> None:
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert [row["updates"] for row in rows] == ["3", "6"]
     last = rows[-1]
-    mean = sum(float(last[f"acc1_{side}"]) for side in (16, 12, 8)) / 3
-    assert float(last["acc1"]) == pytest.approx(mean)
+    mean = sum(float(last[f"top1_{side}"]) for side in (16, 12, 8)) / 3
+    assert float(last["top1"]) == pytest.approx(mean)
     replicas = [float(last[f"loss_{side}"]) for side in (16, 12, 8)]
     assert float(last["loss"]) == pytest.approx(sum(replicas) / 3)
     summary = json.loads((whole / "summary.json").read_text())
@@ -141,6 +141,14 @@ def test_time_limit_and_early_stop(tmp_path: Path) -> None:
     options = {"epochs": 6, "eval_every": 1, "early_stop": 2, "lr": 1e-12, "min_lr": 0.0, "fraction": 0.5}
     result = train(small_config(tmp_path / "early", **options))
     assert (result.status, len(result.rows)) == ("early stop", 3)
+
+
+def test_a_run_without_validation_leaves_its_last_weights(tmp_path: Path) -> None:
+    result = train(small_config(tmp_path, eval_every=0))
+    assert (result.status, result.score, len(result.rows)) == ("finished", None, 2)
+    assert (tmp_path / "last" / "model.safetensors").is_file()
+    assert not (tmp_path / "best").exists()
+    assert "top1" not in metrics(tmp_path)[-1]
 
 
 def test_accumulation_gives_the_same_losses_without_mixing(tmp_path: Path) -> None:

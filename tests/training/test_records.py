@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from anyres.data import TrainLoader
-from anyres.training import loop, records, train
+from anyres.training import display, loop, records, train
 from tests.training.helpers import small_config
 
 SHORT: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0, "eval_every": 9, "eval_batch_size": 16}
@@ -145,7 +147,12 @@ def test_steps_and_epochs_reach_the_trackers_and_the_terminal(
         assert [event.step for event in events.Scalars(f"epoch/{name}")] == [3]
     assert [event.step for event in events.Scalars("train/grad_norm")] == [2]
     assert events.Scalars("epoch/grad_norm")[0].value == pytest.approx(row["grad_norm"])
-    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch 1/1"))
+    first, *_, last = capsys.readouterr().err.splitlines()
+    about = "training resformer_tiny (0.01 M parameters) at 16, 12, 8: 1 epochs of 48 images in 3 batches"
+    assert first.startswith(about)
+    line = last
+    assert line.startswith("epoch 1/1")
+    assert row["views_per_second"] == pytest.approx(3 * row["images_per_second"], abs=1)
     assert f"gradient norm {row['grad_norm']:.3g}  peak {row['peak_resident_gib']:.2f} GiB" in line
     assert f"data wait {row['data_wait']:.0%}" in line
 
@@ -165,3 +172,35 @@ def test_a_state_that_has_no_norms_can_be_continued(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(loop, "step", lambda *_: pytest.fail("nothing is left to train"))
     result = train(config)
     assert (result.status, "grad_norm" in result.rows[0]) == ("finished", False)
+
+
+def test_a_long_epoch_says_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(display, "LINE_SECONDS", (0.0, 0.0))
+    train(small_config(tmp_path, **SHORT, progress=True))
+    lines = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert lines[1:] == ["epoch 1/1, batch 1/3", "epoch 1/1, batch 2/3", "epoch 1/1"]
+
+
+@pytest.mark.parametrize("intact", [0, 4])
+def test_a_tracker_that_cannot_write_ends_the_run_without_a_traceback(
+    intact: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+    write, entries = RecordWriter.write, 0
+
+    def full(self: Any, *given: Any) -> None:
+        nonlocal entries
+        entries += 1
+        if entries > intact:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, *given)
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    hook = threading.excepthook
+    with pytest.raises(OSError, match="No space left"):
+        train(small_config(tmp_path, **SHORT, epoch_size=160))
+    assert "Traceback" not in capsys.readouterr().err
+    assert threading.excepthook is hook

@@ -89,8 +89,8 @@ def test_a_state_newer_than_the_run_counts_for_nothing(tmp_path: Path) -> None:
 
 
 def test_metrics_rows_may_have_different_columns(tmp_path: Path) -> None:
-    state.write_metrics(tmp_path, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "acc1": 90.0}])
-    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["epoch,loss,acc1", "1,0.5,", "2,0.25,90.0"]
+    state.write_metrics(tmp_path, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "top1": 90.0}])
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["epoch,loss,top1", "1,0.5,", "2,0.25,90.0"]
 
 
 def test_a_folder_that_cannot_be_written_gets_one_sentence(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "drops": [],
     },
 }
-SCORES = {"segmentation": "miou", "detection": "ap", "video": "acc1"}
+SCORES = {"segmentation": "miou", "detection": "ap", "video": "top1"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -94,4 +94,5 @@ def _os_sentence(error: OSError) -> str:
     if error.errno is None:
         return str(error)
     place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{fixes.get(error.errno, error.strerror)}."
+    unnamed = f"reading or writing a file failed ({error.strerror}): check the disk"
+    return f"{place}{fixes.get(error.errno, error.strerror if place else unnamed)}."

@@ -32,6 +32,8 @@ RESAMPLING = {
 # factor of two is left to the resampling, so that results differ by only a level or two on average.
 DRAFT_MARGIN = 2.0
 
+CROP_FILLS = ("mean", "border")
+
 Transform = Callable[[Image.Image], Image.Image]
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels, not rounded."""
@@ -43,8 +45,9 @@ class Augmentation:
 
     `crop_scale` is the range of the crop's share of the image area. `crop_ratio` is the range of its width over height,
     relative to the view's own aspect ratio (1 for a square). If `crop_scale` reaches beyond 1, crops can also zoom out:
-    the image is placed at random on a canvas of the mean colour (the scale jitter of Ghiasi et al., "Simple
-    Copy-Paste", CVPR 2021), and the share is drawn log-uniformly. `auto_augment` is one of timm's strings
+    the image is placed at random on a canvas (the scale jitter of Ghiasi et al., "Simple Copy-Paste", CVPR 2021), and
+    the share is drawn log-uniformly. `crop_fill` is the colour of the canvas: the "mean" of the dataset, or the median
+    of the image's "border", which suits drawings. `auto_augment` is one of timm's strings
     ("rand-m9-mstd0.5-inc1", "augmix-m5", "original") or None; if it is set, `color_jitter` has no effect. `erasing` is
     the probability of random erasing with per-pixel normal noise.
 
@@ -61,6 +64,7 @@ class Augmentation:
     erasing: float = 0.25
     interpolation: str = "bicubic"
     separate_aug: bool = True
+    crop_fill: str = "mean"
 
     def __post_init__(self) -> None:
         # Lists (from a YAML file) become tuples, because this object is a key of the caches below.
@@ -76,6 +80,8 @@ class Augmentation:
         if not 0 <= self.color_jitter <= 1:
             raise UserError(f"color_jitter {self.color_jitter} must be from 0 (off) to 1")
         check_interpolation(self.interpolation)
+        if self.crop_fill not in CROP_FILLS:
+            raise UserError(f"crop_fill {self.crop_fill!r} must be one of {', '.join(CROP_FILLS)}")
         if self.auto_augment:
             _photometric(self, (32, 32), (0.5, 0.5, 0.5))
 
@@ -116,7 +122,8 @@ def augment(
         image = picture.decode(DRAFT_MARGIN * needed)
     pixels = []
     for size, box in zip(drawn, boxes, strict=True):
-        view = _resize(image, size, box, full, augmentation.interpolation, mean)
+        fill = _border_colour(image) if augmentation.crop_fill == "border" else [255 * value for value in mean]
+        view = _resize(image, size, box, full, augmentation.interpolation, fill)
         if rng.random() < augmentation.hflip:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         transform = _photometric(augmentation, size, mean)
@@ -161,11 +168,11 @@ def _draw_scale(rng: random.Random, scale: tuple[float, float]) -> float:
 
 
 def _resize(
-    image: Image.Image, size: Size, box: Box, full: Size, interpolation: str, mean: tuple[float, ...] = ()
+    image: Image.Image, size: Size, box: Box, full: Size, interpolation: str, fill: Sequence[float] = ()
 ) -> Image.Image:
     """Resample `box` to `size`, where `box` refers to an image of size `full` and `image` may be decoded smaller.
 
-    Areas of the box outside the image are filled with the mean colour; `mean` is needed only if there can be any.
+    Areas of the box outside the image get the colour `fill` (0 to 255), which is needed only if there can be any.
     """
     left, top, right, bottom = box
     # The part of the view that the image covers, in view pixels: all of it unless the box extends beyond the image.
@@ -179,10 +186,18 @@ def _resize(
     view = image.resize(covered, RESAMPLING[interpolation], inside)
     if covered == (size[1], size[0]):
         return view
-    fill = tuple(round(255 * value) for value in mean)
-    canvas = Image.new(image.mode, (size[1], size[0]), fill if len(fill) > 1 else fill[0])
+    colour = tuple(map(round, fill))
+    canvas = Image.new(image.mode, (size[1], size[0]), colour if len(colour) > 1 else colour[0])
     canvas.paste(view, (min(x0, size[1] - 1), min(y0, size[0] - 1)))
     return canvas
+
+
+def _border_colour(image: Image.Image) -> list[float]:
+    """Return the median colour of the outermost pixels, per channel from 0 to 255."""
+    pixels = np.asarray(image)
+    edges = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
+    median = np.median(np.concatenate(edges), axis=0)
+    return [float(value) for value in np.atleast_1d(median)]
 
 
 @lru_cache(maxsize=64)

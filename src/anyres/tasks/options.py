@@ -73,6 +73,9 @@ class LabelOptions(TaskOptions):
     separate_mix: bool = option(False, "Draw mixup/CutMix for every replica on its own.")
     crop_scale: Range = option([0.08, 1.0], "Random crop: range of its share of the image's area.")
     crop_ratio: Range = option([3 / 4, 4 / 3], "Random crop: range of width / height.")
+    crop_fill: Literal["mean", "border"] = option(
+        "mean", "What surrounds images that are zoomed out (crop_scale beyond 1): the mean colour or the border's."
+    )
     interpolation: str = option("bicubic", "Interpolation of resizes, in training and validation.")
     auto_augment: str | None = option("rand-m9-mstd0.5-inc1", "timm's RandAugment/AutoAugment policy.")
     color_jitter: float = option(0.3, "Colour jitter; inactive together with auto_augment.", ge=0)

@@ -92,7 +92,7 @@ class RunConfig(TaskOptions):
 
     # Validation
     eval_every: int = option(
-        1, "Validate at all training sizes every this many epochs, and always after the last one.", ge=1
+        1, "Validate at all training sizes every this many epochs and after the last one; 0: never.", ge=0
     )
 
     # Machine
@@ -136,6 +136,8 @@ class RunConfig(TaskOptions):
             raise UserError(f"sizes_per_step is {self.sizes_per_step}; it must not exceed the number of sizes, {count}")
         if self.batch_size % self.accumulation:
             raise UserError(f"batch_size {self.batch_size} must be a multiple of accumulation, {self.accumulation}")
+        if self.early_stop is not None and not self.eval_every:
+            raise UserError("early_stop needs validations; set eval_every to 1 or more")
         if self.warmup_epochs >= self.epochs:
             raise UserError(f"warmup_epochs is {self.warmup_epochs:g}; it must be less than epochs, {self.epochs}")
         if self.distillation == "kl" and self.distillation_target != "logit":

@@ -148,7 +148,8 @@ def finish_epoch(run: Run, display: Display) -> None:
     part when resumed. A state is also saved before validation, so that only validation is repeated if it fails.
     """
     config, position = run.config, run.position
-    validates = (position.epoch + 1) % config.eval_every == 0 or position.epoch + 1 == config.epochs
+    done = position.epoch + 1
+    validates = config.eval_every > 0 and (done % config.eval_every == 0 or done == config.epochs)
     if validates:
         save(run)
     row = epoch_row(run)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import accelerate
@@ -79,6 +80,7 @@ def epoch_row(run: Run) -> dict[str, Any]:
         **mean_losses(run, totals),
         **({"grad_norm": totals["grad_norm"][0] / finite} if finite else {}),
         "images_per_second": round(images_per_second(run), 1),
+        "views_per_second": round(views_per_second(run), 1),
         **most,
         "seconds": round(position.seconds, 1),
         "bad_images": len(position.bad),
@@ -102,6 +104,14 @@ def images_per_second(run: Run) -> float:
     """Return images per second in the current epoch over all processes, counting each image once, not once per size."""
     images = run.position.batch * (run.config.batch_size // run.config.accumulation)
     return images / max(run.position.epoch_seconds, 1e-9)
+
+
+def views_per_second(run: Run) -> float:
+    """Return views per second in the current epoch over all processes: an image counts once for every size it is shown
+    at."""
+    names = [f"loss_{shape_name(shape)}" for shape in run.config.shapes]
+    batches = sum(run.position.sums[name][1] for name in names if name in run.position.sums)
+    return batches * (run.config.batch_size // run.config.accumulation) / max(run.position.epoch_seconds, 1e-9)
 
 
 def data_wait(run: Run) -> float:
@@ -199,7 +209,10 @@ def trackers(run: Run) -> Iterator[None]:
     options = run.config.to_dict()
     resumed = {"config": options, "resume": "allow"}
     accelerator = run.accelerator
-    try:
+    with ExitStack() as ended:
+        ended.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = _not_about_files
+        ended.callback(lambda: accelerator.trackers.clear())  # init_trackers replaces the list
         accelerator.init_trackers(
             "anyres",
             init_kwargs={
@@ -208,11 +221,18 @@ def trackers(run: Run) -> Iterator[None]:
                 "trackio": {"name": f"{name}-{run.position.run_id}", **resumed},
             },
         )
+        for tracker in accelerator.trackers:  # not end_training, which also closes the process group
+            ended.callback(tracker.finish)
         yield
-    finally:  # not end_training, which also closes the process group
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        accelerator.trackers.clear()
+
+
+def _not_about_files(arguments: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, except for a file that it cannot write.
+
+    TensorBoard writes in a thread; its next call in the main thread raises the same error, which then ends the run.
+    """
+    if not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)
 
 
 def log_step(run: Run, rate: float) -> dict[str, float] | None:
@@ -228,6 +248,7 @@ def log_step(run: Run, rate: float) -> dict[str, float] | None:
         "lr": rate,
         "grad_norm": float(run.grad_norm),
         "images_per_second": images_per_second(run),
+        "views_per_second": views_per_second(run),
         "data_wait": data_wait(run),
         **peak_memory(run),
     }

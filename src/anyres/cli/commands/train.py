@@ -30,14 +30,15 @@ def train_command(task: Task) -> Callable[..., None]:
         if model is not None:
             options["model"] = model  # also `--model`, as in a recipe
         result = run(load_config(recipe, task.name, **options))
-        best = (
-            f"best {task.measure} {number(result.score)} % over the training sizes; weights in {result.folder / 'best'}"
-        )
+        if result.score is not None:
+            found = f"best {task.measure} {number(result.score)} % over the training sizes; weights in"
+            found = f"{found} {result.folder / 'best'}"
+        elif result.rows:
+            found = f"not validated; weights in {result.folder / 'last'}"
+        else:
+            found = "stopped before the end of the first epoch"
         stopped = result.status in ("signal", "time limit")
-        say(
-            f"{result.status}: {'stopped before the first validation' if result.score is None else best}"
-            + "; the same command continues the run" * stopped
-        )
+        say(f"{result.status}: {found}{'; the same command continues the run' * stopped}")
         if result.bad_images:
             say(f"{len(result.bad_images)} unreadable files were skipped; {result.folder / 'summary.json'} names them.")
 

@@ -42,7 +42,7 @@ class Classification(Task):
         (*((side, side) for side in (10, 12, 15, 20, 24, 28, 32, 40, 48, 64, 96)), (24, 30), (40, 32)),
         batch_size=120,
     )
-    score = "acc1"
+    score = "top1"
     measure = "accuracy"
     titles = {"top1": ("Top-1 accuracy", "top-1")}  # noqa: RUF012  # typed in the base
     second_titles = {"top5": "top-5"}  # noqa: RUF012
@@ -91,7 +91,7 @@ class Classification(Task):
         return {"crop_pct": options.crop_pct or source.crop_pct, "interpolation": options.interpolation}
 
     def columns_of(self, scores: dict[str, float]) -> dict[str, float]:
-        return {"acc1": scores["top1"], "val_loss": scores["loss"]}
+        return {"top1": scores["top1"], "val_loss": scores["loss"]}
 
     def transform(self, config: DataConfig, size: Size, options: ClassificationTest) -> ImageTest:
         from anyres.data import ImageTest

@@ -45,7 +45,7 @@ class Video(Task):
         tuple((side, side) for side in (16, 24, 32, 40, 48, 56, 64, 80, 96, 128)),
         batch_size=24,
     )
-    score = "acc1"
+    score = "top1"
     measure = "accuracy"
     titles = {"top1": ("Top-1 accuracy", "top-1")}  # noqa: RUF012  # typed in the base
     second_titles = {"top5": "top-5"}  # noqa: RUF012
@@ -112,7 +112,7 @@ class Video(Task):
         }
 
     def columns_of(self, scores: dict[str, float]) -> dict[str, float]:
-        return {"acc1": scores["top1"], "val_loss": scores["loss"]}
+        return {"top1": scores["top1"], "val_loss": scores["loss"]}
 
     def transform(self, config: DataConfig, size: Size, options: VideoTest) -> ClipTest:
         from anyres.data.clips import Sampling
