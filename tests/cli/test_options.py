@@ -46,7 +46,7 @@ def test_no_option_changes_unnoticed() -> None:
     ("arguments", "words"),
     [
         ([], ["segment ", "predict "]),
-        (["--help"], ["Demo, training and test of segmentation.", "convert "]),
+        (["--help"], ["Demo, training and testing for segmentation.", "convert "]),
         (["segment"], ["usage: anyres segment", "train "]),
         (["segment", "--help"], ["usage: anyres segment", "train ", "test "]),
         (["segment", "train", "-h"], ["usage: anyres segment train", "--head", "{upernet,"]),
@@ -107,7 +107,7 @@ def test_an_option_that_was_renamed_names_the_new_one() -> None:
 
     command.more_options = lambda: More  # type: ignore[attr-defined]
     for word in ("--all-sides=3", "all_sides=3", "--all_sides"):
-        with pytest.raises(UserError, match="Option --all-sides is called --sizes now"):
+        with pytest.raises(UserError, match="Option --all-sides is now called --sizes"):
             parse("anyres", "", {"do": command}, ["do", word])
     assert parse("anyres", "", {"do": command}, ["do", "sizes=3"])[1] == {"sizes": "3"}
 
