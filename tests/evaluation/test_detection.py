@@ -357,7 +357,7 @@ def test_broken_numbers_stop_the_test() -> None:
         def forward(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
             return [{**output, "scores": output["scores"] * torch.nan} for output in super().forward(images, sizes)]
 
-    with pytest.raises(UserError, match=r"outputs of Diverged for the images \[100\] hold NaN"):
+    with pytest.raises(UserError, match=r"outputs of Diverged for the images \[100\] contain NaN"):
         evaluate(Diverged(source), source, (64, 64))
 
 
