@@ -81,7 +81,7 @@ def test_help_comes_without_torch() -> None:
         (["predict", "x", "y", "--layout", "tabel"], "layout is 'tabel'; it must be one of table, csv"),
         (["segment", "test", "x", "scales=1,inf"], "scales holds 'inf'; it must be a list of values, each a number"),
         (["video", "test", "x", "batch_size=1.5"], "batch_size is '1.5'; it must be a whole number"),
-        (["train", "precision=bf16"], "precision is 'bf16', which is spelt 'bfloat16' now"),
+        (["train", "precision=bf16"], "precision is 'bf16', which is now spelled 'bfloat16'"),
         (["train", "model_args=depth"], "model_args is 'depth'; write it as embed_dim=96,depth=4"),
         (["train", "model_args=a: ["], "write it as embed_dim=96,depth=4: it cannot be read as YAML"),
     ],
