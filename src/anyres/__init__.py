@@ -1,8 +1,8 @@
 """anyres: vision transformers that work at any input size.
 
-Importing the package registers every model with timm as `anyres_<name>`: at once if timm is loaded, else as soon as
-it is. Everything else loads with its first use, so that neither `import anyres` nor the command's `--help` waits for
-torch.
+Importing the package registers every model with timm as `anyres_<name>`, at once if timm is already imported and
+otherwise when it is. Everything else is imported on first use, so that neither `import anyres` nor `anyres --help`
+waits for torch.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ def __getattr__(name: str) -> Any:
 
 
 def _register_models(imported: ModuleType) -> None:
-    """Import the registry once timm is there and no other module of ours is half imported, as when one of them is the
-    first to ask for timm: the registry would find it so."""
+    """Import the registry, which registers the models, once timm is imported.
+
+    Wait while any other anyres module is only partially imported, for example one that is itself importing timm: the
+    registry would import that unfinished module.
+    """
     ours = (module for name, module in sys.modules.copy().items() if name.startswith(f"{__name__}."))
     half = any(getattr(module.__spec__, "_initializing", False) for module in ours if module is not imported)
     if "timm" in sys.modules and not half:

@@ -1,10 +1,10 @@
-"""The one exception that the command line prints as a sentence."""
+"""The exception that the command line prints as an error message, without a traceback."""
 
 
 class UserError(ValueError):
-    """Bad input from a person: the message names the value, the rule and the fix in one sentence."""
+    """Bad input from the user. The message is one sentence with the value, the rule and the fix."""
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line: libraries add pages to theirs."""
+    """Return the first line of an error message, because those of libraries can be pages long."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

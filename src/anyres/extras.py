@@ -1,4 +1,4 @@
-"""Packages that only some tasks need."""
+"""Optional packages, which only some tasks need."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from anyres.errors import UserError
 
 _PACKAGES = {
     "av": ("av", "video", "video files"),
-    "datasets": ("datasets", "datasets", "data sets of Hugging Face"),
+    "datasets": ("datasets", "datasets", "Hugging Face datasets"),
     "faster_coco_eval": ("faster-coco-eval", "detection", "masks and COCO's average precision"),
     "trackio": ("trackio", "tracking", "runs with trackio"),
     "wandb": ("wandb", "tracking", "runs with wandb"),
 }
-"""Module → (package, extra of ours that installs it, what needs it)."""
+"""Module → (package, extra of anyres that installs it, what needs it)."""
 
 
 def require(module: str) -> ModuleType:
-    """Import a module, or a part of one, of an optional package. To be called before the work that needs it.
+    """Import a module or submodule of an optional package. Call this before starting the work that needs it.
 
     Raises:
-        UserError: it cannot be imported; the sentence holds the line that installs it.
+        UserError: if it cannot be imported; the message includes the command that installs it.
     """
     package, extra, purpose = _PACKAGES[module.partition(".")[0]]
     try:

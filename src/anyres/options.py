@@ -1,8 +1,8 @@
-"""Options: typed values with their help and their bounds beside them, from text, YAML or Python.
+"""Options: typed values with help texts and bounds, read from text, YAML or Python.
 
-What is made of several components, such as a training run, states its options as a subclass of `Options` and builds
-each component from those that bear the names of its parameters. pydantic does the checking; here are what text means,
-and one sentence for a mistake.
+Anything that consists of several components, such as a training run, declares its options as a subclass of `Options`
+and builds each component from the options whose names match its parameters. pydantic validates the values; this module
+defines how text is parsed, and turns each mistake into a single error message.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from anyres.errors import UserError
 T = TypeVar("T")
 LARGEST = 1 << 24
 LONGEST = 1024
-"""Bounds of the numbers and of the lengths of lists that `is_kind` takes: nothing in a network is larger."""
+"""Bounds on the numbers and list lengths that `is_kind` accepts; nothing in a network is larger."""
 
 
 def option(default: Any, text: str, **bounds: Any) -> Any:
-    """An option with its help text and its bounds: `ge`, `gt`, `le`, `lt` (of every item in a list: see pydantic)."""
+    """Declare an option with a default, a help text and bounds (`ge`, `gt`, `le`, `lt` as in pydantic's `Field`)."""
     return Field(default, description=text, **bounds)
 
 
 def _rising(values: list[float]) -> list[float]:
     if len(values) != 2 or not 0 < values[0] <= values[1]:
-        raise UserError(f"{values}; it must be two rising numbers above 0")
+        raise UserError(f"{values}; it must be two numbers above 0 in ascending order")
     return values
 
 
 Range = Annotated[list[float], AfterValidator(_rising)]
-"""Two rising numbers above 0."""
+"""Two numbers above 0 in ascending order."""
 Sides = list[Annotated[int | str, Field(union_mode="left_to_right")]]
 """Sizes: sides, or HEIGHTxWIDTH."""
 
-# Kinds of constructor arguments: the bounds of an argument stand beside it, in its annotation.
+# Types of constructor arguments whose bounds are part of the annotation.
 Count = Annotated[int, Field(ge=1, le=65_536, description="a whole number from 1 to 65536")]
-"""A width, a side, a stride: something of which there must be at least one."""
+"""A number of at least 1, such as a width, side or stride."""
 Depth = Annotated[int, Field(ge=1, le=1_024, description="a whole number from 1 to 1024")]
 """A number of layers."""
 WholeNumber = Annotated[int, Field(ge=0, le=1_048_576, description="a whole number from 0 to 1048576")]
-"""A number of something that may be left out."""
+"""A number that may be 0."""
 Rate = Annotated[float, Field(ge=0, lt=1, description="a number from 0 to below 1")]
-"""A share that is dropped."""
+"""A dropout or drop path rate."""
 Factor = Annotated[float, Field(gt=0, le=1_024, description="a number above 0 and at most 1024")]
-"""How many times as wide."""
+"""A width multiplier, such as the MLP ratio."""
 _Pair = Annotated[Sequence[T], Field(min_length=2, max_length=2, description="two values")]
 SideOrPair = Count | _Pair[Count]
 """A side or (height, width)."""
@@ -62,15 +62,15 @@ PerStage = Annotated[Sequence[T], Field(min_length=4, max_length=4, description=
 
 
 class Options(BaseModel):
-    """Base of all options. Construction raises UserError, in one sentence, for the first value that cannot be."""
+    """Base class of all options. The constructor raises UserError for the first invalid value."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), validate_default=False
     )
     renamed: ClassVar[Mapping[str, str]] = {}
-    """Old name → new name. Whoever gives the old one is told the new one."""
+    """Old name → new name. The error message for an old name gives the new one."""
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    """Likewise, the values of an option: by its name, old spelling → new spelling."""
+    """Option name → {old value → new value}, likewise."""
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -83,20 +83,20 @@ class Options(BaseModel):
     def _read(cls, value: Any, info: Any) -> Any:
         new = cls.renamed_values.get(info.field_name, {}).get(str(value))
         if new is not None:
-            raise UserError(f"{value!r}, which is spelt {new!r} now")
+            raise UserError(f"{value!r}, which is now spelled {new!r}")
         return read(value, cls.model_fields[info.field_name].annotation)
 
     @classmethod
     def check_name(cls, name: str) -> None:
-        """Raise UserError unless there is such an option, with its new name or the nearest one."""
+        """Raise UserError if there is no such option; the message suggests its new or the closest name."""
         if name in cls.renamed:
-            raise UserError(f"option {name!r} is called {cls.renamed[name]!r} now")
+            raise UserError(f"option {name!r} is now called {cls.renamed[name]!r}")
         if name not in cls.model_fields:
             raise UserError(f"option {name!r:.80} does not exist{did_you_mean(name, cls.model_fields)}")
 
     @classmethod
     def translated(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Values that an earlier version wrote, by the names and in the spelling of today."""
+        """Return values written by an earlier version, with their current names and spelling."""
         found = {}
         for old, value in values.items():
             name = cls.renamed.get(old, old)
@@ -104,19 +104,21 @@ class Options(BaseModel):
         return found
 
     def build(self, component: Callable[..., T], **others: Any) -> T:
-        """`component(…)` with the options that have its parameters' names, and with what else it takes, `others`."""
+        """Call `component` with the options whose names match its parameters, and with `others`."""
         names = inspect.signature(component).parameters.keys() & type(self).model_fields - others.keys()
         return component(**{name: getattr(self, name) for name in names}, **others)
 
     def changed(self, **values: Any) -> Self:
-        """A copy with other values, checked like the first."""
+        """Return a copy with some values changed, validated again."""
         return type(self)(**{**dict(self), **values})
 
 
 def read(value: Any, hint: Any) -> Any:
-    """What text, or YAML's idea of it, means for an option of this type: `none` for None, commas for a list or a
-    tuple, `no` for the word that YAML takes for False. Numbers in text are left to pydantic: YAML reads 1e-5 as
-    text."""
+    """Convert text, or a value read by YAML, for an option of the type `hint`.
+
+    "none" becomes None, text with commas becomes a list, and False, as which YAML reads `no`, becomes the word "no" for
+    a Literal. Numbers in text are left to pydantic, because YAML reads 1e-5 as text.
+    """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return read(value, arguments[0])
@@ -133,13 +135,16 @@ def read(value: Any, hint: Any) -> Any:
             return []
         return list(value) if isinstance(value, list | tuple) else str(value).split(",")
     if isinstance(value, bool) and hint is not bool:
-        raise ValueError("a truth value where another type is wanted")
+        raise ValueError("a bool where another type is expected")
     return str(value) if isinstance(value, Path) else value
 
 
 def is_kind(value: Any, hint: Any) -> bool:
-    """Whether a value is, as it stands, what `hint` says (bool, int, float, str, None, Literal, tuples, sequences and
-    unions of these, with or without bounds of their own), and within the bounds above. Other hints fit every value."""
+    """Return whether a value has the type `hint`, without conversion, and is within `LARGEST` and `LONGEST`.
+
+    Supported are bool, int, float, str, None, Literal, and tuples, sequences and unions of them, with or without their
+    own bounds. Other hints accept every value.
+    """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         bounds = [bound for field in arguments[1:] for bound in field.metadata]
@@ -164,7 +169,7 @@ def is_kind(value: Any, hint: Any) -> bool:
 
 
 def _within(value: Any, bound: Any) -> bool:
-    """Whether a value is within one of pydantic's bounds."""
+    """Return whether a value is within a bound, such as `Ge` or `MaxLen`."""
     match bound:
         case Ge():
             return bool(value >= bound.ge)
@@ -178,18 +183,18 @@ def _within(value: Any, bound: Any) -> bool:
             return len(value) >= bound.min_length
         case MaxLen():
             return len(value) <= bound.max_length
-    raise TypeError(f"{bound!r} is no bound")
+    raise TypeError(f"{bound!r} is not a bound")
 
 
 def check_kind(name: str, value: Any, hint: Any) -> None:
-    """Raise UserError unless `is_kind`."""
+    """Raise UserError unless the value is accepted by `is_kind`."""
     if not is_kind(value, hint):
         bound = f" of at most {LARGEST}" if isinstance(value, int) and value > LARGEST else ""
         raise UserError(f"{name} is {value!r:.80}; it must be {type_words(hint)}{bound}.")
 
 
 def without(options: type[Options], names: Collection[str]) -> type[Options]:
-    """The options but for some."""
+    """Return a class with the options of another one, except for `names`."""
     fields: Any = {name: (field.annotation, field) for name, field in options.model_fields.items() if name not in names}
     made: type[Options] = create_model(options.__name__, __base__=Options, **fields)
     made.renamed, made.renamed_values = options.renamed, options.renamed_values
@@ -197,14 +202,14 @@ def without(options: type[Options], names: Collection[str]) -> type[Options]:
 
 
 def did_you_mean(word: str, words: Collection[str]) -> str:
-    """The end of a sentence about an unknown word."""
+    """Return the end of an error message about an unknown word: the closest known word, or all of them."""
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(words)}"
 
 
 def _sentence(options: type[Options], error: ValidationError) -> str:
     problem = error.errors()[0]
-    if not problem["loc"]:  # a rule over several options, which says itself what is wrong
+    if not problem["loc"]:  # a rule about several options, which has its own message
         return str(problem["ctx"]["error"])
     name = str(problem["loc"][0])
     try:
@@ -223,7 +228,7 @@ def _sentence(options: type[Options], error: ValidationError) -> str:
 
 
 def bounds_words(field: FieldInfo) -> str:
-    """The bounds of an option in words."""
+    """Describe the bounds of an option in words."""
     found = {
         name: value
         for rule in field.metadata
@@ -237,7 +242,7 @@ def bounds_words(field: FieldInfo) -> str:
 
 
 def type_words(hint: Any) -> str:
-    """A type in words."""
+    """Describe a type in words."""
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "none"}
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:

@@ -1,7 +1,7 @@
-"""Pairs of whole numbers, height first everywhere."""
+"""Types of pairs of integers, height first everywhere."""
 
 Size = tuple[int, int]
 """(height, width) of an image, in pixels."""
 
 Grid = tuple[int, int]
-"""(rows, columns) of the tokens or cells that an image became."""
+"""(rows, columns) of the tokens or cells of an image."""

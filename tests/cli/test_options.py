@@ -46,7 +46,7 @@ def test_no_option_changes_unnoticed() -> None:
     ("arguments", "words"),
     [
         ([], ["segment ", "predict "]),
-        (["--help"], ["Demo, training and test of segmentation.", "convert "]),
+        (["--help"], ["Demo, training and testing for segmentation.", "convert "]),
         (["segment"], ["usage: anyres segment", "train "]),
         (["segment", "--help"], ["usage: anyres segment", "train ", "test "]),
         (["segment", "train", "-h"], ["usage: anyres segment train", "--head", "{upernet,"]),
@@ -81,7 +81,7 @@ def test_help_comes_without_torch() -> None:
         (["predict", "x", "y", "--layout", "tabel"], "layout is 'tabel'; it must be one of table, csv"),
         (["segment", "test", "x", "scales=1,inf"], "scales holds 'inf'; it must be a list of values, each a number"),
         (["video", "test", "x", "batch_size=1.5"], "batch_size is '1.5'; it must be a whole number"),
-        (["train", "precision=bf16"], "precision is 'bf16', which is spelt 'bfloat16' now"),
+        (["train", "precision=bf16"], "precision is 'bf16', which is now spelled 'bfloat16'"),
         (["train", "model_args=depth"], "model_args is 'depth'; write it as embed_dim=96,depth=4"),
         (["train", "model_args=a: ["], "write it as embed_dim=96,depth=4: it cannot be read as YAML"),
     ],
@@ -107,7 +107,7 @@ def test_an_option_that_was_renamed_names_the_new_one() -> None:
 
     command.more_options = lambda: More  # type: ignore[attr-defined]
     for word in ("--all-sides=3", "all_sides=3", "--all_sides"):
-        with pytest.raises(UserError, match="Option --all-sides is called --sizes now"):
+        with pytest.raises(UserError, match="Option --all-sides is now called --sizes"):
             parse("anyres", "", {"do": command}, ["do", word])
     assert parse("anyres", "", {"do": command}, ["do", "sizes=3"])[1] == {"sizes": "3"}
 

@@ -120,5 +120,5 @@ def test_weights_that_are_no_numbers_end_every_command(
     ):
         assert main(command) == 2
         error = capfd.readouterr().err
-        assert f"weights of {model} hold NaN or infinity, the first is norm.weight" in error
+        assert f"weights of {model} contain NaN or infinity, the first is norm.weight" in error
         assert "Traceback" not in error

@@ -199,7 +199,7 @@ def test_the_result_tells_what_spread_its_keypoints_have(
     monkeypatch.setattr(score_module, "average_precision", average_precision)
     source = Boxes()
     source.keypoint_names = names
-    assert ("takes 0.05 for the spread" in evaluate(Knows(source), source, (64, 64)).note) == (len(names) < 17)
+    assert ("uses the sigma 0.05" in evaluate(Knows(source), source, (64, 64)).note) == (len(names) < 17)
     assert set(given) == {names}
 
 
@@ -347,7 +347,7 @@ def test_classes_without_an_object_are_told() -> None:
     model.num_classes = 3
     measured = evaluate(model, Third(), (64, 64))
     assert measured.scores["ap"] == pytest.approx(100)
-    assert measured.note == "AP is the mean over 2 of 3 classes: no object of the others is marked"
+    assert measured.note == "AP is the mean over 2 of 3 classes: the others have no annotated objects"
 
 
 def test_broken_numbers_stop_the_test() -> None:
@@ -357,7 +357,7 @@ def test_broken_numbers_stop_the_test() -> None:
         def forward(self, images: Tensor, sizes: list[tuple[int, int]]) -> list[dict[str, Tensor]]:
             return [{**output, "scores": output["scores"] * torch.nan} for output in super().forward(images, sizes)]
 
-    with pytest.raises(UserError, match=r"outputs of Diverged for the images \[100\] hold NaN"):
+    with pytest.raises(UserError, match=r"outputs of Diverged for the images \[100\] contain NaN"):
         evaluate(Diverged(source), source, (64, 64))
 
 

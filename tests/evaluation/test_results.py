@@ -101,7 +101,7 @@ def test_finding_for_one_model_and_for_none_that_runs() -> None:
     assert find(curve("multi", {32: 80.0, 64: 90.0}), MULTI).headline == "multi averages 85.0 % from 32 to 64 px."
     only = [make_row("fixed", 64, 64, 70.0), make_row("fixed", 32, 32, None, note="no")]
     assert "70.0 % at 64×64 px" in find(only, {}).headline
-    assert "none of the sizes" in find([make_row("fixed", 64, 64, None)], {}).headline
+    assert "could not run at any of the sizes" in find([make_row("fixed", 64, 64, None)], {}).headline
 
 
 def test_other_scores_have_columns_of_their_own(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_pixel_without_a_number_stops_the_test() -> None:
             logits[0, 2, 5, 5] = torch.nan
             return logits
 
-    with pytest.raises(UserError, match="outputs of Diverged for greys/0 hold NaN"):
+    with pytest.raises(UserError, match="outputs of Diverged for greys/0 contain NaN"):
         evaluate(Diverged(), Greys(), (24, 24))
 
 

@@ -77,7 +77,7 @@ def test_batches_and_unreadable_items_keep_their_places(classifier: Any, picture
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ({"size": 2}, "below the model's minimum"), ({"size": "12,24"}, "one is wanted"), ({"topk": 0}, "topk is 0"),
+    ({"size": 2}, "below the model's minimum"), ({"size": "12,24"}, "a single size is"), ({"topk": 0}, "topk is 0"),
     ({"threshold": 0.5}, "'threshold' does not exist"),
 ])  # fmt: skip
 def test_wrong_settings_are_refused(classifier: Any, options: dict[str, Any], words: str) -> None:
@@ -86,7 +86,7 @@ def test_wrong_settings_are_refused(classifier: Any, options: dict[str, Any], wo
 
 
 def test_numbers_that_are_no_pixels_are_refused(classifier: Any) -> None:
-    with pytest.raises(UserError, match="not all from 0 to 1"):
+    with pytest.raises(UserError, match="values outside 0 to 1"):
         Predictor(classifier, 16)(torch.randn(3, 20, 20))
 
 
@@ -128,4 +128,4 @@ def test_a_model_for_a_task_is_no_backbone_to_convert(tmp_path: Path, capsys: py
     model: Any = Segmenter.build("resformer_tiny", 3, dict(SMALL), head="semantic_fpn", channels=16)
     model.save_pretrained(tmp_path / "model")
     assert main(["convert", str(tmp_path / "model"), str(tmp_path / "out.pth"), "to=published"]) == 2
-    assert "is a model for segmentation, and only backbones are converted" in capsys.readouterr().err
+    assert "is a model for segmentation, but only backbones can be converted" in capsys.readouterr().err

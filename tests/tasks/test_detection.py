@@ -175,7 +175,7 @@ def test_mistakes() -> None:
     batch = view()
     for found in batch.targets:
         del found["masks"]
-    with pytest.raises(UserError, match="masks, which the data has not"):
+    with pytest.raises(UserError, match="masks, but the data have none"):
         model.forward_train(batch)
 
 

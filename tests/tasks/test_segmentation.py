@@ -133,10 +133,10 @@ def test_mistakes_are_one_sentence() -> None:
     for channels in (1, 0, -3, "abc", 2.5):
         with pytest.raises(UserError, match=f"channels is {channels!r}; it must be a whole number of at least 2"):
             Segmenter(backbone, CLASSES, channels=channels)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="swin_tiny gives no maps"):
+    with pytest.raises(UserError, match="swin_tiny does not return feature maps"):
         Segmenter(small("swin_tiny"), CLASSES)
     video = as_a(Backbone, create_model("mvitv2_small_16x4", dense=True, **small_args("mvitv2_small_16x4")))
-    with pytest.raises(UserError, match="mvitv2_small_16x4 gives no maps of images"):
+    with pytest.raises(UserError, match="mvitv2_small_16x4 does not return feature maps of images"):
         Segmenter(video, CLASSES)
     with pytest.raises(UserError, match="batch of 1"):
         Segmenter(backbone, CLASSES, channels=16).train().forward_train(image(1, (64, 64), backbone))

@@ -52,7 +52,7 @@ def test_text_from_yaml_and_command_lines_becomes_the_option_type() -> None:
         ({"wandb": "maybe"}, "wandb is 'maybe'; it must be true or false"),
         ({"model_args": 3}, "model_args is 3"),
         ({"crop_scale": [1.0, 0.5]}, "crop_scale is"),
-        ({"precision": "bf16"}, "precision is 'bf16', which is spelt 'bfloat16' now"),
+        ({"precision": "bf16"}, "precision is 'bf16', which is now spelled 'bfloat16'"),
         ({"drop_path": 1.0}, "drop_path is 1; it must be at least 0 and below 1"),
         ({"batch_size": 10, "accumulation": 3}, "batch_size 10 must be a multiple of accumulation, 3"),
         ({"epochs": 3}, "warmup_epochs is 5; it must be less than epochs, 3"),
@@ -105,7 +105,7 @@ def test_the_file_of_a_run_may_be_in_an_earlier_spelling_but_no_recipe(tmp_path:
     for name in ("config.yaml", "mine.yaml"):
         (tmp_path / name).write_text(text)
     assert load_config(tmp_path / "config.yaml").precision == "float16"
-    with pytest.raises(UserError, match="precision is 'fp16', which is spelt 'float16' now"):
+    with pytest.raises(UserError, match="precision is 'fp16', which is now spelled 'float16'"):
         load_config(tmp_path / "mine.yaml")
 
 
@@ -120,9 +120,9 @@ class Renamed(Options):
 
 def test_renamed_options_and_values_name_the_new_one() -> None:
     old: dict[str, Any] = {"sides": 3}
-    with pytest.raises(UserError, match="option 'sides' is called 'sizes' now"):
+    with pytest.raises(UserError, match="option 'sides' is now called 'sizes'"):
         Renamed(**old)
-    with pytest.raises(UserError, match="mode is 'all', which is spelt 'replicate' now"):
+    with pytest.raises(UserError, match="mode is 'all', which is now spelled 'replicate'"):
         Renamed(mode="all")  # type: ignore[arg-type]  # on purpose
     assert Renamed(**Renamed.translated({"sides": 3, "mode": "all"})) == Renamed(sizes=3, mode="replicate")
 

@@ -1,7 +1,7 @@
-"""Typed functions to command-line parsers: the signature is the interface, the docstring is the help.
+"""Build command-line parsers from typed functions: the signature is the interface, the docstring is the help.
 
-argparse finds the words of each option and `Options` reads them, so that text means the same here and in a recipe.
-Nothing here loads torch, so that `--help` answers at once.
+argparse splits the command line and `Options` parses the values, so that text means the same here and in a recipe.
+Nothing here imports torch, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Group:
     commands: Mapping[str, Command | Group]
 
     def walk(self, *words: str) -> Iterator[tuple[tuple[str, ...], Command]]:
-        """Every command of the group and of the groups in it, with its words."""
+        """Yield every command of the group and of its subgroups, as (words, command)."""
         for word, entry in self.commands.items():
             if isinstance(entry, Group):
                 yield from entry.walk(*words, word)
@@ -44,14 +44,14 @@ class Group:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a mistake as one sentence instead of a page of usage."""
+    """Raises UserError for a mistake instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`.")
 
 
 class _Arguments(Options):
-    """Base of the options that a command's signature states."""
+    """Base class of the options in a command's signature."""
 
     model_config = ConfigDict(validate_default=True)
 
@@ -59,14 +59,13 @@ class _Arguments(Options):
 def parse(
     program: str, description: str, commands: Mapping[str, Command | Group], arguments: Sequence[str]
 ) -> tuple[Command, dict[str, Any]]:
-    """The chosen command and its keyword arguments.
+    """Return the chosen command and its keyword arguments. Raises UserError for a mistake in the arguments.
 
-    A parameter without a default is positional; a `list` one takes several values; keyword-only ones are options.
-    Options may be written `--batch-size 8`, `--batch_size=8` or `batch_size=8`, flags `--cost`, `--no-cost` or
-    `cost=false`. The words of a group come before those of its commands: `segment train`. Types, and bounds beside
-    them (`Annotated[int, Field(ge=1)]`), are those of `Options`. A function that takes `**options` states them in its
-    attribute `more_options`, which returns a subclass of `Options`; they arrive as text. Errors: UserError with one
-    sentence.
+    A parameter without a default is positional; one of type `list` takes several values; keyword-only parameters are
+    options. Options may be written `--batch-size 8`, `--batch_size=8` or `batch_size=8`, and flags `--cost`,
+    `--no-cost` or `cost=false`. The word of a group comes before that of its command, as in `segment train`. Types and
+    their bounds (`Annotated[int, Field(ge=1)]`) work as in `Options`. A command that takes `**options` has an attribute
+    `more_options`, a function that returns a subclass of `Options`; these values are passed on as text.
     """
     words, entry, rest = _choose(program, Group(description, commands), arguments)
     parser = build_parser(" ".join([program, *words]), entry)
@@ -89,7 +88,7 @@ def parse(
 
 
 def _choose(program: str, group: Group, arguments: Sequence[str]) -> tuple[list[str], Command | Group, list[str]]:
-    """(words of the command, the command or where no word is left a group, the other arguments)."""
+    """Return (words of the command, the command or a group if no command is given, the other arguments)."""
     words: list[str] = []
     rest = list(arguments)
     entry: Command | Group = group
@@ -108,7 +107,7 @@ def _choose(program: str, group: Group, arguments: Sequence[str]) -> tuple[list[
 
 
 def build_parser(program: str, entry: Command | Group) -> argparse.ArgumentParser:
-    """The parser of a command, which leaves values as text; or that of a group, which lists its commands."""
+    """Build the parser of a command, which leaves values as text, or that of a group, which lists its commands."""
     about, _ = _about(entry)
     parser = _Parser(prog=program, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     if isinstance(entry, Group):
@@ -131,7 +130,7 @@ def _about(entry: Command | Group) -> tuple[str, dict[str, str]]:
 
 
 def own_options(function: Command) -> type[Options]:
-    """The parameters that a command's signature names, and their help in its docstring, as options."""
+    """Return a command's parameters as options, with help texts from its docstring."""
     hints = typing.get_type_hints(function, include_extras=True)
     helps = read_docstring(function)[1]
     fields: dict[str, Any] = {
@@ -146,16 +145,19 @@ def own_options(function: Command) -> type[Options]:
 
 
 def more_options(function: Command) -> type[Options]:
-    """What a command takes besides."""
+    """Return the options that a command takes as `**options`."""
     more: type[Options] = getattr(function, "more_options", lambda: Options)()
     return more
 
 
 def _normalise(arguments: Sequence[str], parser: argparse.ArgumentParser, renamed: Mapping[str, str]) -> list[str]:
-    """`batch_size=8` and `--batch_size 8` → `--batch-size=8`, `--batch-size 8`; `cost=false` → `--no-cost`; an unknown
-    option is an error with a near miss. So is a word NAME=VALUE whose NAME is close to an option's, unless VALUE looks
-    like a path. What follows `--option` is its value, whatever it looks like; nothing behind a bare `--` is an option.
-    Options come first, the rest last: argparse wants the files of a list side by side."""
+    """Rewrite arguments for argparse: `batch_size=8` → `--batch-size=8`, `cost=false` → `--no-cost`.
+
+    Raises UserError for an unknown option and suggests a similar one. A word NAME=VALUE counts as an option if NAME is
+    similar to the name of an option and VALUE does not look like a path. The word after `--option` is always its value,
+    and nothing after a bare `--` is an option. Options are moved to the front, because argparse requires the values of
+    a list to be adjacent.
+    """
     options = [word for action in parser._actions for word in action.option_strings if word.startswith("--")]
     old = {f"--{name.replace('_', '-')}": f"--{new.replace('_', '-')}" for name, new in renamed.items()}
     given: list[str] = []
@@ -175,11 +177,11 @@ def _normalise(arguments: Sequence[str], parser: argparse.ArgumentParser, rename
             name, sign, value = word.partition("=")
             name = name.replace("_", "-")
             if name in old:
-                raise UserError(f"Option {name} is called {old[name]} now.")
+                raise UserError(f"Option {name} is now called {old[name]}.")
             if name not in options:
                 raise UserError(f"There is no option {name}{_near(name, options)}")
             word = name + sign + value
-            if sign and f"--no-{name.removeprefix('--')}" in options:  # argparse's flags take no value
+            if sign and f"--no-{name.removeprefix('--')}" in options:  # argparse does not accept values for flags
                 if value.lower() not in ("true", "false"):
                     raise UserError(f"{name} is {value!r}; it must be true or false.")
                 word = name if value.lower() == "true" else f"--no-{name.removeprefix('--')}"
@@ -187,10 +189,10 @@ def _normalise(arguments: Sequence[str], parser: argparse.ArgumentParser, rename
             value_follows = not sign and not flag and name not in ("--help", "--version")
             word = "=".join([word, *islice(words, value_follows)])
             if word.partition("=")[2] == "--":  # argparse before Python 3.13 drops it
-                raise UserError(f"{name} is '--', which stands between options and files; give it a value.")
+                raise UserError(f"{name} is '--', which separates options from files; give it a value.")
             given.append(word)
         elif word.startswith("-") and word != "-h":
-            raise UserError(f"There is no option {word}; write a file's name that begins with - as ./{word}.")
+            raise UserError(f"There is no option {word}; write a file name that begins with - as ./{word}.")
         else:
             (given if word == "-h" else rest).append(word)
     return [*given, *(["--"] if rest else []), *rest]
@@ -202,7 +204,7 @@ def _near(word: str, known: list[str], cutoff: float = 0.6) -> str:
 
 
 def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
-    """(text before "Args:", help by parameter) of a Google-style docstring."""
+    """Split a Google-style docstring into (text before "Args:", help by parameter)."""
     text = inspect.getdoc(function) or ""
     about, _, args = text.partition("\nArgs:\n")
     helps: dict[str, str] = {}
@@ -218,7 +220,7 @@ def read_docstring(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser, options: type[Options], positional: Collection[str] = ()) -> None:
-    """Add an argument for every option. What is not given is absent from the result; values are text, flags truth."""
+    """Add an argument for every option. Values are left as text; options not given are absent from the result."""
     for name, field in options.model_fields.items():
         hint = _without_none(field.annotation)
         settings: dict[str, Any] = {"help": _escape(f"{field.description}{_shown(field.default)}")}
@@ -236,7 +238,7 @@ def add_arguments(parser: argparse.ArgumentParser, options: type[Options], posit
 
 
 def _shown(default: Any) -> str:
-    """A default in a help text; what is off or empty says nothing."""
+    """Format a default for a help text; return "" if the default is off or empty."""
     if default is True:
         return " (default true)"
     if isinstance(default, list | tuple):

@@ -1,5 +1,4 @@
-"""The main result of every task on built-in data: one checkpoint that holds its score at every size, beside one that
-does not."""
+"""The demo of every task: train on built-in data and compare multi-resolution training with a baseline at all sizes."""
 
 from __future__ import annotations
 
@@ -25,15 +24,17 @@ if TYPE_CHECKING:
 
 
 PICTURES = 6
-"""Items whose predictions are drawn, of tasks other than classification."""
+"""Number of items whose predictions are drawn, for tasks that draw their results."""
 
 
 def run_demo(task: Task, output: Path, epochs: int | None = None, seed: int = 0, device: str = "auto") -> SweepResult:
-    """Train the networks of `task.demo` under `output`, evaluate all at its sizes, write the report into `output /
-    "report"`.
+    """Train the networks of `task.demo`, evaluate them at its sizes and write the report to `output / "report"`.
 
-    `epochs` replaces the first recipe's number, and those of the others in proportion. Runs that are finished already
-    are not trained again.
+    `epochs` replaces the number of epochs of the first recipe and scales those of the others in proportion. Finished
+    runs in `output` are not trained again.
+
+    Raises:
+        UserError: if a required package is missing, or if a run is stopped or its process is killed.
     """
     demo = task.demo
     for package in task.packages:
@@ -47,11 +48,11 @@ def run_demo(task: Task, output: Path, epochs: int | None = None, seed: int = 0,
             options["epochs"] = round(epochs * load_config(recipe, task.name).epochs / first.epochs)
         configs.append(load_config(recipe, task.name, **options))
     print(f"[1/2] training {len(configs)} networks side by side: {', '.join(runs)}", file=sys.stderr, flush=True)
-    # Networks this small gain nothing from a second core, so each gets a process of its own: a third less time.
+    # Networks this small do not benefit from a second core. A process for each saves a third of the time.
     threads = max(1, (os.cpu_count() or 1) // len(configs))
     with ProcessPoolExecutor(len(configs), _processes()) as pool, _ended_together():
         scores = pool.map(_train, configs, [threads] * len(configs))
-        # Loaded while the networks train: it takes seconds.
+        # These imports take seconds, so do them while the networks train.
         import torch
 
         from anyres.evaluation import sweep
@@ -62,13 +63,13 @@ def run_demo(task: Task, output: Path, epochs: int | None = None, seed: int = 0,
         check_output(output / "report")
         for name, score in zip(runs, scores, strict=True):
             print(f"      {name}: {score:.1f} % at its training sizes", file=sys.stderr, flush=True)
-    # The last weights, averaged over the run: choosing the best epoch would be choosing on the test images.
+    # Use the averaged weights of the last epoch: choosing the best epoch would mean selecting on the test images.
     models = {name: load_pretrained(output / recipe / "last_ema") for name, recipe in runs.items()}
     model = next(iter(models.values()))
     print(f"[2/2] evaluating at {len(demo.sizes)} sizes", file=sys.stderr, flush=True)
     source = open_test_source(model, "digits")
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in training; two threads that wait for each other are far slower on a busy machine
+    torch.set_num_threads(1)  # as in training; threads that wait for each other are far slower on a busy machine
     try:
         result = sweep(
             models,
@@ -94,7 +95,7 @@ def run_demo(task: Task, output: Path, epochs: int | None = None, seed: int = 0,
 
 @contextmanager
 def _ended_together() -> Iterator[None]:
-    """When one of the processes that train or this one fails or is interrupted, let none train on."""
+    """Terminate all training processes if one of them, or this process, fails or is interrupted."""
     others = multiprocessing.active_children()
     try:
         yield
@@ -104,17 +105,17 @@ def _ended_together() -> Iterator[None]:
                 process.terminate()
         if isinstance(error, BrokenProcessPool):
             raise UserError(
-                "a process that trained has ended (killed, or out of memory); the same command continues its run"
+                "a training process has ended (killed or out of memory); the same command continues its run"
             ) from error
         raise
 
 
 def _processes() -> multiprocessing.context.BaseContext:
-    """Processes that share one import of torch where the platform can fork, since it takes seconds, too."""
+    """Return a context whose processes share one slow import of torch if the platform can fork."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    # glibc would hand the activations' memory back to the system after every step: 13 % of the time on the machine
-    # this was tried on. It reads these when a process starts; others ignore them.
+    # By default glibc returns the memory of the activations to the system after every step, which took 13 % of the time
+    # on the machine where this was measured. glibc reads these variables when a process starts; others ignore them.
     for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
         os.environ.setdefault(name, str(1 << 32))
     context = multiprocessing.get_context("forkserver")
@@ -123,7 +124,7 @@ def _processes() -> multiprocessing.context.BaseContext:
 
 
 def _train(config: RunConfig, threads: int) -> float:
-    """Train in a process of its own; the final score of the averaged weights."""
+    """Train in a separate process and return the final score of the averaged weights."""
     import torch
 
     from anyres.training import train

@@ -18,9 +18,9 @@ from anyres.errors import UserError
 
 ABOUT = """Vision transformers that work at any input size.
 
-  anyres demo                                  train, compare and show the main result on built-in images
+  anyres demo                                  train and compare two networks on built-in images
   anyres train resformer_small data=IMAGENET   train at several resolutions at once
-  anyres sweep runs/a runs/b data=IMAGENET     accuracy and cost at many sizes, with pictures
+  anyres sweep runs/a runs/b data=IMAGENET     measure accuracy and cost at many sizes, with plots
   anyres segment train resformer_small data=ADE20K head=upernet
 """
 
@@ -29,11 +29,11 @@ P = ParamSpec("P")
 
 
 def interruptible(command: Callable[P, int]) -> Callable[P, int]:
-    """Let SIGINT and SIGTERM end a command with a sentence and the exit code that shells expect."""
+    """Make SIGINT and SIGTERM end a command with a short message and the exit code that shells expect."""
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> int:
-        if threading.current_thread() is not threading.main_thread():  # Python lets no other thread handle signals
+        if threading.current_thread() is not threading.main_thread():  # only the main thread can set signal handlers
             return command(*args, **kwargs)
         received: list[int] = []
 
@@ -48,12 +48,12 @@ def interruptible(command: Callable[P, int]) -> Callable[P, int]:
             note(f"anyres: {sentence}.")
             return 128 + received[0]
 
-        # An extension that is being imported may swallow the exception.
+        # The exception may be swallowed, for example by an extension module that is being imported.
         deadline = threading.Timer(10, lambda: os._exit(end()))
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             return command(*args, **kwargs)
-        except BaseException:  # what is half imported may raise anything
+        except BaseException:  # a half-imported module may raise anything
             if not received:
                 raise
             return end()
@@ -68,12 +68,12 @@ def interruptible(command: Callable[P, int]) -> Callable[P, int]:
 @safe_streams()
 @interruptible
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; bad input gives one sentence on the error stream and exit code 2."""
+    """Run a command and return its exit code; for bad input, print an error message to stderr and return 2."""
     try:
         command, values = parse("anyres", ABOUT, COMMANDS, sys.argv[1:] if arguments is None else arguments)
         command(**values)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:  # the reader of the pipe has closed it
         return 0
     except OSError as error:
         note(f"anyres: {_os_sentence(error)}")
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _os_sentence(error: OSError) -> str:
     fixes = {
         errno.ENOSPC: "the disk is full: free some space, or choose another output folder",
-        errno.EACCES: "permission denied: choose a place that you may read and write",
+        errno.EACCES: "permission denied: choose a path that you can read and write",
         errno.EROFS: "the file system is read-only: choose another output folder",
         errno.EDQUOT: "the disk quota is used up: free some space, or choose another output folder",
     }

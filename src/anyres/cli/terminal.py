@@ -1,5 +1,7 @@
-"""What commands print: tables, scores, lists of files. All text leaves through `say`, `note` and `print_table`, which
-make it safe for a terminal, whatever names and messages it holds."""
+"""Output of the commands: tables, scores and lists of files.
+
+All text is printed by `say`, `note` and `print_table`, which escape whatever is unsafe on a terminal.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
 
 
 _LONGEST = 2000
-"""Letters of a note."""
+"""Largest length of a note."""
 _FOLDED = 12
-"""Letters of a text that a line of a table has room for at least."""
+"""Smallest width to which a text column of a table is folded."""
 _NUMBER = re.compile(r"[ –]*|-?\d+(\.\d+)?( %|\*| )?", re.ASCII)
 
 
@@ -36,16 +38,19 @@ def say(text: object) -> None:
 
 
 def note(text: object) -> None:
-    """Print a line about the work on the error stream: progress, warnings, mistakes."""
-    with suppress(OSError):  # nobody listens
+    """Print a line to stderr: progress, a warning or an error."""
+    with suppress(OSError):  # stderr may be closed
         print(shorten(printable(text), _LONGEST), file=sys.stderr, flush=True)
 
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """While a command runs: log lines, warnings and the traceback of a defect are notes, too; characters that the
-    output cannot encode are escaped; and what is printed to a stream that was closed before the start is dropped, as
-    are the results of all processes but the first."""
+    """Make output safe while a command runs.
+
+    Log lines, warnings and the traceback of a bug are printed with `note`. Characters that the output cannot encode are
+    escaped. Output to a stream that was closed before the start is dropped, as are results of all processes but the
+    first.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -58,7 +63,7 @@ def safe_streams() -> Iterator[None]:
         with warnings.catch_warnings(), nullcontext() if first else redirect_stdout(io.StringIO()):
             warnings.showwarning = _show_warning
             yield
-    except Exception:  # a defect, which Python is about to print
+    except Exception:  # a bug; Python is about to print its traceback
         sys.excepthook = _show_defect
         raise
     finally:
@@ -66,7 +71,7 @@ def safe_streams() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except OSError:  # a full disk or a closed pipe, said by now: the process would fail on it again as it ends
+            except OSError:  # a full disk or a closed pipe, reported by now; without this, exiting would fail again
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -102,7 +107,7 @@ def show_progress(row: Row, done: int, total: int) -> None:
 
 
 def print_sweep(rows: list[Row]) -> None:
-    """The main score by size, one column per model; training sizes carry a star."""
+    """Print the main score by size, one column per model; training sizes are marked with an asterisk."""
     names = list(dict.fromkeys(row.model for row in rows))
     by_size: dict[tuple[int, int], dict[str, Row]] = {}
     for row in rows:
@@ -126,7 +131,7 @@ def print_files(files: dict[str, Path]) -> None:
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
-    """A table as wide as the terminal, where long texts are folded but no number; elsewhere as wide as it is."""
+    """Print a table; on a terminal, fold long texts (but not numbers) so that it fits."""
     from rich.box import SIMPLE_HEAD
     from rich.cells import cell_len
     from rich.console import Console
@@ -136,7 +141,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
     console = Console(highlight=False)
     header, *rows = [[_encodable(cell) for cell in row] for row in (header, *rows)]
     table = Table(box=SIMPLE_HEAD, header_style="bold")
-    folded = whole = 1  # what the table takes at least, and with nothing folded; 3 between two columns
+    folded = whole = 1  # width with every text folded, and with nothing folded; 3 between two columns
     for column, name in enumerate(header):
         cells = [row[column] for row in rows]
         numbers = all(map(_NUMBER.fullmatch, cells))
@@ -149,14 +154,14 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
         table.add_row(*map(Text, row))
     bounded = console.is_terminal or "COLUMNS" in os.environ
     console.width = max(console.width, folded) if bounded else whole
-    # Not printed by the console itself: it ends the process where the reader of a pipe has gone.
+    # Do not let the console print it: rich exits the process if the reader of a pipe is gone.
     with console.capture() as captured:
         console.print(table)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _encodable(cell: str) -> str:
-    """What is printed of a cell, so that its width is known."""
+    """Return a cell as it will be printed, so that its width is known."""
     encoding = sys.stdout.encoding or "utf-8"
     return printable(cell).encode(encoding, "backslashreplace").decode(encoding)
 

@@ -1,1 +1,1 @@
-"""From images or clips of any size to results."""
+"""Inference on images or clips of any size."""

@@ -1,4 +1,4 @@
-"""Files in, pictures out."""
+"""Find input files, and draw results to files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from anyres.tasks.results import Result
 
 
 def find_files(inputs: Sequence[str | Path], kind: str = "image") -> list[Path]:
-    """Image (or video) files: those given, and those below the folders given. Errors: FileNotFoundError, UserError for
-    an empty folder."""
+    """Return the image (or video) files among the inputs and inside their folders.
+
+    Raises:
+        FileNotFoundError: if an input does not exist.
+        UserError: if a folder contains no such files.
+    """
     if kind == "video":
         require("av")
     extensions = EXTENSIONS if kind == "image" else VIDEO_EXTENSIONS
@@ -26,7 +30,7 @@ def find_files(inputs: Sequence[str | Path], kind: str = "image") -> list[Path]:
         if path.is_dir():
             inside = [path / name for name in list_images(path, extensions)]
             if not inside:
-                raise UserError(f"{path} holds no {kind}s: give {kind} files or a folder with some.")
+                raise UserError(f"{path} contains no {kind}s: give {kind} files or a folder with some.")
             files += inside
         elif path.exists():
             files.append(path)
@@ -36,7 +40,7 @@ def find_files(inputs: Sequence[str | Path], kind: str = "image") -> list[Path]:
 
 
 def picture_names(names: Iterable[str]) -> list[str]:
-    """What the pictures of items of these names are called: the stem and .png, with a number where it is taken."""
+    """Return the file names of the drawings: the stem of each name and .png, with a number added to repeated ones."""
     taken: dict[str, None] = {}
     for stem in (Path(name).stem for name in names):
         name, number = stem, 1
@@ -48,18 +52,22 @@ def picture_names(names: Iterable[str]) -> list[str]:
 
 
 def check_folder(folder: Path, files: Sequence[Path]) -> None:
-    """Raises UserError where the pictures of the `files` would take the place of what anyres did not write in the
-    `folder`, and where one of the `files` lies in it."""
+    """Check that the results of `files` can be drawn into `folder`.
+
+    Raises UserError if a file that anyres did not write would be overwritten, or if one of the `files` is in `folder`.
+    """
     check_files(folder, "picture", picture_names(map(str, files)))
     home = folder.resolve()
     inside = next((file for file in files if home in (file.parent.resolve(), file.resolve().parent)), None)
     if inside is not None:
-        raise UserError(f"{folder} is the folder of {inside}: choose another one for the pictures, to keep your own.")
+        raise UserError(f"{folder} is the folder of {inside}: choose another folder for the drawn predictions.")
 
 
 def draw_results(predictor: Predictor, items: Sequence[Item], folder: Path) -> Iterator[tuple[Result, Path | None]]:
-    """What is found in item after item, and a PNG of it in `folder`; None for an item that cannot be read. See
-    `check_folder`."""
+    """Yield the result of each item and the path of the PNG drawn into `folder` (None if the item cannot be read).
+
+    Call `check_folder` first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     names = picture_names(item.name for item in items)
     for item, name, result in zip(items, names, predictor.stream(items), strict=True):

@@ -1,4 +1,4 @@
-"""What people write where a model is wanted, turned into a model."""
+"""Open a model from a text, such as a path or a name on the command line."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ FORMS = (
 
 
 def open_model(spec: str, names: str | None = None) -> tuple[str, nn.Module]:
-    """(short name, model in eval mode). `spec` is one of `FORMS`, optionally named as LABEL:=SPEC. `names` is a file of
-    class names in the order of the outputs, which then count instead of the model's own.
+    """Return (short name, model in eval mode).
 
-    Errors: UserError or FileNotFoundError with one sentence, also for weights that are not finite.
+    Args:
+        spec: one of `FORMS`, or LABEL:=SPEC to set the short name.
+        names: a file of class names in the order of the outputs, which replace the model's own.
+
+    Raises:
+        FileNotFoundError: if a file or folder does not exist.
+        UserError: if the model cannot be loaded, its weights are not finite, or `names` does not fit its outputs.
     """
     model: Any
     name, model = _open(spec)
@@ -73,13 +78,12 @@ def _from_folder(path: Path) -> tuple[str, nn.Module]:
     if best.is_dir():
         return path.name, load_pretrained(best)
     raise FileNotFoundError(
-        f"{path} holds neither a finished run (RUN/best) nor a saved model (config.json): give {FORMS}."
+        f"{path} contains neither a finished run (RUN/best) nor a saved model (config.json): give {FORMS}."
     )
 
 
 def from_file(path: Path, architecture: str | None = None) -> Backbone:
-    """A model of `architecture`, or of the one registered model that the file fits, with the weights of a published
-    file."""
+    """Load a published weights file into `architecture`, or into the only registered model that the file fits."""
     name = resolve_name(architecture) if architecture else guess_model(path)
     family = entries()[name].family
     model = create_model(name)
@@ -89,10 +93,10 @@ def from_file(path: Path, architecture: str | None = None) -> Backbone:
 
 
 def timm_model(name: str, pretrained: bool = True) -> nn.Module:
-    """Build a timm model for comparison, able to change its input size where timm offers that (`dynamic_img_size`).
+    """Build a timm model for comparison, with a flexible input size if timm supports it (`dynamic_img_size`).
 
-    Models that timm builds for one size only refuse the others in a sweep. Raises UserError for a name that timm does
-    not know.
+    Models that timm builds for a single size do not run at other sizes. Raises UserError for a name that timm does not
+    have.
     """
     import difflib
 
@@ -101,9 +105,9 @@ def timm_model(name: str, pretrained: bool = True) -> nn.Module:
     if not timm.is_model(name):
         known = timm.list_models(pretrained=pretrained)
         near = difflib.get_close_matches(name, known, 1)
-        hint = f"did you mean {near[0]}?" if near else "in Python, timm.list_models() names them"
+        hint = f"did you mean {near[0]}?" if near else "in Python, timm.list_models() lists them"
         raise UserError(f"timm has no model '{name}'; {hint}")
     try:
         return timm.create_model(name, pretrained=pretrained, dynamic_img_size=True).eval()
-    except TypeError:  # the model does not know the option
+    except TypeError:  # the model does not have this option
         return timm.create_model(name, pretrained=pretrained).eval()

@@ -1,4 +1,4 @@
-"""Autocast by its name."""
+"""Autocast by the name of the precision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def precision_context(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast for "bfloat16" or "float16", nothing for "float32"."""
+    """Return an autocast context for "bfloat16" or "float16", and a null context for "float32"."""
     if precision == "float32":
         return nullcontext()
     if precision in ("bfloat16", "float16"):

@@ -1,7 +1,7 @@
-"""From pictures and clips to results: the one way, whatever the task.
+"""Run a model of any task on images or clips.
 
-An item is decoded and resized by the task's transform, batched, run through the network, and turned into a `Result` at
-the size of the original. Predictions, sweeps, demos and the validation of training runs all come this way.
+Items are decoded and resized by the task's eval transform, batched, run through the network and turned into `Result`s
+at the size of the original. Predictions, sweeps, demos and validation in training all use this module.
 """
 
 from __future__ import annotations
@@ -31,32 +31,35 @@ from anyres.tasks.finite import check_weights
 from anyres.tasks.results import Result, Unreadable
 
 Input = str | Path | bytes | Image.Image | np.ndarray | Tensor
-"""A file, its bytes, a PIL image, or pixels: an array (H, W) or (H, W, 3) uint8, a tensor (C, H, W) uint8 or of numbers
-from 0 to 1; of clips an array (T, H, W, 3) or a tensor (T, C, H, W)."""
+"""A file, its bytes, a PIL image, or pixels.
+
+Pixels are an array (H, W) or (H, W, 3) of uint8, or a tensor (C, H, W) of uint8 or of floats from 0 to 1. Clips are an
+array (T, H, W, 3) or a tensor (T, C, H, W).
+"""
 
 
 class Predictor:
-    """A network, ready for inputs of any size.
+    """Runs a network on inputs of any size.
 
     >>> predictor = Predictor("runs/digits", size=96)
     >>> predictor("photo.jpg").labels
     >>> [result.rows() for result in predictor(["a.png", Image.open("b.jpg")])]
 
     Args:
-        model: a model, or what the command line takes for one: a run folder, a saved model, `hf-hub:OWNER/NAME`, a
-            weights file, a name.
-        size: (height, width), a side, or "HEIGHTxWIDTH" that inputs are prepared for; by default the largest size that
-            the model was trained at.
-        names: a file of class names, instead of those that come with the model.
-        device: "auto" (CUDA if there is one), "cpu", "cuda", …
+        model: a model, or any form that the command line accepts: a run folder, a saved model, `hf-hub:OWNER/NAME`, a
+            weights file or a model name.
+        size: input size as (height, width), a side, or "HEIGHTxWIDTH"; by default the model's largest training size.
+        names: a file of class names to use instead of the model's own.
+        device: "auto" (CUDA if available), "cpu", "cuda", …
         precision: "float32", or "bfloat16" or "float16" under autocast.
-        batch_size: items per pass; by default the task's.
-        bit_depth: bits of pictures of more than 8 bits, where the files do not say.
-        source: an open data source, for what the model does not state about its inputs.
-        options: the options of the task's tests, such as `topk`, `threshold`, `scales` or `flip`.
+        batch_size: items per batch; by default that of the task.
+        bit_depth: bits per channel of images with more than 8 bits, if the files do not say.
+        source: an open data source that supplies whatever the model's data config lacks.
+        options: test options of the task, such as `topk`, `threshold`, `scales` or `flip`.
 
-    Raises UserError for a size below the model's minimum, options that do not exist, and weights or outputs that are
-    not finite.
+    Raises:
+        UserError: if the size is below the model's minimum, an option does not exist, or weights or outputs are not
+            finite.
     """
 
     def __init__(
@@ -86,9 +89,9 @@ class Predictor:
         check_weights(self.model)
 
     def __call__(self, inputs: Input | Sequence[Input]) -> Any:
-        """What the network finds: a `Result` for one input, a list of them, in their order, for several.
+        """Return a `Result` for a single input, or a list of them for several inputs, in the same order.
 
-        Raises BadImage for a single input that cannot be read; among several it becomes a result with a `problem`.
+        Raises BadImage if a single input cannot be read; among several, it gives a result with a `problem`.
         """
         if isinstance(inputs, str | Path | bytes | Image.Image | np.ndarray | Tensor):
             item = self._item(inputs, 0)
@@ -99,8 +102,7 @@ class Predictor:
         return list(self.stream(self._item(each, number) for number, each in enumerate(inputs)))
 
     def stream(self, items: Iterable[Item]) -> Iterator[Result]:
-        """What the network finds in item after item, in their order; labels are not looked at. A batch is in memory at
-        a time."""
+        """Yield the result of each item, in order. Labels are ignored, and only one batch is in memory at a time."""
         items = iter(items)
         self.config.tell_borrowed()
         with self.running():
@@ -118,13 +120,13 @@ class Predictor:
 
     @torch.inference_mode()
     def forward(self, batch: EvalBatch) -> Any:
-        """What the network says about a prepared batch; inside `running`."""
+        """Return the network's output for a prepared batch. Call inside `running`."""
         with precision_context(self.precision, self.device):
             return self.task.forward(self.model, batch, self.device, self.options)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The model on the device and in eval mode; afterwards it has its mode again."""
+        """Move the model to the device and put it in eval mode; restore its train/eval mode afterwards."""
         was_training = self.model.training
         self.model.to(self.device).eval()
         try:
@@ -139,20 +141,20 @@ class Predictor:
 
 
 def read_size(size: Size | int | str) -> Size:
-    """(height, width) of a side, of "HEIGHTxWIDTH", or as it is. Raises UserError."""
+    """Return (height, width) from a side, text such as "224" or "160x256", or a pair. Raises UserError otherwise."""
     if isinstance(size, str):
         sizes = parse_sizes(size)
         if len(sizes) != 1:
-            raise UserError(f"size is {size!r}, but one is wanted: a side or HEIGHTxWIDTH.")
+            raise UserError(f"size is {size!r}, but a single size is expected: a side or HEIGHTxWIDTH.")
         return sizes[0]
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
 def _pixels(tensor: Tensor, name: str) -> np.ndarray:
-    """(…, C, H, W) → (…, H, W, C) uint8, without the last for grey ones."""
+    """Convert (…, C, H, W) to (…, H, W, C) of uint8, without the last dimension for greyscale."""
     if tensor.is_floating_point():
         if not (tensor.isfinite().all() and tensor.min() >= 0 and tensor.max() <= 1):
-            raise UserError(f"{name} is a tensor of numbers that are not all from 0 to 1: give pixels, not normalised")
+            raise UserError(f"{name} is a tensor with values outside 0 to 1: give pixels that are not normalised")
         tensor = (tensor.float() * 255).round().to(torch.uint8)
     pixels: np.ndarray = tensor.cpu().movedim(-3, -1).numpy()
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels

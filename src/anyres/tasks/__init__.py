@@ -1,4 +1,4 @@
-"""Tasks, and the networks for them: heads on a backbone."""
+"""The tasks and their networks: heads on a backbone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from anyres.errors import UserError
 from anyres.tasks.base import Task
 
 TASKS: dict[str, Task] = {}
-"""Every task by its name: each package in here that is one brings a `TASK`."""
+"""Every task by name; each package in this folder that defines a task has it as `TASK`."""
 for _module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.name):
     if _module.ispkg:
         _task: Task = importlib.import_module(f"{__name__}.{_module.name}").TASK
@@ -19,10 +19,17 @@ for _module in sorted(pkgutil.iter_modules(__path__), key=lambda module: module.
 
 
 def load_pretrained(name: str | Path, **overrides: Any) -> Any:
-    """A trained model of any task from a folder (RUN/best, `save_pretrained`) or `hf-hub:OWNER/NAME`, in eval mode.
+    """Load a trained model of any task from a folder (RUN/best, `save_pretrained`) or `hf-hub:OWNER/NAME`.
 
-    `overrides` replace constructor arguments of a classifier. Errors: FileNotFoundError, UserError for a damaged
-    folder.
+    Args:
+        overrides: constructor arguments to replace; for classifiers only.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist.
+        UserError: if the folder is damaged, or its task is unknown.
     """
     from anyres.io import hub
 
@@ -31,7 +38,7 @@ def load_pretrained(name: str | Path, **overrides: Any) -> Any:
     try:
         if task not in TASKS:
             raise UserError(
-                f"it is a model for {task!r:.80}, and this version knows {', '.join(TASKS)}: update anyres."
+                f"it is a model for {task!r:.80}, but this version knows only {', '.join(TASKS)}: update anyres."
             )
         return TASKS[task].from_config(config, state, overrides)
     except UserError as error:
@@ -39,5 +46,5 @@ def load_pretrained(name: str | Path, **overrides: Any) -> Any:
 
 
 def task_of(model: Any) -> Task:
-    """What a model is for; models that are not ours classify images."""
+    """Return the task of a model; models from other libraries are image classifiers."""
     return TASKS[getattr(model, "task", "classification" if getattr(model, "num_frames", None) is None else "video")]

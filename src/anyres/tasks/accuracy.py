@@ -1,4 +1,4 @@
-"""Accuracy of classifiers, of images and of clips."""
+"""Accuracy of image and video classifiers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Accuracy(Metric):
         if int(targets.max()) >= self.classes:
             raise UserError(
                 f"label {int(targets.max())} of {self.source} is beyond the model's {self.classes} classes: "
-                "use the data set it was trained for"
+                "use the dataset that it was trained for"
             )
-        # Summed at the end: no wait for the device here.
+        # Summed at the end, so that there is no wait for the device here.
         self.sums.append(_score(outputs.float(), targets.to(outputs.device)))
 
     def share(self) -> Any:
@@ -47,8 +47,7 @@ class Accuracy(Metric):
 
 
 def _score(logits: Tensor, targets: Tensor) -> Tensor:
-    """(right in the first place, right in the first five, sum of the cross-entropy, rows that are not finite) of a
-    batch."""
+    """Return (top-1 hits, top-5 hits, sum of the cross-entropy, number of non-finite rows) of a batch."""
     hits = logits.topk(min(5, logits.shape[-1]), dim=-1).indices == targets[:, None]
     loss = F.cross_entropy(logits, targets, reduction="sum")
     lost = logits.isfinite().all(-1).logical_not().sum()

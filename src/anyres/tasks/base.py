@@ -1,11 +1,11 @@
-"""A task is one object: everything that is particular to classification, segmentation, detection or video.
+"""The interface of a task: everything that is specific to classification, segmentation, detection or video.
 
-How data are opened, what is built, what training minimises, what is scored, how a result is drawn, which options and
-commands there are: all of it is an attribute or a method of a `Task`. Training, evaluation, inference and the command
-line ask the task and never which one it is, so that a new task is a new module in `anyres.tasks`.
+How data are opened, the network, the loss, the scores, how results are drawn, and the options and commands are all
+attributes or methods of a `Task`. Training, evaluation, inference and the command line use this interface and never
+check which task it is, so a new task is simply a new package in `anyres.tasks`.
 
-What the methods need (torch, heads, scores) is imported where they run: the options of all tasks are listed by
-`anyres --help`, which must not wait for torch.
+The methods import what they need (torch, heads, scores) when they are called, because `anyres --help` lists the options
+of all tasks and must not wait for torch.
 """
 
 from __future__ import annotations
@@ -35,119 +35,123 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Demo:
-    """What a task's demo compares on built-in data, and where."""
+    """The models that a task's demo compares on built-in data, and at which sizes."""
 
     about: str
     runs: dict[str, str]
-    """Name in the pictures → recipe; the first is the multi-resolution one."""
+    """Name in the plots → recipe; the first is the multi-resolution one."""
     sizes: tuple[Size, ...]
-    """From well below the smallest training size to well above the largest."""
+    """Test sizes, from well below the smallest training size to well above the largest."""
     batch_size: int = 1
-    """Items per pass of the comparison."""
+    """Items per batch in the comparison."""
 
 
 class Task(ABC):
-    """A task. There is one object of each, in `anyres.tasks.TASKS`; it has no state."""
+    """A task. There is one stateless instance of each, in `anyres.tasks.TASKS`."""
 
     name: ClassVar[str]
     group: ClassVar[str]
-    """Word before the names of its commands, as in `anyres segment train`; empty for none."""
+    """Word before its commands, as in `anyres segment train`; empty for none."""
     pipeline: ClassVar[str]
-    """The Hub's name of the task."""
+    """Name of the task on the Hugging Face Hub."""
     kind: ClassVar[Literal["image", "video"]] = "image"
-    """What its inputs are."""
+    """Type of its inputs."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Extras that it needs, besides those for its data."""
+    """Optional packages that it needs, besides those for its data."""
 
     about_training: ClassVar[str]
     about_test: ClassVar[str]
-    """First lines of the help of its commands."""
+    """First lines of the help of its `train` and `test` commands."""
     options: ClassVar[type[TaskOptions]]
     test_options: ClassVar[type[TestOptions]] = TestOptions
     test_size: ClassVar[int]
-    """Size of its published tests."""
+    """Default test size, as in published evaluations."""
     test_batch_size: ClassVar[int] = 1
     demo: ClassVar[Demo]
 
     score: ClassVar[str]
-    """Column of metrics.csv by which the best weights are chosen, in percent: the mean over the training sizes."""
+    """Column of metrics.csv that selects the best weights: the mean over the training sizes, in percent."""
     measure: ClassVar[str]
-    """What that score is called in a sentence."""
+    """Name of that score in running text."""
     titles: ClassVar[dict[str, tuple[str, str]]]
-    """Name of a main score → what it is called in pictures, long and short."""
+    """Name of the main score → its long and short titles in plots."""
     second_titles: ClassVar[dict[str, str]] = {}
-    """Scores that tables put in brackets behind the main one."""
+    """Titles of scores that tables show in brackets after the main one."""
     class_score: ClassVar[str] = ""
-    """What the score of a class is called, if there is one."""
+    """Name of the score of a single class, if there is one."""
     columns: ClassVar[tuple[str, ...]]
-    """What `Result.rows` hold."""
+    """Column titles of `Result.rows`."""
     draws: ClassVar[bool] = True
-    """Whether its results are drawn."""
+    """Whether the results are drawn."""
     keeps_ratio: ClassVar[bool] = False
-    """Whether a size is the short side of an image whose ratio is kept, rather than the size of a crop."""
+    """Whether images keep their aspect ratio, so that a size is their short side rather than the size of a crop."""
 
     # Data ---------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def open_source(self, options: Any, split: str, like: Any = None) -> Any:
-        """The data of "train" or "val" for training; with `like`, an open source, numbered and coloured as that
-        one."""
+        """Open the "train" or "val" data of a training run.
+
+        If `like`, an open source, is given, the classes are numbered and the channels are chosen like in that source.
+        """
 
     @abstractmethod
     def open_test_source(self, data: str, split: str, models: Sequence[Any]) -> Any:
-        """The data that models are judged by, with the masks or keypoints that one of them gives."""
+        """Open the data to evaluate the models on, including masks or keypoints if one of the models predicts them."""
 
     # Networks -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def build(self, options: Any, source: Any) -> Any:
-        """The network to train for the source's classes and channels."""
+        """Build the network to train, for the source's classes and channels."""
 
     @abstractmethod
     def from_config(self, config: dict[str, Any], state: dict[str, torch.Tensor], overrides: dict[str, Any]) -> Any:
-        """The network of a saved model's folder. Raises UserError if the two do not fit."""
+        """Build a saved model from its config and weights. Raises UserError if the two do not fit."""
 
     @abstractmethod
     def load(self, model: Any, path: Path) -> LoadReport:
-        """Take over the weights of `init_from`; what does not fit stays, and a head for other classes, too."""
+        """Load the weights of `init_from`. Weights that do not fit, or a head for other classes, are not loaded."""
 
     # Training -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def views(self, options: Any, source: Any) -> Views:
-        """How the source's items become training views."""
+        """Return the train transform, which turns an item of the source into views."""
 
     @abstractmethod
     def objective(self, options: Any, source: Any, accelerator: Any) -> Objective:
-        """What training minimises."""
+        """Return the training loss."""
 
     def set_training_mode(self, options: Any, model: nn.Module) -> None:
-        """Before every epoch."""
+        """Put the model in training mode; called before every epoch."""
         model.train()
 
     def facts(self, options: Any, source: Any) -> dict[str, Any]:
-        """What a user of the weights has to know about the data, for `pretrained_cfg`."""
+        """Return what is needed to prepare data for the trained weights, for `pretrained_cfg`."""
         return {}
 
     def columns_of(self, scores: dict[str, float]) -> dict[str, float]:
-        """What metrics.csv holds of a validation; `score` first."""
+        """Return the columns of metrics.csv for the scores of a validation, `score` first."""
         return scores
 
     # Evaluation and prediction ------------------------------------------------------------------------------------
 
     @abstractmethod
     def transform(self, config: DataConfig, size: Size, options: Any) -> EvalTransform:
-        """How items are prepared at a size."""
+        """Return the eval transform for a size."""
 
     @abstractmethod
     def forward(self, model: Any, batch: EvalBatch, device: torch.device, options: Any) -> Any:
-        """What the network says about a batch, on the device; called in inference mode under autocast."""
+        """Run the network on a batch and return its outputs on the device. Called in inference mode under autocast."""
 
     @abstractmethod
     def results(self, config: DataConfig, outputs: Any, batch: EvalBatch, options: Any) -> Sequence[Result]:
-        """The outputs of a batch as results, one for each item, at the size of the original. Raises UserError if they
-        are not finite."""
+        """Convert the outputs of a batch to one result per item, at the size of the original.
+
+        Raises UserError if the outputs are not finite.
+        """
 
     @abstractmethod
     def metric(self, config: DataConfig, source: Any, options: Any) -> Metric:
-        """What adds up the scores of a source. Raises UserError where its classes do not fit the network's."""
+        """Return a metric that accumulates the scores. Raises UserError if the classes do not fit the network's."""

@@ -1,4 +1,4 @@
-"""What tasks with a head on a dense backbone have in common, whatever the head predicts."""
+"""Base class of tasks whose network is a head on a dense backbone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DenseTask(Task):
     @property
     @abstractmethod
     def network(self) -> type[TaskModel]:
-        """The class of the networks."""
+        """The class of the network."""
 
     def build(self, options: Any, source: Any) -> TaskModel:
         import torch
@@ -36,17 +36,17 @@ class DenseTask(Task):
         classes = len(source.label_names)
         model = self.network.build(options.model, classes, {**backbone, **options.model_args}, **head)
         if options.batch_norm != "sync" or not (dist.is_initialized() and dist.get_world_size() > 1):
-            return model  # a process alone has all the images: the same as "train"
+            return model  # with a single process, "sync" is the same as "train"
         if not torch.cuda.is_available():
             raise UserError("batch_norm sync over several processes needs GPUs; choose train or frozen")
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
     def backbone_args(self, options: Any) -> dict[str, Any]:
-        """Arguments of the backbone that follow from the options."""
+        """Return arguments of the backbone that follow from the options."""
         return {}
 
     def head_args(self, source: Any) -> dict[str, Any]:
-        """Arguments of the head that follow from the data."""
+        """Return arguments of the head that follow from the data."""
         return {}
 
     def from_config(self, config: dict[str, Any], state: dict[str, Tensor], overrides: dict[str, Any]) -> TaskModel:
@@ -55,8 +55,10 @@ class DenseTask(Task):
         return self.network.from_config(config, state)
 
     def load(self, model: TaskModel, path: Path) -> LoadReport:
-        """Weights of the same task and classes fill the whole model; others, and those of a classifier or a published
-        file, the backbone."""
+        """Load the whole model from weights for the same task and classes, otherwise only the backbone.
+
+        Only the backbone is loaded from weights for another task, other classes, or from a published file.
+        """
         from anyres.models._checkpoints import load_checkpoint
         from anyres.tasks.weights import holds_task, is_for_classes_of
 
@@ -70,7 +72,7 @@ class DenseTask(Task):
 
         model.train()
         if options.batch_norm == "frozen":
-            # `model` may be wrapped. The head starts afresh: it has no statistics yet that could be kept.
+            # `model` may be wrapped. The head is newly initialised, so it has no statistics to freeze.
             network = next(module for module in model.modules() if isinstance(module, TaskModel))
             for module in network.backbone.modules():
                 if isinstance(module, nn.BatchNorm2d):

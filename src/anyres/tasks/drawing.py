@@ -1,4 +1,4 @@
-"""Results drawn on images: classes of pixels with a legend, boxes with masks, keypoints and names."""
+"""Draw results on images: classes of pixels with a legend, or boxes with masks, keypoints and names."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from anyres.io.text import printable, shorten
 
 MARGIN = 6
 LONGEST = 60
-"""Letters of a line that are drawn."""
+"""Largest length of a drawn line of text."""
 
 
 def class_colour(index: int) -> tuple[int, int, int]:
-    """A colour for a class: hues a golden ratio apart, so that neighbours differ, in three brightnesses."""
+    """Return the RGB colour of a class: hues a golden ratio apart, so that neighbours differ, in three brightnesses."""
     red, green, blue = colorsys.hsv_to_rgb((0.05 + index * 0.618034) % 1, 0.75, (0.95, 0.75, 0.55)[index % 3])
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -25,8 +25,10 @@ def class_colour(index: int) -> tuple[int, int, int]:
 def draw_segmentation(
     image: Image.Image, classes: np.ndarray, names: Sequence[str], opacity: float = 0.55
 ) -> Image.Image:
-    """The image under its classes (H, W), and beside it a legend of those present with their share of the pixels. A
-    class named background is not coloured."""
+    """Overlay the image with its classes (H, W), and add a legend of the classes with their share of the pixels.
+
+    A class named "background" is not coloured.
+    """
     present, counts = np.unique(classes, return_counts=True)
     palette = np.zeros((int(present.max()) + 1, 3))
     for index in present:
@@ -51,8 +53,13 @@ def draw_detections(
     keypoints: np.ndarray | None = None,
     opacity: float = 0.45,
 ) -> Image.Image:
-    """The image with boxes (n, 4) as left, top, right, bottom in its pixels, their names and scores; masks (n, H, W) of
-    bool below them and keypoints (n, K, 3) as x, y, visible above."""
+    """Draw boxes, names and scores on an image.
+
+    Args:
+        boxes: (n, 4) left, top, right, bottom in pixels of the image.
+        masks: (n, H, W) bool, drawn below the boxes.
+        keypoints: (n, K, 3) x, y, visible, drawn above the boxes.
+    """
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
     if masks is not None:
         for mask, label in zip(masks, labels, strict=True):
@@ -79,7 +86,7 @@ def draw_detections(
 
 
 def draw_clip(frames: np.ndarray, lines: Sequence[str], count: int = 8) -> Image.Image:
-    """`count` evenly spread frames of a clip (T, H, W, 3) in a row, and lines of text below."""
+    """Draw `count` evenly spaced frames of a clip (T, H, W, 3) in a row, with lines of text below."""
     chosen = frames[np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)]
     strip = _enlarge(Image.fromarray(np.concatenate(list(chosen), axis=1)), least=960)
     height = _line_height(_font_size(strip)) + 4
@@ -97,7 +104,7 @@ def _enlargement(image: Image.Image, least: int = 480) -> int:
 
 
 def _enlarge(image: Image.Image, least: int = 480) -> Image.Image:
-    """By a whole factor, so that letters fit on small images and pixels stay squares."""
+    """Enlarge an image by an integer factor, so that text fits on small images and pixels stay square."""
     factor = _enlargement(image, least)
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
@@ -107,9 +114,9 @@ def _font_size(image: Image.Image) -> int:
 
 
 def _lettering(line: str, size: int) -> tuple[str, ImageFont.ImageFont | ImageFont.FreeTypeFont]:
-    """What is drawn of a line, whatever is in it, and a font of `size` pixels that has its letters."""
+    """Return a line of text in a form that can be drawn, and a font of `size` pixels that has its characters."""
     line = shorten(printable(line), LONGEST)
-    if line.isascii():  # all that Pillow's own font has
+    if line.isascii():  # Pillow's own font covers only ASCII
         return line, ImageFont.load_default(size)
     return drawable(line), ImageFont.truetype(font_for(line).fname, size)
 
@@ -124,7 +131,7 @@ def _ink(colour: tuple[int, int, int]) -> str:
 
 
 def _beside(image: Image.Image, entries: Sequence[tuple[int, str]]) -> Image.Image:
-    """A legend at the right of an image."""
+    """Add a legend to the right of an image."""
     size = _font_size(image)
     line = _line_height(size) + MARGIN
     lettered = [(index, *_lettering(text, size)) for index, text in entries]

@@ -1,4 +1,4 @@
-"""Numbers that are not finite (NaN, infinity) are an error, and it says whose they are."""
+"""Check weights and outputs for NaN and infinity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anyres.errors import UserError
 
 
 def model_name(model: nn.Module | str) -> str:
-    """The architecture of a model, or of the backbone that it stands on; else the name of its class."""
+    """Return the architecture of a model or of its backbone, or the name of its class if there is none."""
     if isinstance(model, str):
         return model.removeprefix("anyres_")
     backbone = getattr(model, "backbone", model)
@@ -20,7 +20,7 @@ def model_name(model: nn.Module | str) -> str:
 
 
 def check_weights(model: nn.Module, name: str | None = None) -> None:
-    """Raises UserError that names the model (by default its architecture) if any of its weights is not finite."""
+    """Raise UserError if any weight of the model is not finite; `name` (default: architecture) is for the message."""
     weights = {
         key: value
         for key, value in model.state_dict().items()
@@ -28,38 +28,39 @@ def check_weights(model: nn.Module, name: str | None = None) -> None:
     }
     if not weights:
         return
-    finite = torch.stack([value.isfinite().all() for value in weights.values()]).tolist()  # waits for the device once
+    finite = torch.stack(
+        [value.isfinite().all() for value in weights.values()]
+    ).tolist()  # a single wait for the device
     bad = [key for key, good in zip(weights, finite, strict=True) if not good]
     if bad:
         raise UserError(
-            f"{len(bad)} of the {len(weights)} weights of {name or model_name(model)} hold NaN or infinity, the first "
-            f"is {bad[0]}: its training diverged or its file is damaged; use other weights"
+            f"{len(bad)} of the {len(weights)} weights of {name or model_name(model)} contain NaN or infinity, the "
+            f"first is {bad[0]}: its training diverged or its file is damaged; use other weights"
         )
 
 
 def check_outputs(model: nn.Module | str, finite: bool, what: str) -> None:
-    """Raises UserError if the model's outputs, which are for `what`, are not `finite`."""
+    """Raise UserError if the model's outputs for `what` are not `finite`."""
     if not finite:
         raise UserError(
-            f"the outputs of {model_name(model)} for {what} hold NaN or infinity: its numbers are too large for the "
-            "arithmetic (use precision float32), or its training diverged (use other weights)"
+            f"the outputs of {model_name(model)} for {what} contain NaN or infinity: its values overflow the precision "
+            "(use precision float32), or its training diverged (use other weights)"
         )
 
 
 def check_found(
     model: nn.Module | str, found: Sequence[dict[str, Tensor]], layers: Sequence[Tensor], what: str
 ) -> None:
-    """Raises UserError if what a detector found in pictures called `what`, or any of its `layers_watched`, is not
-    finite."""
+    """Raise UserError if a detector's results for the images `what`, or any of its `layers_watched`, are not finite."""
     finite = [*layers, *(values.isfinite().all() for objects in found for values in objects.values())]
     check_outputs(model, not finite or bool(torch.stack(finite).all()), what)
 
 
 @contextmanager
 def layers_watched(module: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect, for every call of a linear layer or convolution in `module`, whether its output is finite.
+    """Record, for every call of a linear layer or convolution in `module`, whether its output is finite.
 
-    What a detector finds does not tell: the choice of boxes drops scores and boxes that are not numbers.
+    A detector's results do not show this, because the selection of boxes drops scores and boxes that are NaN.
     """
     finite: list[Tensor] = []
 

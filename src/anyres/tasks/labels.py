@@ -1,4 +1,4 @@
-"""Training of networks whose images or clips carry one label."""
+"""Training loss of tasks with one label per image or clip."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anyres.tasks.options import LabelOptions
 
 
 class LabelObjective(Objective):
-    """Cross-entropy with mixed and smoothed labels."""
+    """Cross-entropy with mixup, CutMix and label smoothing."""
 
     def __init__(self, options: LabelOptions, source: Any) -> None:
         self.mixing = options.build(Mixing, num_classes=len(source.label_names))

@@ -1,6 +1,6 @@
-"""Losses of classifiers: soft labels, and distillation from a teacher.
+"""Losses of classifiers: cross-entropy with soft labels, and distillation from a teacher.
 
-DeiT (Touvron et al., ICML 2021, section 4) learns from the labels of a convolutional teacher through a second head.
+DeiT (Touvron et al., ICML 2021, section 4) learns from the predictions of a convolutional teacher with a second head.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy of logits (B, K) against probabilities (B, K), as mixup and label smoothing produce them."""
+    """Return the mean cross-entropy of logits (B, K) and probabilities (B, K), as from mixup and label smoothing."""
     return F.cross_entropy(logits.float(), target)
 
 
 def distilled_loss(
     base: Tensor, dist_logits: Tensor, teacher_logits: Tensor, kind: str, alpha: float = 0.5, tau: float = 1.0
 ) -> Tensor:
-    """DeiT's (1 - alpha) * base + alpha * distillation on the distillation head's logits (B, K).
+    """Return DeiT's (1 - alpha) * base + alpha * distillation, for the distillation head's logits (B, K).
 
-    hard  cross-entropy against the teacher's arg-max, without smoothing
-    soft  tau^2 * KL(softmax(teacher / tau) || softmax(dist / tau)) divided by the number of *elements* B*K. That is the
-          published division; the textbook one is by B, so alpha and tau mean K times less here.
+    hard  cross-entropy against the teacher's argmax, without label smoothing
+    soft  tau^2 * KL(softmax(teacher / tau) || softmax(dist / tau)) divided by the number of *elements* B*K, as
+          published. The usual definition divides by B, so this term is K times smaller than usual.
     """
     dist_logits, teacher_logits = dist_logits.float(), teacher_logits.detach().float()
     if kind == "hard":

@@ -1,4 +1,4 @@
-"""What a head on a backbone promises the training loop, the evaluation and the disk, whatever its task."""
+"""Base class of networks that are a head on a backbone: training, evaluation, saving and loading."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from anyres.options import check_kind, is_kind
 
 
 def is_count(value: Any, least: int = 1) -> bool:
-    """Whether an option's value is a whole number of at least `least`."""
+    """Return whether the value of an option is a whole number of at least `least`."""
     return is_kind(value, int) and value >= least
 
 
 def blocks_of(backbone: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a backbone's stages."""
+    """Yield the blocks of a backbone's stages."""
     for module in backbone.modules():
         blocks = getattr(module, "blocks", None)
         if isinstance(blocks, nn.ModuleList):
@@ -33,18 +33,20 @@ def blocks_of(backbone: nn.Module) -> Iterator[nn.Module]:
 
 
 def leave_inputs_alone(network: nn.Module) -> None:
-    """Make every activation that writes into its input, as torchvision's do, return a new tensor: the input is what
-    another module returned, and a hook may hold it."""
+    """Make every in-place activation, such as those of torchvision, return a new tensor.
+
+    Its input is the output of another module, which a hook may still refer to.
+    """
     for module in network.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
 
 
 class TaskModel(nn.Module, ABC):
-    """A backbone in its dense form and a head.
+    """A backbone in its dense form with a head.
 
-    A subclass's constructor is `__init__(self, backbone, num_classes, **options)`; it hands the options on, so that a
-    folder on disk can say how the model was made.
+    The constructor of a subclass is `__init__(self, backbone, num_classes, **options)`. It passes the options on to
+    this class, which saves them in `config.json`.
     """
 
     task: ClassVar[str]
@@ -62,14 +64,16 @@ class TaskModel(nn.Module, ABC):
     def build(
         cls, backbone: str, num_classes: int, backbone_args: dict[str, Any] | None = None, /, **options: Any
     ) -> Self:
-        """The head of `options` on a registered backbone, by its name. Errors: UserError for unknown names and options,
-        as `create_model`."""
+        """Build a model on a registered backbone, given by name, with `options` for the head.
+
+        Raises UserError for an unknown name or option, like `create_model`.
+        """
         cls.check_options(options)
         return cls(cls.dense_backbone(backbone, backbone_args or {}, options), num_classes, **options)
 
     @classmethod
     def check_options(cls, options: dict[str, Any]) -> None:
-        """Raise UserError for an option of the constructor that does not exist, or is not what its annotation says."""
+        """Raise UserError for an option that the constructor does not have, or a value that its annotation excludes."""
         hints = typing.get_type_hints(cls.__init__)
         parameters = inspect.signature(cls.__init__).parameters
         fixed = ("self", "backbone", "num_classes")
@@ -81,14 +85,16 @@ class TaskModel(nn.Module, ABC):
 
     @classmethod
     def dense_backbone(cls, name: str, args: dict[str, Any], options: dict[str, Any]) -> Backbone:
-        """The backbone as this task takes it; `options` are those of the head."""
+        """Build the backbone in the form that this task needs; `options` are those of the head."""
         model: Any = create_model(resolve_name(name), **{"dense": True, **args})
         return model
 
     @abstractmethod
     def forward_train(self, view: Any, targets: Sequence[str] = ()) -> dict[str, Tensor]:
-        """One training view → what the loss takes, by name; with "gap" in `targets` also the mean of the backbone's
-        last map (B, C)."""
+        """Return the inputs of the loss for one training view, by name.
+
+        With "gap" in `targets`, the result includes "gap", the mean of the backbone's last feature map (B, C).
+        """
 
     @property
     def minimum_size(self) -> int:
@@ -100,11 +106,11 @@ class TaskModel(nn.Module, ABC):
         return self.backbone.in_chans
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that published training leaves without weight decay, besides vectors and biases."""
+        """Return the names of parameters that are exempt from weight decay as published, besides vectors and biases."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The backbone's layers, then the head as the last (timm: layer-wise learning rates)."""
+        """Return timm's patterns for layer-wise learning rates: the backbone's layers, then the head."""
 
         def inside(pattern: str) -> str:
             return pattern.replace("^", r"^backbone\.", 1)
@@ -115,21 +121,21 @@ class TaskModel(nn.Module, ABC):
         return {"stem": inside(groups["stem"]), "blocks": [*blocks, (r"^(?!backbone\.)", (99999,))]}
 
     def init_scaled(self) -> None:
-        """Start from weights scaled by each layer's inputs (see `layers.init.init_scaled`)."""
+        """Initialise the weights scaled by each layer's fan-in (see `layers.init.init_scaled`)."""
         init_scaled(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.backbone.set_grad_checkpointing(enable)
 
     def parts_to_shard(self) -> Iterator[nn.Module]:
-        """The modules whose weights are put together on their own when a run is sharded: each is called."""
+        """Yield the modules that get their own FSDP group; each must be entered through its `forward`."""
         return blocks_of(self.backbone)
 
     # On disk --------------------------------------------------------------------------------------------------------
 
     @property
     def config(self) -> dict[str, Any]:
-        """`config.json`: enough to build this network again."""
+        """The contents of `config.json`, enough to build this network again."""
         known, own = hub.split_pretrained_cfg({**self.pretrained_cfg, "num_classes": self.num_classes})
         return {
             "architecture": f"anyres_{self.task}",
@@ -145,22 +151,27 @@ class TaskModel(nn.Module, ABC):
         }
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json`, `model.safetensors` and a model card: whole or not at all. Raises UserError if the
-        folder holds anything but such a model as anyres wrote it."""
+        """Write `config.json`, `model.safetensors` and a model card atomically, and return the folder.
+
+        Raises UserError if the folder contains anything but a model that anyres saved there.
+        """
         from anyres.tasks import TASKS
 
         return hub.write_folder(folder, self.config, self.state_dict(), TASKS[self.task].pipeline)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
-        """The network of a folder's `config.json` with its weights, in evaluation mode. Error: UserError if they do not
-        fit."""
+        """Build a network from the `config.json` and weights of a folder, in eval mode.
+
+        Raises UserError if the two do not fit.
+        """
         backbone, options = config.get("backbone", {}), config.get("options", {})
         name, args = backbone.get("architecture"), backbone.get("model_args", {})
         if name is None or "num_classes" not in config:
-            raise UserError("config.json names no backbone or no num_classes: restore the folder.")
+            raise UserError("config.json lacks the backbone or num_classes: restore the folder.")
         name = resolve_name(name)
-        entries()[name].family.model.check_args(name, args)  # create_model takes more: a file may not ask for downloads
+        # create_model accepts more arguments, but a file must not trigger downloads.
+        entries()[name].family.model.check_args(name, args)
         model = hub.with_weights(lambda: cls.build(name, config["num_classes"], args, **options), state)
         model.pretrained_cfg = {**config.get("pretrained_cfg", {}), **config.get("anyres", {})}
         return model

@@ -1,4 +1,4 @@
-"""What a training step minimises, as the loop sees it."""
+"""The interface of a training loss."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from torch import Tensor
 
 Outputs = dict[str, Tensor]
-"""What a network's `forward_train` returns, by name."""
+"""The outputs of a network's `forward_train`, by name."""
 
 
 class Objective(ABC):
     """The loss of a task for one run."""
 
     def mix(self, views: list[Any], targets: list[Any], epoch: int, step: int) -> tuple[list[Any], list[Any]]:
-        """Views and targets on the device as the loss takes them."""
+        """Prepare views and targets on the device for the loss, for example with mixup."""
         return views, targets
 
     @abstractmethod
     def __call__(self, outputs: Outputs, target: Any, view: Any) -> Tensor:
-        """(outputs of `forward_train`, target, view) → scalar."""
+        """Return the loss, a scalar, from the outputs of `forward_train`, the target and the view."""

@@ -1,4 +1,4 @@
-"""What a network found in one image or clip."""
+"""Predictions for a single image or clip."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result(ABC):
-    """What was found in the item called `name`."""
+    """The prediction for the item called `name`."""
 
     name: str
 
     @property
     def problem(self) -> str:
-        """Why nothing was found: the item cannot be read."""
+        """The reason why the item could not be read; empty if it could."""
         return ""
 
     @abstractmethod
     def rows(self) -> list[list[str]]:
-        """What was found as text, in the columns of the task."""
+        """Return the prediction as rows of text, in the columns of the task."""
 
     @abstractmethod
     def draw(self, item: Item) -> Image.Image:
-        """A picture of what was found, on the item."""
+        """Draw the prediction on the item."""
 
 
 @dataclass(frozen=True)
 class Unreadable(Result):
-    """An item that cannot be read."""
+    """The result for an item that cannot be read."""
 
     reason: str
 
@@ -53,12 +53,12 @@ class Unreadable(Result):
         return []
 
     def draw(self, item: Item) -> Image.Image:
-        raise TypeError(f"nothing was found in {self.name}")
+        raise TypeError(f"there is no prediction for {self.name}")
 
 
 @dataclass(frozen=True)
 class Classes(Result):
-    """The likeliest classes, most probable first."""
+    """The most probable classes, in descending order."""
 
     labels: list[str]
     probabilities: list[float]
@@ -76,10 +76,10 @@ class Classes(Result):
 
 @dataclass(frozen=True)
 class Clip(Classes):
-    """The likeliest classes of a clip."""
+    """The most probable classes of a clip."""
 
     frames: np.ndarray
-    """As the network saw them: (T, h, w, 3) uint8."""
+    """The frames as the network saw them: (T, h, w, 3) uint8."""
 
     def rows(self) -> list[list[str]]:
         return [row[1:] for row in super().rows()]
@@ -91,8 +91,10 @@ class Clip(Classes):
 
 
 def likeliest(config: DataConfig, logits: Tensor, batch: EvalBatch, topk: int) -> list[tuple[list[str], list[float]]]:
-    """Labels and probabilities of the `topk` best classes by logits (B, K), for each item. Raises UserError for logits
-    that are not finite."""
+    """Return the labels and probabilities of the `topk` most probable classes for each item, from logits (B, K).
+
+    Raises UserError if the logits are not finite.
+    """
     logits = logits.float()
     check_outputs(config.model, bool(logits.isfinite().all()), ", ".join(batch.names))
     values, indices = logits.softmax(-1).topk(min(topk, logits.shape[-1]))
@@ -106,7 +108,7 @@ class Segments(Result):
     """The class of every pixel."""
 
     classes: np.ndarray
-    """(H, W) numbers of classes, at the size of the image."""
+    """(H, W) class indices, at the size of the image."""
     names: list[str]
 
     def rows(self) -> list[list[str]]:
@@ -122,7 +124,7 @@ class Segments(Result):
 
 @dataclass(frozen=True)
 class Detections(Result):
-    """Objects, the surest first; everything in pixels of the image."""
+    """Objects by descending score; coordinates are in pixels of the image."""
 
     boxes: np.ndarray
     """(n, 4) x1, y1, x2, y2."""

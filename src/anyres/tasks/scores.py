@@ -1,4 +1,4 @@
-"""What an evaluation adds up, batch by batch and over processes."""
+"""The interface of a metric, which is accumulated over batches and processes."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ from anyres.data.samples import EvalBatch
 
 @dataclass(frozen=True)
 class Measured:
-    """What a model scored on a data set at one size."""
+    """The scores of a model on a dataset at one size."""
 
     scores: dict[str, float]
     """In percent except "loss"; the main one first."""
     count: int
-    """Images or clips evaluated."""
+    """Number of evaluated images or clips."""
     bad_images: tuple[str, ...] = ()
-    """"name: reason" of those skipped because they could not be read."""
+    """"name: reason" of items that were skipped because they could not be read."""
     note: str = ""
-    """What the scores leave out, such as classes that are not there."""
+    """Remark on what the scores leave out, such as classes that do not occur."""
     by_class: dict[str, float | None] = field(default_factory=dict)
-    """A score of each class, where the task has one; None for classes that there is nothing to say about."""
+    """Score of each class, if the task has one; None for classes without data."""
 
 
 def covered(score: str, found: int, classes: int, why: str) -> str:
-    """The `note` on a score that is the mean over `found` of the `classes`."""
+    """Return the `note` on a score that is the mean over only `found` of the `classes`."""
     return f"{score} is the mean over {found} of {classes} classes: {why}" if found < classes else ""
 
 
 class Metric(ABC):
-    """The scores of one source. Every process has its own and updates it with its share of the batches."""
+    """Accumulates the scores on a source. Every process has its own and updates it with its share of the batches."""
 
     @abstractmethod
     def update(self, outputs: Any, batch: EvalBatch) -> None:
-        """Add what `Task.forward` said about a batch with labels."""
+        """Add the outputs of `Task.forward` for a labelled batch."""
 
     @abstractmethod
     def share(self) -> Any:
-        """What this process added up: picklable, nothing on a device."""
+        """Return this process's totals; they are picklable and not on a device."""
 
     @abstractmethod
     def compute(self, shares: list[Any], count: int) -> Measured:
-        """The scores from what all processes added up over `count` items. Raises UserError where there is nothing to
-        judge by."""
+        """Return the scores from the totals of all processes over `count` items.
+
+        Raises UserError if the data have no labels to evaluate on.
+        """

@@ -1,4 +1,4 @@
-"""Weights to start from: those of a run, of a saved model, of a file."""
+"""Initial weights from a run, a saved model or a file."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from anyres.models._checkpoints import LoadReport, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
-OTHER_CLASSES = "%s was trained on other classes, or on these in another order: the head starts afresh"
+OTHER_CLASSES = "%s was trained on other classes, or on the same in another order: the head is not loaded"
 
 
 def weights_file(path: str) -> Path:
-    """The best weights of a run folder; the path itself if it is none."""
+    """Return the weights file in a run's or saved model's folder, the best one of a run; otherwise the path itself."""
     inside = [existing(Path(path) / "best") / WEIGHTS, Path(path) / WEIGHTS]
     return next((candidate for candidate in inside if candidate.is_file()), Path(path))
 
 
 def load_but_head(model: Any, path: Path, head: nn.Module) -> LoadReport:
-    """Load a weights file into a model, but for the `head` where the file is of a model for other classes: a head of
-    the same size would fit, and mean something else."""
+    """Load a weights file into a model, without the `head` if the file is for other classes.
+
+    A head with the same number of classes would fit, but its outputs would mean something else.
+    """
     fresh = deepcopy(head.state_dict())
     report = load_checkpoint(model, path, strict=False)
     if not is_for_classes_of(model, path):
@@ -36,7 +38,7 @@ def load_but_head(model: Any, path: Path, head: nn.Module) -> LoadReport:
 
 
 def is_for_classes_of(model: Any, path: Path) -> bool:
-    """Whether a weights file is for the model's classes, as far as it says; a warning where it is not."""
+    """Return whether a weights file is for the model's classes, as far as is known; log a warning if it is not."""
     other = for_other_classes(path, model.pretrained_cfg.get("label_names"))
     if other:
         logger.warning(OTHER_CLASSES, path)
@@ -44,8 +46,10 @@ def is_for_classes_of(model: Any, path: Path) -> bool:
 
 
 def for_other_classes(path: Path, label_names: Sequence[str] | None) -> bool:
-    """Whether the saved model's folder that a weights file lies in names other classes, or the same in another order.
-    A lone file says nothing."""
+    """Return whether the folder of a weights file belongs to a model for other classes, or the same in another order.
+
+    False if the file is not in the folder of a saved model, because then its classes are unknown.
+    """
     file = path.parent / CONFIG
     if path.name != WEIGHTS or not file.is_file():
         return False
@@ -55,6 +59,6 @@ def for_other_classes(path: Path, label_names: Sequence[str] | None) -> bool:
 
 
 def holds_task(path: Path, task: str) -> bool:
-    """Whether a weights file lies in a saved model's folder for this task."""
+    """Return whether a weights file is in the folder of a saved model for this task."""
     file = path.parent / CONFIG
     return path.name == WEIGHTS and file.is_file() and check_config(file).get("task") == task

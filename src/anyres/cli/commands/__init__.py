@@ -1,6 +1,6 @@
 """The commands: typed functions whose signature is the interface and whose docstring is the help.
 
-Nothing heavy is imported before a command runs, so that `anyres --help` answers at once.
+Heavy packages are imported only when a command runs, so that `anyres --help` is fast.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _commands_of(task: Task) -> dict[str, Command | Group]:
         "train": train_command(task),
         "test": test_command(task),
     }
-    return {task.group: Group(f"Demo, training and test of {task.name}.", own)} if task.group else own
+    return {task.group: Group(f"Demo, training and testing for {task.name}.", own)} if task.group else own
 
 
 COMMANDS: dict[str, Command | Group] = {

@@ -12,13 +12,13 @@ from anyres.errors import UserError
 
 
 def convert(file: str, output: str, *, model: str | None = None, to: Literal["anyres", "published"] = "anyres") -> None:
-    """Convert a weights file: published names to ours, or back.
+    """Convert a weights file from published parameter names to those of anyres, or back.
 
     Args:
-        file: a published weights file (.pth, .safetensors), or with to=published also a saved model's folder
-        output: FILE.safetensors or FILE.pth for weights alone, or a folder for config.json and weights
-        model: the architecture; otherwise the one registered model that the file fits
-        to: whose parameter names the output has
+        file: a published weights file (.pth, .safetensors); with to=published also the folder of a saved model
+        output: FILE.safetensors or FILE.pth for the weights only, or a folder for config.json and weights
+        model: the architecture; by default, the only registered model that the file fits
+        to: the parameter names to convert to
     """
     from anyres.inference.modelspec import from_file, open_model
     from anyres.io.files import check_file
@@ -30,7 +30,7 @@ def convert(file: str, output: str, *, model: str | None = None, to: Literal["an
     is_file = Path(output).suffix in (".safetensors", ".pth")
     if not is_file and to == "published":
         raise UserError(
-            f"{output} is a folder's name, but published layouts are single files: end it in .pth or .safetensors."
+            f"{output} names a folder, but published weights are a single file: end it in .pth or .safetensors."
         )
     if Path(file).exists() and Path(output).exists() and Path(file).samefile(output):
         raise UserError(f"{output} is the input itself: choose another output.")
@@ -44,7 +44,7 @@ def convert(file: str, output: str, *, model: str | None = None, to: Literal["an
             raise FileNotFoundError(f"There is no weights file {file}: check the path.")
         network = from_file(Path(file), model)
     if not isinstance(network, Backbone):
-        raise UserError(f"{file} is a model for {task_of(network).name}, and only backbones are converted: give one.")
+        raise UserError(f"{file} is a model for {task_of(network).name}, but only backbones can be converted.")
     state = network.state_dict()
     if to == "published":
         state = network.to_published(state)

@@ -10,18 +10,18 @@ from anyres.tasks.base import Task
 
 _DEMO = """
 
-    Takes minutes on two CPU cores, downloads nothing, and continues where it was if interrupted.
+    Takes a few minutes on two CPU cores and downloads nothing. If interrupted, the same command continues.
 
     Args:
-        output: folder for the runs, the pictures and the report; otherwise runs/demo and the task
-        epochs: epochs of the multi-resolution runs instead of the demo's own number
-        seed: seed of everything random
+        output: folder for the runs and the report; by default runs/demo or runs/demo_TASK
+        epochs: epochs of the multi-resolution run; by default those of its recipe
+        seed: random seed
         device: auto, cpu, cuda, …
 """
 
 
 def demo_command(task: Task) -> Callable[..., None]:
-    """The command that shows what the task is about."""
+    """Return the `demo` command of a task."""
 
     def demo(*, output: str | None = None, epochs: int | None = None, seed: int = 0, device: str = "auto") -> None:
         from anyres.cli.demo import run_demo

@@ -8,11 +8,11 @@ from anyres.cli.terminal import (
 
 
 def info(model: str, *, sizes: str = "96,224,384") -> None:
-    """Tell what is known of a model: sizes, parameters, arithmetic, published numbers, licence and paper.
+    """Show the sizes, parameters, FLOPs, published results, licence and paper of a model.
 
     Args:
         model: a name from `anyres models`
-        sizes: sizes at which GFLOPs are counted
+        sizes: sizes at which to count GFLOPs
     """
     from anyres.data import parse_sizes
     from anyres.data.config import DataConfig
@@ -39,7 +39,7 @@ def info(model: str, *, sizes: str = "96,224,384") -> None:
         "published code": facts["repository"],
         "licence": facts["licence"],
         "weights": facts["download"]
-        or "no direct address; give your copy of the file as MODEL=FILE to a command, or as checkpoint_path in Python",
+        or "no direct link; give your copy of the file as MODEL=FILE to a command, or as checkpoint_path in Python",
         "notes": facts["notes"],
     }
     for key, value in lines.items():

@@ -12,11 +12,11 @@ from anyres.errors import UserError
 
 
 def models(pattern: str = "*", *, layout: Literal["table", "csv"] = "table") -> None:
-    """List the models, with their published numbers.
+    """List the models with their published results.
 
     Args:
         pattern: part of a name, or a shell pattern such as deit_*_384
-        layout: a table for people or CSV for programs
+        layout: print a readable table or CSV
     """
     from anyres.models._registry import list_models, model_info
 

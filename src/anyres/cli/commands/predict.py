@@ -31,23 +31,23 @@ def predict(
     output: str | None = None,
     pictures: str = "runs/predict",
 ) -> None:
-    """Print what a model sees in images or clips, at any size: classes, segments, or objects.
+    """Print a model's predictions for images or clips of any size: classes, segments or objects.
 
-    Models for segmentation, detection and video also write a picture for every file.
+    Models for segmentation, detection and video also draw their predictions for every file.
 
     Args:
-        model: a run, a saved model, a published weights file, a name, or timm:NAME
-        files: image files (for video models clips), or folders of them
-        size: side or HEIGHTxWIDTH that images are prepared for; otherwise the largest training size
-        names: file of the model's class names, one on a line, instead of those that it comes with
-        bit_depth: bits of pictures of more than 8 bits, where the files do not say: 12, or 16 for dark ones
-        topk: classes per image
-        threshold: smallest score of objects
-        batch_size: images per pass of a classifier
+        model: a run, a saved model, a published weights file, a model name, or timm:NAME
+        files: image files (clips for video models), or folders of them
+        size: input size of the model, a side or HEIGHTxWIDTH; by default the largest training size
+        names: file with the model's class names, one per line, to use instead of its own
+        bit_depth: bits per channel of images with more than 8 bits, if the files do not say: 12, or 16 for dark images
+        topk: number of classes to print per image
+        threshold: lowest score of objects
+        batch_size: images per forward pass of a classifier
         device: auto, cpu, cuda, …
-        layout: a table for people or CSV for programs
-        output: a CSV file to write instead of printing
-        pictures: folder of the pictures
+        layout: print a readable table or CSV
+        output: CSV file to write instead of printing
+        pictures: folder for the drawn predictions
     """
     from anyres.data import Item
     from anyres.data.decode import with_depth
@@ -60,7 +60,7 @@ def predict(
     if output is not None:
         check_file(output, "predictions")
     if size is not None:
-        read_size(size)  # before anything is loaded
+        read_size(size)  # report a mistake before anything is loaded
     network = open_model(model, names)[1]
     task = task_of(network)
     wanted = {"topk": topk, "threshold": threshold}
@@ -91,5 +91,5 @@ def predict(
         print_table(header[:shown], [row[:shown] for row in rows])
     if problems:
         if len(problems) == len(paths):
-            raise UserError(f"None of the {len(paths)} files could be read, the first because: {problems[0]}.")
+            raise UserError(f"None of the {len(paths)} files could be read; reason for the first: {problems[0]}.")
         note(f"{len(problems)} of {len(paths)} files could not be read.")

@@ -33,26 +33,26 @@ def sweep(
     workers: int = 0,
     cost: bool = True,
 ) -> None:
-    """Evaluate one or several models at many sizes and aspect ratios; write a table, pictures and a report.
+    """Evaluate one or several models at many sizes and aspect ratios, and write a table, plots and a report.
 
-    Models of any task, but of one: top-1 of classifiers and of clips, mIoU of segmentation, AP of detection. A size is
-    the short side of the image in segmentation and detection. For classification images are resized (bicubic) so that
-    the short side is int(size/crop_pct), then the centre is cropped; for a size that is not square the resized image
-    covers the box (height/crop_pct, width/crop_pct).
+    All models must be for the same task. The score is top-1 for image and video classification, mIoU for segmentation
+    and AP for detection. For segmentation and detection, a size is the short side of the image. For classification,
+    images are resized (bicubic) so that the short side is int(size/crop_pct), then centre-cropped; for a non-square
+    size, the resized image covers (height/crop_pct, width/crop_pct).
 
     Args:
-        models: runs, saved models, published weights files, names, timm:NAME; LABEL:=MODEL gives a label of your own
-        data: digits, an image folder, hf:NAME, hf-stream:NAME or wds:PATTERN, or what the task's training takes
-        split: part of the data
+        models: runs, saved models, published weights files, model names, timm:NAME; LABEL:=MODEL sets the label
+        data: digits, an image folder, hf:NAME, hf-stream:NAME or wds:PATTERN, or other data of the task as in training
+        split: split of the data
         sizes: sides and HEIGHTxWIDTH, with ranges FIRST:LAST:STEP, such as 96:640:32,224x320
-        names: file of the models' class names, one on a line, instead of those that they come with
-        bit_depth: bits of pictures of more than 8 bits, where the files do not say: 12, or 16 for dark ones
-        aspect: ratios WIDTH:HEIGHT at which every square size is evaluated, at the same area
-        output: folder of sweep.csv, sweep.png, pareto.png and report.html
-        batch_size: images per pass; otherwise 64, of clips 8, in segmentation and detection 1
+        names: file with the models' class names, one per line, to use instead of their own
+        bit_depth: bits per channel of images with more than 8 bits, if the files do not say: 12, or 16 for dark images
+        aspect: ratios WIDTH:HEIGHT at which to evaluate every square size, with the same area
+        output: folder for sweep.csv, sweep.png, pareto.png and report.html
+        batch_size: items per batch; by default 64 images, 8 clips, or 1 image for segmentation and detection
         device: auto, cpu, cuda, …
-        precision: of the arithmetic, under autocast
-        workers: processes that decode images
+        precision: precision of autocast
+        workers: number of processes that decode images
         cost: also measure images/s, GFLOPs and peak memory
     """
     from anyres.data import parse_sizes

@@ -16,24 +16,24 @@ from anyres.tasks.base import Task
 _TEST = """
 
     Args:
-        model: a run, a saved model, a published weights file, a name, or timm:NAME
-        data: digits, or what the task's training takes
-        split: part of the data
-        names: file of the model's class names, one on a line, instead of those that it comes with
-        bit_depth: bits of pictures of more than 8 bits, where the files do not say: 12, or 16 for dark ones
+        model: a run, a saved model, a published weights file, a model name, or timm:NAME
+        data: digits, or data of the task as in training
+        split: split of the data
+        names: file with the model's class names, one per line, to use instead of its own
+        bit_depth: bits per channel of images with more than 8 bits, if the files do not say: 12, or 16 for dark images
         size: {size} (default {default})
-        batch_size: items per pass (default {batch_size})
+        batch_size: items per batch (default {batch_size})
         device: auto, cpu, cuda, …
-        precision: of the arithmetic, under autocast
-        workers: processes that decode
-        classes: print the score of every class too, where there is one
+        precision: precision of autocast
+        workers: number of processes that decode the data
+        classes: also print the score of every class, if there is one
 """
-_CROP = "side of what the model sees"
-_SHORT = "short side of the images, whose ratio is kept"
+_CROP = "side of the model's (square) input"
+_SHORT = "short side of the images, which keep their aspect ratio"
 
 
 def test_command(task: Task) -> Callable[..., None]:
-    """The command that measures the scores of a task."""
+    """Return the `test` command of a task, which measures its scores."""
 
     def test(
         model: str,
@@ -55,11 +55,11 @@ def test_command(task: Task) -> Callable[..., None]:
         from anyres.inference.modelspec import open_model
         from anyres.tasks import task_of
 
-        task.test_options(**options).check_outputs()  # a mistake in them is said before the model is loaded
+        task.test_options(**options).check_outputs()  # report a mistake before the model is loaded
         network: Any = open_model(model, names)[1]
         if task_of(network) is not task:
             raise UserError(
-                f"{model} is a model for {task_of(network).name}, not for {task.name}; use the command of its task."
+                f"{model} is a model for {task_of(network).name}, not for {task.name}; use the command for its task."
             )
         source = open_test_source(network, data, split, bit_depth=bit_depth)
         side = size or task.test_size

@@ -11,17 +11,17 @@ from anyres.tasks.base import Task
 
 _TRAIN = """
 
-    Options come from the recipe, then from the command line. A second start with the same output folder continues the
-    run.
+    Options on the command line override those of the recipe. Running the command again with the same output folder
+    continues the run.
 
     Args:
         model: architecture, a name from `anyres models`
-        recipe: name of a recipe that comes with anyres, or a YAML file (such as RUN/config.yaml)
+        recipe: name of a recipe that comes with anyres, or a YAML file such as RUN/config.yaml
 """
 
 
 def train_command(task: Task) -> Callable[..., None]:
-    """The command that trains for a task."""
+    """Return the `train` command of a task."""
 
     def train(model: str | None = None, *, recipe: str | None = None, **options: Any) -> None:
         from anyres.training import load_config
@@ -40,7 +40,7 @@ def train_command(task: Task) -> Callable[..., None]:
         stopped = result.status in ("signal", "time limit")
         say(f"{result.status}: {found}{'; the same command continues the run' * stopped}")
         if result.bad_images:
-            say(f"{len(result.bad_images)} unreadable files were skipped; {result.folder / 'summary.json'} names them.")
+            say(f"{len(result.bad_images)} unreadable files were skipped; {result.folder / 'summary.json'} lists them.")
 
     train.__doc__ = task.about_training + _TRAIN
     train.more_options = lambda: _options(task)  # type: ignore[attr-defined]

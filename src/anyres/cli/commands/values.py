@@ -1,4 +1,4 @@
-"""Types of values that several commands take."""
+"""Types of values that several commands accept."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pydantic import AfterValidator, Field
 from anyres.errors import UserError
 
 Positive = Annotated[int, Field(ge=1)]
-"""Something of which there must be at least one."""
+"""A number of at least 1."""
 
 
 def _present(name: str) -> str:
-    """The device of this name, if the machine has it; auto is a GPU if there is one."""
+    """Check that the machine has this device and return its name; "auto" is a GPU if there is one."""
     import torch
 
     if name == "auto":
@@ -25,12 +25,12 @@ def _present(name: str) -> str:
     if device.type not in ("cpu", "cuda"):
         try:
             torch.zeros(1, device=device).item()
-        except (RuntimeError, AssertionError, ImportError):  # each kind of device has its own way to say so
-            raise UserError(f"{name!r}, but this machine does not offer it: choose cpu.") from None
+        except (RuntimeError, AssertionError, ImportError):  # depends on the type of device
+            raise UserError(f"{name!r}, but this machine does not have it: choose cpu.") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"{name!r}, but this machine offers {torch.cuda.device_count()} CUDA devices: choose cpu.")
+        raise UserError(f"{name!r}, but this machine has {torch.cuda.device_count()} CUDA devices: choose cpu.")
     return name
 
 
 Device = Annotated[str, AfterValidator(_present)]
-"""A device that is there."""
+"""A device that the machine has."""

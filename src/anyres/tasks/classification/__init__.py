@@ -1,4 +1,4 @@
-"""Classification of images: labels mixed and smoothed, a teacher's if there is one, top-1."""
+"""Image classification: mixup and label smoothing, optional distillation from a teacher, top-1 accuracy."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 class Classification(Task):
-    """A classifier of images."""
+    """Image classification."""
 
     name = "classification"
     group = ""
     pipeline = "image-classification"
-    about_training = "Train a classifier at several resolutions at once, or continue a run."
-    about_test = "Measure the accuracy of a classifier at one size."
+    about_training = "Train an image classifier at several resolutions at once, or continue a run."
+    about_test = "Measure the accuracy of an image classifier at one size."
     options = TrainConfig
     test_options = ClassificationTest
     test_size = 224

@@ -1,4 +1,4 @@
-"""What training of a classifier minimises: cross-entropy, alone or with what a teacher says."""
+"""The training loss of classification: cross-entropy, optionally with distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Loss = Callable[[Outputs, Tensor, Tensor], Tensor]
 
 
 class ClassificationObjective(LabelObjective):
-    """Mixed and smoothed labels, and the loss that the options ask for."""
+    """Mixup and label smoothing, with the loss that the options select."""
 
     def __init__(self, options: TrainConfig, source: Source, accelerator: Accelerator) -> None:
         super().__init__(options, source)
@@ -51,7 +51,10 @@ def build_classifier(options: TrainConfig, source: Source) -> Any:
 
 
 def build_base_loss(options: TrainConfig, accelerator: Accelerator, source: Source) -> Loss:
-    """Cross-entropy with the soft labels; with a teacher, DeiT's distillation: it sees the same mixed view."""
+    """Return the loss: cross-entropy with soft labels or, with a teacher, DeiT's distillation on the same mixed views.
+
+    Raises UserError if the teacher cannot be loaded or does not fit the classes.
+    """
     if options.sparsify:
         return build_sparsification_loss(options, accelerator, source)
     if options.teacher is None:
@@ -62,7 +65,7 @@ def build_base_loss(options: TrainConfig, accelerator: Accelerator, source: Sour
     def base_loss(outputs: Outputs, target: Tensor, view: Tensor) -> Tensor:
         with torch.no_grad(), accelerator.autocast():
             teacher_logits = teacher(view)[:, places]
-        # A model without a distillation token learns from the teacher through its only head (an ablation of the paper).
+        # Without a distillation token, a model learns from the teacher with its only head (an ablation in the paper).
         return distilled_loss(
             soft_cross_entropy(outputs["logits"], target),
             outputs.get("dist_logits", outputs["logits"]),
@@ -76,10 +79,13 @@ def build_base_loss(options: TrainConfig, accelerator: Accelerator, source: Sour
 
 
 def build_sparsification_loss(options: TrainConfig, accelerator: Accelerator, source: Source) -> Loss:
-    """DynamicViT's loss; the teacher is the model without its predictors and sees the same mixed view."""
+    """Return DynamicViT's loss; the teacher is the unpruned model and sees the same mixed views.
+
+    Raises UserError if the model cannot be pruned or the teacher's weights do not fit.
+    """
     weights = options.teacher_weights or options.init_from
     if weights is None:
-        raise UserError("sparsify starts from a trained unpruned model; set init_from to its weights")
+        raise UserError("sparsify needs a trained unpruned model to start from; set init_from to its weights")
     ratios = getattr(build_classifier(options, source), "keep_ratios", ())
     if not ratios:
         raise UserError(
@@ -105,26 +111,28 @@ def build_sparsification_loss(options: TrainConfig, accelerator: Accelerator, so
 
 
 def load_teacher(options: TrainConfig, source: Source) -> tuple[nn.Module, Tensor]:
-    """A timm network, or the weights folder of a run, and which of its outputs means each class of the source. Errors:
-    UserError in one sentence, also without network."""
+    """Load the teacher, a timm model or a run's weights folder, and the index of its output for each source class.
+
+    Raises UserError if it cannot be loaded (including network errors) or does not have the classes of the source.
+    """
     name, weights = str(options.teacher), options.teacher_weights
     arguments: dict[str, Any] = {"in_chans": source.in_chans}
     names = read_names(options.teacher_names) if options.teacher_names else None
-    if weights is not None:  # timm's own have a head; that of a checkpoint is as large as its classes
+    if weights is not None:  # timm's own weights include the head; with a checkpoint, its size has to be set
         arguments["num_classes"] = len(names or source.label_names)
     if Path(name).is_dir():
         teacher: Any = model_of_folder(*hub.read_folder(name))
     else:
         try:
             teacher = timm.create_model(name, pretrained=weights is None, checkpoint_path=weights or "", **arguments)
-        except Exception as error:  # timm and the hub raise what they like, down to network errors
+        except Exception as error:  # timm and the hub raise many types of errors, including network errors
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(
-                f"teacher {name!r} cannot be loaded ({reason}); give a timm name where there is internet access, "
+                f"teacher {name!r} cannot be loaded ({reason}); give a timm name if there is internet access, "
                 "its checkpoint as teacher_weights, or the weights folder of a run"
             ) from error
     if names is not None:
         teacher.pretrained_cfg = {**teacher.pretrained_cfg, "label_names": names}
-    fix = "Choose a teacher for these classes, or give its own in a file with teacher_names=FILE"
+    fix = "Choose a teacher for these classes, or give its class names in a file with teacher_names=FILE"
     places = DataConfig.of(teacher).places(source, fix)
     return cast(nn.Module, teacher.eval().requires_grad_(False)), places

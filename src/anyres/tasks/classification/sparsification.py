@@ -1,7 +1,7 @@
-"""What a DynamicViT learns from: labels, the shares of tokens it should keep, and its own unpruned host.
+"""The training loss of DynamicViT (Rao et al., NeurIPS 2021, section 3.4; TPAMI 2023, section 3.4).
 
-Loss of Rao et al. (NeurIPS 2021, section 3.4; TPAMI 2023, section 3.4): classification, plus the distance of the
-sampled decisions from the target shares, plus class and token distillation from the host that the run started from.
+It is the sum of the classification loss, the distance of the sampled keep ratios from their targets, and class and
+token distillation from the unpruned host that the run started from.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from anyres.tasks.objective import Outputs
 
 
 def ratio_loss(decisions: Tensor, ratios: Sequence[float]) -> Tensor:
-    """Squared distance of the kept share of every image from its target, summed over the predictors.
+    """Return the squared error of the keep ratios, averaged over images and summed over predictors.
 
     Args:
         decisions: keep masks (B, predictors, N).
-        ratios: target share after each predictor.
+        ratios: target keep ratio after each predictor.
     """
     share = decisions.mean(dim=-1)
     return (share - share.new_tensor(ratios)).square().mean(dim=0).sum()
 
 
 def class_distillation(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(softmax(teacher) || softmax(student)) of logits (B, K), mean over the batch."""
+    """Return KL(softmax(teacher) || softmax(student)) of logits (B, K), averaged over the batch."""
     student, teacher = logits.float().log_softmax(dim=-1), teacher_logits.float().log_softmax(dim=-1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 def token_distillation(outputs: Outputs, teacher: Outputs) -> Tensor:
-    """How far the tokens that count are from the teacher's; three forms, told apart by what the model returns.
+    """Return the distance of the kept tokens from the teacher's, in the form that suits the model's outputs.
 
-    "map" (ConvNeXt, Swin): mean squared error of the whole normed last map. "aux_logits" (LV-ViT): KL divergence of the
-    auxiliary logits, mean over the patches kept last. "tokens" (DeiT): mean squared error of these patches. Zero if
-    none is kept.
+    "map" (ConvNeXt, Swin): mean squared error of the whole normalised last feature map. "aux_logits" (LV-ViT): KL
+    divergence of the auxiliary logits, averaged over the patches that the last predictor kept. "tokens" (DeiT): mean
+    squared error of these patches. The last two are zero if no patch is kept.
     """
     if "map" in outputs:
         return F.mse_loss(outputs["map"], teacher["map"])
@@ -58,16 +58,19 @@ def sparsification_losses(
     ratio_weight: float,
     distillation_weight: float = 0.5,
 ) -> Tensor:
-    """(5,): classification, ratio, class distillation, token distillation, and their weighted total.
+    """Return the classification, ratio, class distillation and token distillation losses and their weighted total.
 
     Args:
         base: the classification loss.
-        outputs: what the student's `forward_train` returned in training.
-        teacher: the same of its unpruned host in evaluation, without gradients.
+        outputs: outputs of the student's `forward_train` in training mode.
+        teacher: outputs of its unpruned host in eval mode, without gradients.
         ratios: `keep_ratios` of the student.
         ratio_weight: published as 2 (LV-ViT, DeiT-S), 5 (DeiT-B), 10 (ConvNeXt, Swin); the sum over the predictors is
             divided by their number.
-        distillation_weight: of each of the two distillation terms.
+        distillation_weight: weight of each of the two distillation terms.
+
+    Returns:
+        (5,)
     """
     ratio = ratio_loss(outputs["decisions"], ratios)
     classes = class_distillation(outputs["logits"], teacher["logits"])

@@ -1,4 +1,4 @@
-"""Detection: boxes, masks or keypoints of objects, the heads' own losses, COCO's AP."""
+"""Object detection: boxes, masks or keypoints, the losses of the heads, COCO's AP."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class Detection(DenseTask):
-    """Objects in images."""
+    """Object detection, instance segmentation and keypoint detection."""
 
     name = "detection"
     group = "detect"
     pipeline = "object-detection"
     packages = ("faster_coco_eval",)
-    about_training = "Train a detector on any backbone, at one or several resolutions, or continue."
-    about_test = "Measure the AP of a detector as COCO does: boxes, and masks or keypoints where it gives them."
+    about_training = "Train a detector on any backbone, at one or several resolutions, or continue a run."
+    about_test = "Measure the COCO AP of a detector for boxes, and for masks or keypoints if it predicts them."
     options = DetectConfig
     test_options = DetectionTest
     test_size = 800
@@ -56,7 +56,7 @@ class Detection(DenseTask):
         from anyres.data import rle
         from anyres.data.detection import open_detection
 
-        rle.coco_masks()  # validation needs it: it complains now, not after the first epoch
+        rle.coco_masks()  # needed in validation; report a missing package now rather than after the first epoch
         return open_detection(
             options.data if like is None else options.validation_data[0],
             split,
@@ -71,7 +71,7 @@ class Detection(DenseTask):
         from anyres.data import rle
         from anyres.data.detection import open_detection
 
-        rle.coco_masks()  # it complains now, not after the last picture
+        rle.coco_masks()  # report a missing package now rather than after the last image
         heads = " ".join(model.options["head"] for model in models)
         return open_detection(data, split, masks="mask" in heads, keypoints="keypoint" in heads)
 

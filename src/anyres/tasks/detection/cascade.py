@@ -1,7 +1,7 @@
-"""Heads on regions: boxes in one stage (Faster, Mask and Keypoint R-CNN) or in a cascade of them, masks, keypoints.
+"""RoI heads: boxes in one stage (Faster, Mask and Keypoint R-CNN) or in a cascade of stages, masks and keypoints.
 
-Cascade R-CNN (Cai and Vasconcelos, CVPR 2018): each stage moves the boxes of the one before and is trained at a higher
-overlap. Faster R-CNN is a cascade of one stage.
+In Cascade R-CNN (Cai and Vasconcelos, CVPR 2018), each stage refines the boxes of the previous one and is trained with
+a higher IoU threshold. Faster R-CNN is a cascade with one stage.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss, roi_a
 from anyres.tasks.detection.heads import Objects
 
 IOUS = (0.5, 0.6, 0.7)
-"""The overlap from which a proposal is an object's, by stage."""
+"""IoU threshold for positive proposals, by stage."""
 WEIGHTS = (1.0, 0.5, 0.25)
-"""The weight of each stage's losses."""
+"""Loss weight of each stage."""
 GIOU_WEIGHT = 10.0
 
 
@@ -40,14 +40,14 @@ class BoxPredictor(nn.Module):
 
 
 class Stage(RoIHeads):
-    """torchvision's matching, sampling and choice of boxes, with the papers' losses.
+    """torchvision's matching, sampling and box selection, with the losses of the papers.
 
     Args:
-        iou: the overlap from which a proposal is an object's; everything else is background.
-        sharpness: what the standard deviations of the box deltas, 0.1, 0.1, 0.2 and 0.2, are divided by.
-        giou: boxes learn by their generalised overlap, else by L1 of their deltas.
-        batch: proposals of each image that are trained on, at most a quarter of them objects.
-        parts: heads, pools and thresholds, as `RoIHeads` names them.
+        iou: IoU threshold for positive proposals; all others are background.
+        sharpness: divisor of the standard deviations of the box deltas, 0.1, 0.1, 0.2 and 0.2.
+        giou: use the generalised IoU loss for boxes instead of the L1 loss of their deltas.
+        batch: number of sampled proposals per image, at most a quarter of them positive.
+        parts: heads, pooling layers and thresholds, with the names that `RoIHeads` uses.
     """
 
     def __init__(self, iou: float, sharpness: float, giou: bool, batch: int, **parts: Any) -> None:
@@ -63,14 +63,14 @@ class Stage(RoIHeads):
         self.giou = giou
 
     def predict(self, levels: Sequence[Tensor], proposals: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """What the box predictor says of every proposal: logits (n, 1 + classes), deltas (n, classes or 1, 4)."""
+        """Return the box predictor's logits (n, 1 + classes) and deltas (n, classes or 1, 4) for every proposal."""
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(levels, proposals)))
         return logits, deltas
 
     def refine(
         self, logits: Tensor, deltas: Tensor, proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[Tensor]:
-        """The proposals moved by the deltas of their best class, inside their images and without gradient."""
+        """Apply the deltas of the best class to the proposals and clip them to their images; without gradient."""
         chosen = deltas[:, 0]
         if deltas.shape[1] > 1:
             chosen = deltas[torch.arange(len(deltas)), logits[:, 1:].argmax(1)]
@@ -81,7 +81,12 @@ class Stage(RoIHeads):
     def box_losses(
         self, logits: Tensor, deltas: Tensor, proposals: Tensor, labels: Tensor, wanted: Tensor
     ) -> dict[str, Tensor]:
-        """Of all sampled proposals (n, 4); `labels` (n) are 0 for background, `wanted` (n, 4) deltas."""
+        """Return the box losses of all sampled proposals (n, 4).
+
+        Args:
+            labels: (n,), 0 for background.
+            wanted: (n, 4) target deltas.
+        """
         count = max(len(labels), 1)
         positive = torch.where(labels > 0)[0]
         deltas = deltas[positive, labels[positive] - 1 if deltas.shape[1] > 1 else 0]
@@ -95,12 +100,12 @@ class Stage(RoIHeads):
         return {"loss_classifier": found / count, "loss_box_reg": box / count}
 
     def mask_logits(self, levels: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """(all boxes, classes, 28, 28)."""
+        """Return the mask logits of all boxes, (n, classes, 28, 28)."""
         logits: Tensor = self.mask_predictor(self.mask_head(self.mask_roi_pool(levels, boxes)))
         return logits.float()
 
     def keypoint_logits(self, levels: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """(all boxes, keypoints, 56, 56)."""
+        """Return the keypoint logits of all boxes, (n, keypoints, 56, 56)."""
         logits: Tensor = self.keypoint_predictor(self.keypoint_head(self.keypoint_roi_pool(levels, boxes)))
         return logits.float()
 
@@ -111,7 +116,7 @@ class Stage(RoIHeads):
         sizes: Sequence[tuple[int, int]],
         objects: list[Objects],
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """(losses, refined boxes) of a sample of the proposals and the true boxes. Labels count from 1."""
+        """Return (losses, refined boxes) of a sample of the proposals and ground-truth boxes. Labels start at 1."""
         proposals, matched, labels, wanted = self.select_training_samples(proposals, objects)
         logits, deltas = self.predict(levels, proposals)
         losses = self.box_losses(logits, deltas, *(torch.cat(x) for x in (proposals, labels, wanted)))
@@ -134,8 +139,14 @@ class Stage(RoIHeads):
 
 
 def mask_targets(masks: Tensor, whose: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Masks (n, H, W) of an image's objects, cut at `boxes` (p, 4) of the objects `whose` (p): (p, side, side), 0 or
-    1."""
+    """Crop the masks of an image's objects to boxes and return binary targets (p, side, side).
+
+    Args:
+        masks: (n, H, W) masks of the objects.
+        whose: (p,) index of the object that each box belongs to.
+        boxes: (p, 4).
+        side: side of the targets.
+    """
     if len(boxes) == 0:
         return boxes.new_empty(0, side, side)
     rois = torch.cat((whose[:, None].to(boxes), boxes), dim=1)
@@ -143,12 +154,12 @@ def mask_targets(masks: Tensor, whose: Tensor, boxes: Tensor, side: int) -> Tens
 
 
 class Cascade(nn.Module):
-    """Stages one after the other.
+    """A sequence of stages.
 
-    In training each takes the boxes of the one before, and the true ones, samples them anew and adds its weighted
-    losses; a mask head that is the only one counts whole, whichever stage has it. In evaluation the stages' class
-    scores are averaged, as "probabilities" or as "logits"; boxes are the last stage's, masks the mean of all mask
-    heads.
+    In training, each stage samples from the boxes of the previous one and the ground truth, and adds its weighted
+    losses. The mask loss is weighted only if all stages have a mask head. In evaluation, the class scores are averaged
+    over the stages, as "probabilities" or as "logits"; the boxes are those of the last stage, and the masks are the
+    mean of all mask heads.
     """
 
     def __init__(self, stages: Sequence[Stage], average: Literal["probabilities", "logits"] = "probabilities") -> None:
@@ -163,7 +174,7 @@ class Cascade(nn.Module):
         sizes: Sequence[tuple[int, int]],
         objects: list[Objects] | None = None,
     ) -> tuple[list[Objects], dict[str, Tensor]]:
-        """(detections of each image, losses), one of them empty. Labels count from 0."""
+        """Return (detections of each image, losses), one of which is empty. Labels start at 0."""
         if objects is None:
             return self.detect(levels, proposals, sizes), {}
         objects = [{**found, "labels": found["labels"] + 1} for found in objects]
@@ -178,7 +189,7 @@ class Cascade(nn.Module):
         return [], losses
 
     def detect(self, levels: list[Tensor], proposals: list[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Objects]:
-        """Boxes (n, 4), labels (n), scores (n), masks (n, 1, 28, 28) in the boxes, keypoints (n, K, 3)."""
+        """Return boxes (n, 4), labels (n,), scores (n,), masks (n, 1, 28, 28) inside boxes and keypoints (n, K, 3)."""
         stages: list[Any] = list(self.stages)
         last = stages[-1]
         votes = []
@@ -189,9 +200,10 @@ class Cascade(nn.Module):
                 proposals = stage.refine(logits, deltas, proposals, sizes)
         mean = torch.stack(votes).mean(0)
         if self.average == "probabilities":
-            mean = mean.log()  # the choice of boxes begins with a softmax
+            mean = mean.log()  # postprocess_detections starts with a softmax
         classes = mean.shape[1]
-        deltas = F.pad(deltas.expand(-1, classes - 1, -1), (0, 0, 1, 0)).flatten(1)  # it expects the background's too
+        # postprocess_detections expects deltas of the background, too.
+        deltas = F.pad(deltas.expand(-1, classes - 1, -1), (0, 0, 1, 0)).flatten(1)
         boxes, scores, labels = last.postprocess_detections(mean, deltas, proposals, sizes)
         found = [{"boxes": b, "labels": k - 1, "scores": s} for b, k, s in zip(boxes, labels, scores, strict=True)]
         counts = [len(part) for part in boxes]

@@ -1,7 +1,7 @@
-"""Anchors, proposals and pooled regions as the papers have them, and RetinaNet's head: torchvision's parts where they
-agree with the papers, own ones where they do not.
+"""Anchors, region proposals and RoI pooling as in the papers, and RetinaNet's head.
 
-Everything that holds coordinates is float32, whatever precision the network runs in.
+We use torchvision's modules where they agree with the papers and replace them where they do not. All coordinates are
+float32, even if the network runs in another precision.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import roi_align, sigmoid_focal_loss
 
 Objects = dict[str, Tensor]
-"""What is in an image (boxes, labels, …) or was found in it (and scores)."""
+"""Ground truth of an image (boxes, labels, …), or detections in it (with scores)."""
 
 
 class Anchors(AnchorGenerator):
-    """Boxes around every place of every level: sides `scales` times the level's stride, at ratios 1/2, 1 and 2.
+    """Anchors at every position of every level, with sides `scales` times the stride and ratios 1/2, 1 and 2.
 
-    torchvision rounds the sides of its anchors, and divides the image's side by the map's for the stride, which is no
-    stride where the map is rounded up.
+    torchvision rounds the sides of its anchors. It also computes the stride as the side of the image divided by that of
+    the map, which is wrong if the size of the map was rounded up.
     """
 
     def __init__(self, strides: Sequence[float], scales: Sequence[float]) -> None:
@@ -37,13 +37,13 @@ class Anchors(AnchorGenerator):
         self.strides = tuple(strides)
 
     def generate_anchors(self, sizes: Sequence[float], ratios: Sequence[float], *_: object, **__: object) -> Tensor:
-        """(sizes · ratios, 4) around the origin."""
+        """Return anchors centred at the origin, (sizes · ratios, 4)."""
         size, root = torch.tensor(sizes), torch.tensor(ratios).sqrt()
         width, height = (size / root[:, None]).flatten(), (size * root[:, None]).flatten()
         return torch.stack((-width, -height, width, height), dim=1) / 2
 
     def forward(self, images: ImageList, levels: Sequence[Tensor]) -> list[Tensor]:
-        """(all places · anchors, 4) for each image of the batch: the same for all."""
+        """Return the anchors of each image in the batch, (positions · anchors, 4), the same for all images."""
         self.set_cell_anchors(torch.float32, levels[0].device)
         grids = [level.shape[-2:] for level in levels]
         anchors = torch.cat(self.grid_anchors(grids, [(stride, stride) for stride in self.strides]))
@@ -51,7 +51,7 @@ class Anchors(AnchorGenerator):
 
 
 class ProposalHead(RPNHead):
-    """3x3 convolutions, then objectness and box deltas of every anchor."""
+    """RPN head: 3x3 convolutions, then the objectness and box deltas of every anchor, in float32."""
 
     def forward(self, levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         objectness, deltas = super().forward(levels)
@@ -59,13 +59,22 @@ class ProposalHead(RPNHead):
 
 
 class Proposals(RegionProposalNetwork):
-    """Region proposal network (Ren et al., NeurIPS 2015) with L1 loss; proposals whose centre lies outside their image
-    are those of its padding and never chosen."""
+    """Region proposal network (Ren et al., NeurIPS 2015) with L1 loss.
+
+    Proposals whose centre is outside the image, that is in its padding, are never selected.
+    """
 
     def filter_proposals(
         self, proposals: Tensor, objectness: Tensor, sizes: list[tuple[int, int]], counts: list[int]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Proposals (B, A, 4) and their logits → the best of each image, clipped to its true size, and scores."""
+        """Return the best proposals of each image, clipped to its true size, and their scores.
+
+        Args:
+            proposals: (B, A, 4).
+            objectness: logits of the proposals.
+            sizes: true (height, width) of each image.
+            counts: number of anchors in each level.
+        """
         height, width = torch.tensor(sizes, device=proposals.device, dtype=proposals.dtype).T[:, :, None]
         x, y = ((proposals[..., :2] + proposals[..., 2:]) / 2).unbind(-1)
         outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
@@ -75,7 +84,7 @@ class Proposals(RegionProposalNetwork):
     def compute_loss(
         self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], wanted: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Both losses over the sampled anchors, of which only the positive ones have a box."""
+        """Return (objectness loss, box loss) over the sampled anchors; only positive ones count in the box loss."""
         positive, negative = (torch.where(torch.cat(part))[0] for part in self.fg_bg_sampler(labels))
         sampled = torch.cat((positive, negative))
         count = max(len(sampled), 1)
@@ -86,10 +95,10 @@ class Proposals(RegionProposalNetwork):
 
 
 class RegionPool(nn.Module):
-    """RoIAlign with half-pixel-exact places and as many samples as a bin has cells, each region from the level that
-    fits its area (Lin et al., CVPR 2017, equation 1: 224x224 pixels from stride 16).
+    """RoIAlign with exact half-pixel positions and adaptive sampling, from the level that fits the area of a region.
 
-    torchvision's own module has the older sampling, shifted by half a cell, and remembers the first input's size.
+    The level is that of Lin et al. (CVPR 2017, equation 1): stride 16 for 224x224 pixels. torchvision's own module uses
+    the older sampling, shifted by half a cell, and remembers the size of its first input.
     """
 
     def __init__(self, strides: Sequence[float], side: int) -> None:
@@ -110,7 +119,7 @@ class RegionPool(nn.Module):
 
 
 class TwoStage(nn.Module):
-    """Proposals, then heads on their regions."""
+    """Two-stage detector: region proposals, then RoI heads."""
 
     def __init__(self, rpn: Proposals, regions: nn.Module) -> None:
         super().__init__()
@@ -120,15 +129,17 @@ class TwoStage(nn.Module):
     def forward(
         self, images: ImageList, levels: list[Tensor], objects: list[Objects] | None = None
     ) -> tuple[list[Objects], dict[str, Tensor]]:
-        """(detections of each image, losses), one of them empty. Labels are counted from 0."""
+        """Return (detections of each image, losses), one of which is empty. Labels start at 0."""
         proposals, losses = self.rpn(images, dict(enumerate(levels)), objects)
         found, more = self.regions(levels, proposals, images.image_sizes, objects)
         return found, {**losses, **more}
 
 
 class FocalHead(RetinaNetHead):
-    """Two towers of four convolutions (Lin et al., ICCV 2017); losses are divided by the batch's positive anchors,
-    where torchvision takes each image by itself."""
+    """RetinaNet's head: two towers of four convolutions (Lin et al., ICCV 2017).
+
+    The losses are divided by the number of positive anchors in the batch; torchvision normalises each image separately.
+    """
 
     def forward(self, levels: list[Tensor]) -> dict[str, Tensor]:
         return {name: x.float() for name, x in super().forward(levels).items()}
@@ -136,7 +147,7 @@ class FocalHead(RetinaNetHead):
     def compute_loss(
         self, objects: list[Objects], outputs: dict[str, Tensor], anchors: list[Tensor], matched: list[Tensor]
     ) -> dict[str, Tensor]:
-        """`matched` (A,) of each image: the object of each anchor, or a negative number."""
+        """Return the losses. `matched` (A,) is the object of each anchor, or a negative number, for each image."""
         logits, deltas = outputs["cls_logits"], outputs["bbox_regression"]
         classes, boxes, places = torch.zeros_like(logits), [], []
         for i, (found, match) in enumerate(zip(objects, matched, strict=True)):
@@ -155,12 +166,12 @@ class FocalHead(RetinaNetHead):
 
 
 class OneStage(RetinaNet):
-    """RetinaNet on the levels of a neck; its matching and its choice of boxes are torchvision's."""
+    """RetinaNet on the levels of a neck, with torchvision's matching and box selection."""
 
     def __init__(
         self, anchors: Anchors, head: FocalHead, score_threshold: float, nms_threshold: float, detections: int
     ) -> None:
-        nn.Module.__init__(self)  # the parent's own builds a backbone and resizes images: both are elsewhere here
+        nn.Module.__init__(self)  # the parent's constructor would add a backbone and a resize, which are elsewhere here
         self.anchor_generator = anchors
         self.head = head
         self.proposal_matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
@@ -173,7 +184,7 @@ class OneStage(RetinaNet):
     def forward(
         self, images: ImageList, levels: list[Tensor], objects: list[Objects] | None = None
     ) -> tuple[list[Objects], dict[str, Tensor]]:
-        """(detections of each image, losses), one of them empty. Labels are counted from 0."""
+        """Return (detections of each image, losses), one of which is empty. Labels start at 0."""
         outputs = self.head(levels)
         anchors = self.anchor_generator(images, levels)
         if objects is not None:

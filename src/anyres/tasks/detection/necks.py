@@ -1,4 +1,4 @@
-"""From the maps of a backbone to the levels of a detector: one width, strides that double."""
+"""Necks of detectors: from the feature maps of a backbone to pyramid levels of equal width with doubling strides."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 LEVELS = 5
-"""Of every neck."""
+"""Number of levels of every neck."""
 NORMS: dict[str, Any] = {"none": None, "batch": nn.BatchNorm2d, "layer": LayerNorm2d}
-"""Norms of necks and heads by name. LayerNorm is over channels, eps 1e-6."""
+"""Norms of necks and heads, by name. LayerNorm is over channels, with eps 1e-6."""
 
 
 class CoarseLevels(ExtraFPNBlock):
-    """Further levels, each by a 3x3 convolution of stride 2 and all but the first after a ReLU (RetinaNet, section 4):
-    from the backbone's last map, or `from_pyramid` from the pyramid's."""
+    """Additional coarse levels from 3x3 convolutions with stride 2, with a ReLU between them (RetinaNet, section 4).
+
+    The input is the backbone's last map or, with `from_pyramid`, the last level of the pyramid.
+    """
 
     def __init__(self, in_channels: int, channels: int, count: int, from_pyramid: bool) -> None:
         super().__init__()
@@ -37,10 +39,10 @@ class CoarseLevels(ExtraFPNBlock):
 
 
 class FeaturePyramid(FeaturePyramidNetwork):
-    """FPN (Lin et al., CVPR 2017) on maps of strides that double from `finest` on: 1x1 convolutions, sums from coarse
-    to fine, 3x3 convolutions, then the levels of `extra`.
+    """FPN (Lin et al., CVPR 2017) on maps with strides that double, starting at `finest`.
 
-    Odd sides need no padding: a coarser map is brought to the size of the finer.
+    It consists of 1x1 convolutions, top-down sums, 3x3 convolutions and the additional levels of `extra`. Coarser maps
+    are resized to the actual size of the finer ones, so odd sizes need no padding.
     """
 
     def __init__(self, widths: Sequence[int], finest: int, channels: int, norm: str, extra: ExtraFPNBlock) -> None:
@@ -48,15 +50,18 @@ class FeaturePyramid(FeaturePyramidNetwork):
         self.strides = tuple(finest * 2**i for i in range(LEVELS))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (B, C_i, h_i, w_i), fine to coarse → levels (B, channels, h, w); surplus finer maps are left out."""
+        """Maps (B, C_i, h_i, w_i), fine to coarse → levels (B, channels, h, w). Surplus finer maps are not used."""
         inner = maps[-len(self.inner_blocks) :]
         return list(super().forward({str(i): x for i, x in enumerate(inner)}).values())
 
 
 class SimplePyramid(nn.Module):
-    """A pyramid from the last map of a plain backbone (ViTDet, section 3; ResFormer's detector): the map enlarged
-    `doublings` times to once by transposed convolutions of the full width, as it is, and halved by max-pooling; each
-    level through a 1x1 and a 3x3 convolution with LayerNorm; no sums between levels; then the levels of `extra`."""
+    """Simple feature pyramid from the last map of a plain backbone (ViTDet, section 3; ResFormer's detector).
+
+    From fine to coarse, the levels are the map upsampled by `doublings` to one transposed convolutions of full width,
+    the map itself, and the map halved by max pooling. Each passes through a 1x1 and a 3x3 convolution with LayerNorm.
+    There are no sums between levels. The additional levels of `extra` follow.
+    """
 
     def __init__(self, dim: int, stride: int, doublings: int, channels: int, extra: ExtraFPNBlock) -> None:
         super().__init__()
@@ -75,6 +80,6 @@ class SimplePyramid(nn.Module):
         self.extra = extra
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps of which the last (B, dim, h, w) is taken → levels (B, channels, h_i, w_i)."""
+        """Maps, only the last of which (B, dim, h, w) is used → levels (B, channels, h_i, w_i)."""
         levels, _ = self.extra([level(maps[-1]) for level in self.levels], [maps[-1]], [])
         return levels

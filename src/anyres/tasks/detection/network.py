@@ -1,8 +1,8 @@
-"""Detectors: a backbone in its dense form, a neck that makes it a pyramid of one width, and a head.
+"""Detectors: a backbone in its dense form, a neck that builds a feature pyramid of equal width, and a head.
 
-Heads: RetinaNet (Lin et al., ICCV 2017), Faster R-CNN (Ren et al., NeurIPS 2015), Mask and Keypoint R-CNN (He et al.,
-ICCV 2017) on a feature pyramid (Lin et al., CVPR 2017), and Cascade R-CNN (Cai and Vasconcelos, CVPR 2018), built of
-torchvision's parts.
+The heads are RetinaNet (Lin et al., ICCV 2017), Faster R-CNN (Ren et al., NeurIPS 2015), Mask and Keypoint R-CNN (He et
+al., ICCV 2017) on a feature pyramid (Lin et al., CVPR 2017), and Cascade R-CNN (Cai and Vasconcelos, CVPR 2018), built
+from torchvision's modules.
 """
 
 from __future__ import annotations
@@ -45,29 +45,29 @@ from anyres.tasks.objective import Objective
 __all__ = ["HEADS", "STYLES", "DetectionView", "Detector", "Settings", "Style", "paste_masks"]
 
 TABLE = re.compile(r"\.(rel_pos_[hw]|rpb)$")
-"""Parameters that detectors leave without weight decay."""
+"""Names of parameters that are exempt from weight decay in detectors."""
 RETINA_STRIDE = 8
-"""Of the finest map that RetinaNet looks at; the others look at stride 4, too."""
+"""Stride of the finest map that RetinaNet uses; the other heads also use stride 4."""
 HEADS = ("retinanet", "faster_rcnn", "mask_rcnn", "keypoint_rcnn", "cascade_rcnn", "cascade_mask_rcnn")
 
 
 class BoxHead(NamedTuple):
-    """With 3x3 convolutions one linear layer follows them, without there are two."""
+    """Layers of a box head: `convs` 3x3 convolutions, then one linear layer, or two if there are no convolutions."""
 
     convs: int = 0
     norm: str = "none"
 
 
 class Style(NamedTuple):
-    """What papers decide differently around the same heads. Norms are "none", "batch" or "layer"."""
+    """Details of the heads that differ between papers. Norms are "none", "batch" or "layer"."""
 
     neck_norm: str = "none"
     rpn_convs: int = 1
     box: BoxHead = BoxHead()
     mask_norm: str = "none"
     cascade: Literal["swin", "detectron2"] = "swin"
-    """"swin": a box for each class, the generalised overlap as its loss, a mask head in every stage, averaged logits.
-    "detectron2": one box for all classes, L1, one mask head on the last stage's boxes, averaged probabilities."""
+    """"swin": class-specific boxes, generalised IoU loss, a mask head in every stage, averaged logits. "detectron2":
+    class-agnostic boxes, L1 loss, a single mask head on the boxes of the last stage, averaged probabilities."""
     cascade_box: BoxHead = BoxHead(4, "batch")
 
 
@@ -78,31 +78,31 @@ STYLES = {
     "gpvit": Style("batch", box=BoxHead(4, "batch")),
     "vitdet": Style("layer", 2, BoxHead(4, "layer"), "layer", "detectron2", BoxHead(4, "layer")),
 }
-"""By name: PVT, Swin and most others; MPViT and RegionViT; MViTv2; GPViT; ResFormer and the other plain models."""
+"""Styles of, in this order: PVT, Swin and most others; MPViT and RegionViT; MViTv2; GPViT; plain models."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Numbers of a head; by default the papers', for images of 800 pixels. Smaller ones make small problems quick."""
+    """Hyperparameters of a head. The defaults are those of the papers, for images of 800 pixels."""
 
     channels: int = 256
     """Width of the neck and of the convolutions in the heads."""
     hidden: int = 1024
     """Width of the box head's linear layers."""
     anchor_scale: float | None = None
-    """Side of a level's (smallest) square anchor in strides: 8, RetinaNet 4."""
+    """Side of a level's (smallest) square anchor in strides; by default 8, or 4 for RetinaNet."""
     rpn_pre_nms: Sequence[int] = (2000, 1000)
-    """Proposals of each level before suppression, in training and in evaluation."""
+    """Proposals per level before NMS, in training and in evaluation."""
     rpn_post_nms: int = 1000
-    """Proposals of each image."""
+    """Proposals per image after NMS."""
     rpn_batch: int = 256
-    """Anchors of each image that the proposals learn from."""
+    """Sampled anchors per image in the RPN's loss."""
     box_batch: int = 512
-    """Proposals of each image that the heads learn from."""
+    """Sampled proposals per image in the heads' losses."""
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     detections: int = 100
-    """Detections of each image at most."""
+    """Largest number of detections per image."""
     num_keypoints: int = 17
 
     def __post_init__(self) -> None:
@@ -124,30 +124,31 @@ class Settings:
 
 
 class Detector(TaskModel):
-    """Boxes, and masks or keypoints, of the objects in an image.
+    """Predicts boxes, and masks or keypoints, of the objects in an image.
+
+    Images must be normalised and padded; they are not resized here. Sides need not be multiples of 32.
+
+    Two details follow torchvision rather than the papers: the best anchor of an object is positive even if their
+    overlap is small (papers: at least 0.3), and keypoints are read from bicubically upsampled maps.
+
+    In evaluation, padding does not change the detections: each image goes through the network at its own size, rounded
+    up to multiples of 32, batched with others of the same size. In training, a padded batch goes through as a whole, as
+    published. Backbones do not mask the padding. Proposals and boxes are clipped to the true size of an image, and none
+    start in its padding, but the feature maps change. With random weights, the maps of a 224x288 image alone and in a
+    batch of 384x384 differ by 1 to 9 % in the mean over the finest level (DynamicViT on ConvNeXt, RegionViT,
+    MSG-Transformer, CvT, MPViT, CMT), by 12 to 19 % (the PVTs, Swin, CSWin, P2T, Shunted, Twins, ScalableViT, DeiT,
+    ResFormer), by 25 % (DAT), and by 36 to 51 % (DynamicViT on Swin, GPViT, UViT, MViTv2, HAT-Net).
 
     Args:
-        backbone: in its dense form; `build` makes it: with an adapter (GPViT), without class token and with windows of
-            14x14 tokens in all but four blocks (ResFormer, DeiT).
-        num_classes: kinds of objects, without background.
+        backbone: a model in its dense form, as built by `build`: with an adapter (GPViT), or without a class token and
+            with windows of 14x14 tokens in all but four blocks (ResFormer, DeiT).
+        num_classes: number of classes, without background.
         head: one of `HEADS`.
-        style: a name in `STYLES`; None for the paper's.
+        style: a name in `STYLES`; by default that of the backbone's paper.
         options: the fields of `Settings`.
 
-    Images come normalised and padded; nothing is resized here. Sides need not be multiples of 32.
-
-    Two things are torchvision's and not the papers': the best anchor of an object learns it however little they overlap
-    (papers: from 0.3 on), and keypoints are read from maps enlarged bicubically.
-
-    Padding does not change what is found: in evaluation an image goes through the network at its own size, rounded up
-    to multiples of 32 as if it were alone, together with the others of that size. In training a batch goes through
-    whole, as published. There no backbone masks the padding: proposals and boxes end at an image's true size and none
-    start in its padding, but the maps differ. With random weights, those of an image of 224x288 alone and in a batch of
-    384x384 differ by 1 to 9 % in the mean over the finest level (DynamicViT on ConvNeXt, RegionViT, MSG-Transformer,
-    CvT, MPViT, CMT), by 12 to 19 % (the PVTs, Swin, CSWin, P2T, Shunted, Twins, ScalableViT, DeiT, ResFormer), by 25 %
-    (DAT), and by 36 to 51 % (DynamicViT on Swin, GPViT, UViT, MViTv2, HAT-Net).
-
-    Errors: UserError for an unknown head, style or option.
+    Raises:
+        UserError: for an unknown head, style or option.
     """
 
     task = "detection"
@@ -186,24 +187,34 @@ class Detector(TaskModel):
         return model
 
     def init_scaled(self) -> None:
-        """As for every model, but the neck and the heads keep their own start: boxes begin as anchors and proposals."""
+        """As for every model, but neck and heads keep their initial weights, which predict anchors and proposals."""
         init_scaled(self.backbone)
 
     def no_weight_decay(self) -> set[str]:
-        """Besides a classifier's, tables of relative positions that only the published classifiers decay: MViTv2's and
-        those of DAT's neighbourhood attention."""
+        """Return names as for a classifier, and relative position tables, which only published classifiers decay.
+
+        These are the tables of MViTv2 and of DAT's neighbourhood attention.
+        """
         names = (name for name, _ in self.backbone.named_parameters(prefix="backbone"))
         return super().no_weight_decay() | {name for name in names if TABLE.search(name)}
 
     def forward(self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None) -> list[Objects]:
-        """Images (B, C, H, W), and their true (height, width) if they are padded → what is found in each.
+        """Return the detections in each image.
 
-        Boxes (n, 4) as x1, y1, x2, y2 in pixels, labels (n) from 0, scores (n) falling; with masks their probabilities
-        (n, 1, 28, 28) inside the boxes (see `paste_masks`), with keypoints (n, K, 3) x, y, 1 and keypoint_scores (n,
-        K). Error: UserError in training mode.
+        Args:
+            images: (B, C, H, W).
+            sizes: true (height, width) of each image, if they are padded.
+
+        Returns:
+            For each image "boxes" (n, 4) as x1, y1, x2, y2 in pixels, "labels" (n,) starting at 0 and descending
+            "scores" (n,). A mask head adds "masks", probabilities (n, 1, 28, 28) inside the boxes (see `paste_masks`);
+            a keypoint head adds "keypoints" (n, K, 3) as x, y, 1 and "keypoint_scores" (n, K).
+
+        Raises:
+            UserError: in training mode.
         """
         if self.training:
-            raise UserError("A detector in training mode has losses and no detections: call eval() first.")
+            raise UserError("A detector in training mode returns losses, not detections: call eval() first.")
         full = (images.shape[-2], images.shape[-1])
         sizes = [full] * len(images) if sizes is None else sizes
         places: dict[tuple[int, ...], list[int]] = {}
@@ -220,14 +231,15 @@ class Detector(TaskModel):
         return found
 
     def forward_train(self, view: DetectionView, targets: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Losses by name, to be added up; "gap" if asked for. Images without objects are welcome; boxes have a positive
-        width and height. Error: UserError for objects without the masks or keypoints that the head learns from."""
+        """Return the losses to be summed, by name, and with "gap" in `targets` also the mean of the last map.
+
+        Images may have no objects. Boxes must have a positive width and height. Raises UserError if the objects lack
+        the masks or keypoints that the head needs.
+        """
         images, sizes, objects = view
         for part in ("mask", "keypoint"):
             if part in self.options["head"] and not all(f"{part}s" in found for found in objects):
-                raise UserError(
-                    f"{self.options['head']} learns from {part}s, which the data has not: choose another head."
-                )
+                raise UserError(f"{self.options['head']} needs {part}s, but the data have none: choose another head.")
         assert all((found["boxes"][:, 2:] > found["boxes"][:, :2]).all() for found in objects)
         maps = self.backbone(images)
         _, losses = self.head(ImageList(images, list(sizes)), self.neck(maps), objects)
@@ -237,11 +249,12 @@ class Detector(TaskModel):
 
 
 def build_neck(backbone: Backbone, channels: int, norm: str, retina: bool) -> FeaturePyramid | SimplePyramid:
-    """Five levels: from stride 4 on, or 8 for RetinaNet and where the backbone has nothing finer (UViT, whose paper
-    does not say how its map enters the detector).
+    """Build a neck with five levels.
 
-    What a backbone has not is made by convolutions, from its last map or, of plain models, from the pyramid's; but the
-    last level of two-stage detectors is a subsample if it is all that is missing.
+    They start at stride 4, or at 8 for RetinaNet and for backbones without a finer map (UViT, whose paper does not say
+    how its map enters the detector). Levels that the backbone lacks are computed by convolutions from its last map or,
+    for plain models, from the pyramid's last level. In two-stage detectors that lack only the last level, it is
+    obtained by subsampling.
     """
     form = backbone.detector
     if form.levels == "simple":
@@ -259,7 +272,7 @@ def build_neck(backbone: Backbone, channels: int, norm: str, retina: bool) -> Fe
 
 
 def one_stage(strides: Sequence[float], num_classes: int, settings: Settings) -> OneStage:
-    """RetinaNet's head: nine anchors at every place."""
+    """Build RetinaNet's head, with nine anchors at every position."""
     scale = settings.anchor_scale or 4.0
     anchors = Anchors(strides, [scale * 2 ** (third / 3) for third in range(3)])
     head = FocalHead(settings.channels, 9, num_classes)
@@ -267,7 +280,7 @@ def one_stage(strides: Sequence[float], num_classes: int, settings: Settings) ->
 
 
 def two_stage(strides: Sequence[float], num_classes: int, head: str, style: Style, settings: Settings) -> TwoStage:
-    """Proposals with three anchors at every place, then one stage or three."""
+    """Build a two-stage head: proposals with three anchors at every position, then one or three box stages."""
     channels = settings.channels
     rpn = Proposals(
         Anchors(strides, (settings.anchor_scale or 8.0,)),
@@ -321,26 +334,28 @@ def two_stage(strides: Sequence[float], num_classes: int, head: str, style: Styl
 
 
 class Found(NamedTuple):
-    """What a detector says about a batch."""
+    """The outputs of a detector for a batch."""
 
     objects: list[Objects]
-    """Of each image, in pixels of the image that the network saw."""
+    """Detections in each image, in pixels of the image that the network saw."""
     seen: list[tuple[int, int]]
-    """The size of each of these images without its padding."""
+    """(height, width) of each of these images without padding."""
     finite: list[Tensor]
-    """Whether the output of each layer of the head was."""
+    """Whether the output of each layer of the head is finite."""
 
 
 class DetectionObjective(Objective):
-    """The sum of the head's own losses."""
+    """The sum of the losses of the head."""
 
     def __call__(self, outputs: dict[str, Tensor], target: Any, view: DetectionView) -> Tensor:
         return torch.stack([loss for name, loss in outputs.items() if name != "gap"]).sum()
 
 
 def at_full_size(objects: Objects, seen: tuple[int, int], full: tuple[int, int]) -> Objects:
-    """What was found in an image that the network saw at size `seen`, in pixels of one of size `full`: boxes and
-    keypoints scaled, masks pasted into it, bool (n, H, W)."""
+    """Convert detections in an image seen at size `seen` to pixels of the original image of size `full`.
+
+    Boxes and keypoints are scaled; masks become bool masks (n, H, W) of the whole image.
+    """
     scale = objects["boxes"].new_tensor([full[1] / seen[1], full[0] / seen[0]]).float()
     out = {**objects, "boxes": objects["boxes"].float() * scale.repeat(2)}
     if "masks" in objects:
@@ -352,10 +367,10 @@ def at_full_size(objects: Objects, seen: tuple[int, int], full: tuple[int, int])
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Mask probabilities (n, 1, m, m) inside `boxes` (n, 4) → bool masks (n, height, width) of the whole image.
+    """Convert mask probabilities (n, 1, m, m) inside `boxes` (n, 4) to bool masks (n, height, width) of an image.
 
-    `boxes` are in pixels of `size`: to have the masks of the original image, scale the boxes to it. Bilinear between
-    the centres of the mask's cells, zero outside.
+    `boxes` are in pixels of an image of `size`; for masks of the original image, scale the boxes to it first. The
+    probabilities are interpolated bilinearly between the centres of the mask's cells and are zero outside.
     """
     out = torch.zeros(len(masks), *size, dtype=torch.bool, device=masks.device)
     for pasted, mask, (x1, y1, x2, y2) in zip(out, masks, boxes.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""COCO's average precision of a detector: boxes, masks and keypoints."""
+"""COCO's average precision of boxes, masks and keypoints."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from anyres.tasks.finite import check_found
 from anyres.tasks.scores import Measured, Metric, covered
 
 Entry = dict[str, Any]
-"""An annotation, or a detection in the layout of COCO's result files."""
+"""An annotation, or a detection in COCO's results format."""
 
 DETECTIONS = 100
-"""Of each image, the best by their scores; what is beyond does not count."""
+"""Number of detections per image that count, by descending score."""
 KINDS = {"bbox": "", "segm": "mask_", "keypoints": "keypoint_"}
-"""What can be scored, by COCO's names, and how the names of the scores begin."""
+"""COCO's evaluation types → prefixes of the names of their scores."""
 SCORES = {
     "ap": "AP_all",
     "ap50": "AP_50",
@@ -42,27 +42,30 @@ COCO_KEYPOINTS = (
     *(f"{side}_{part}" for part in ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
       for side in ("left", "right")),
 )  # fmt: skip
-"""Those of COCO's persons, in the order of its spreads, which are its own code's default."""
+"""Keypoints of COCO's persons, in the order of COCO's sigmas, which are the default of its code."""
 SIGMA = 0.05
-"""The spread of every other keypoint, relative to the object's size."""
+"""Sigma of all other keypoints, relative to the size of the object."""
 
 
 class AveragePrecision(Metric):
-    """COCO's scores, in percent: "ap", "ap50", "ap75", "ap_small", "ap_medium" and "ap_large", and the same with
-    "mask_" and "keypoint_" before them if the model gives masks or keypoints and the source was asked for them.
+    """COCO's scores in percent: "ap", "ap50", "ap75", "ap_small", "ap_medium" and "ap_large".
 
-    A score without any object to judge it by (small ones, for instance) is left out. Everything is judged in the pixels
-    of the original picture. Keypoints that are not `COCO_KEYPOINTS`, by name and order, all have the spread `SIGMA`,
-    and the note says so. `results` is a file to write all detections to, in COCO's layout.
+    If the model predicts masks or keypoints and the source was opened with them, there are also scores with the
+    prefixes "mask_" and "keypoint_". Scores without any object to evaluate (for instance no small ones) are left out.
+    Everything is evaluated in pixels of the original image. Keypoints other than `COCO_KEYPOINTS`, by name and order,
+    all use the sigma `SIGMA`, and the note says so.
+
+    Args:
+        results: file to write all detections to, in COCO's results format.
     """
 
     def __init__(self, config: DataConfig, source: DetectionSource, results: str | Path | None = None) -> None:
-        rle.coco_masks()  # it complains now, not after the last picture
+        rle.coco_masks()  # report a missing package now rather than after the last image
         if results is not None:
             check_file(results, "detections")
         self.model, self.source, self.results = config.model, source, results
         self.categories = dict(zip(config.places(source).tolist(), source.category_ids, strict=True))
-        """The category id of each of the model's labels that the source has."""
+        """Category id in the source of each of the model's labels, as far as the source has them."""
         self.images: list[Entry] = []
         self.truth: list[Entry] = []
         self.found: list[Entry] = []
@@ -86,7 +89,7 @@ class AveragePrecision(Metric):
     def compute(self, shares: list[Any], count: int) -> Measured:
         images, truth, found = ([entry for share in shares for entry in share[column]] for column in range(3))
         if all(entry["iscrowd"] for entry in truth):
-            raise UserError(f"no object is marked in the images of {self.source.name}: give others to evaluate on")
+            raise UserError(f"the images of {self.source.name} have no annotated objects: evaluate on other data")
         if self.results is not None:
             with atomic_write(self.results, "detections") as temporary:
                 temporary.write_text(json.dumps(found), encoding="utf-8")
@@ -98,18 +101,18 @@ class AveragePrecision(Metric):
                 part = average_precision(images, self.source.category_ids, truth, found, kind, names)
                 scores |= {prefix + name: score for name, score in part.items()}
         if "ap" not in scores:
-            raise UserError(f"no object of {self.source.name} has an area that COCO judges: check the areas and boxes")
+            raise UserError(f"no object of {self.source.name} has an area that COCO counts: check the areas and boxes")
         marked_classes = len({entry["category_id"] for entry in truth if not entry["iscrowd"]})
-        notes = [covered("AP", marked_classes, len(self.source.category_ids), "no object of the others is marked")]
+        notes = [covered("AP", marked_classes, len(self.source.category_ids), "the others have no annotated objects")]
         if "keypoints" in kinds and not are_cocos(self.source.keypoint_names):
             notes.append(
-                f"keypoint AP takes {SIGMA} for the spread of every keypoint: their names are not those of COCO"
+                f"keypoint AP uses the sigma {SIGMA} for every keypoint, because their names are not those of COCO"
             )
         return Measured(scores, count, note="; ".join(filter(None, notes)))
 
 
 def are_cocos(keypoint_names: Sequence[str]) -> bool:
-    """Whether keypoints are those of COCO's persons, in their order; case, "-" and blanks are no difference."""
+    """Return whether the keypoints are those of COCO's persons, in order, up to case and "-" or " " for "_"."""
     return tuple(name.lower().replace("-", "_").replace(" ", "_") for name in keypoint_names) == COCO_KEYPOINTS
 
 
@@ -121,11 +124,16 @@ def average_precision(
     kind: str,
     keypoint_names: Sequence[str] = (),
 ) -> dict[str, float]:
-    """The scores of `SCORES` in percent, without those that have no object to judge them by.
+    """Return the scores of `SCORES` in percent, without those that have no object to evaluate.
 
-    `images` have id, height and width. `truth` are COCO's annotations and `found` its results, without ids; results
-    have a "segmentation" for the `kind` "segm" and "keypoints" for that one; `keypoint_names` decide
-    what spread they have. The numbers are those of COCO's own code.
+    The numbers equal those of COCO's own code.
+
+    Args:
+        images: with id, height and width.
+        truth: COCO's annotations, without ids.
+        found: COCO's results, without ids; for the `kind` "segm" with "segmentation", for "keypoints" with "keypoints".
+        kind: one of `KINDS`.
+        keypoint_names: names that determine the sigmas of the keypoints.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -136,7 +144,7 @@ def average_precision(
         categories = [{"id": number, "name": str(number)} for number in category_ids]
         return COCO({"images": list(images), "categories": categories, "annotations": numbered}, print_function=silent)
 
-    if kind == "segm":  # a region without a usable mask neither counts nor hurts
+    if kind == "segm":  # a region without a usable mask is ignored
         truth = [{**entry, "iscrowd": 1} if entry.get("maskless") else entry for entry in truth]
     found = [{**entry, "iscrowd": 0, "area": _area(entry, kind)} for entry in found]
     count = max((len(entry.get("keypoints", ())) // 3 for entry in truth), default=0)
@@ -148,7 +156,7 @@ def average_precision(
 
 
 def _area(entry: Entry, kind: str) -> float:
-    """What decides whether a detection is small, medium or large."""
+    """Return the area that determines whether a detection is small, medium or large."""
     if kind == "segm":
         return float(rle.coco_masks().area(entry["segmentation"]))
     if kind == "keypoints":
@@ -158,7 +166,7 @@ def _area(entry: Entry, kind: str) -> float:
 
 
 def _truth(objects: Objects, category_ids: Sequence[int]) -> list[Entry]:
-    """The objects as COCO's annotations; those without a usable mask are "maskless", with their box as a stand-in."""
+    """Convert objects to COCO's annotations; those without a usable mask are "maskless" and have their box instead."""
     entries: list[Entry] = []
     for place, (x1, y1, x2, y2) in enumerate(objects.boxes.tolist()):
         entry: Entry = {
@@ -184,7 +192,7 @@ def _truth(objects: Objects, category_ids: Sequence[int]) -> list[Entry]:
 
 
 def _detections(output: dict[str, Tensor], objects: Objects, seen: Size, categories: dict[int, int]) -> list[Entry]:
-    """What the model found in a picture that it saw at size `seen`, in the picture's own pixels."""
+    """Convert the detections in an image seen at size `seen` to COCO's results, in pixels of the original image."""
     known = torch.tensor([label in categories for label in output["labels"].tolist()], dtype=torch.bool)
     kept = torch.where(known.to(output["labels"].device))[0]
     kept = kept[output["scores"][kept].argsort(descending=True, stable=True)[:DETECTIONS]]
@@ -212,7 +220,7 @@ def _detections(output: dict[str, Tensor], objects: Objects, seen: Size, categor
 
 
 def _encode(masks: Tensor) -> list[Entry]:
-    """Masks (n, H, W) as COCO's compressed run lengths, which it counts down the columns."""
+    """Encode masks (n, H, W) as COCO's compressed run lengths, which are in column-major order."""
     columns = masks.transpose(1, 2).contiguous().to("cpu", torch.uint8).numpy()
     coded = rle.coco_masks().encode(columns.transpose(2, 1, 0)) if len(masks) else []
     return [{"size": list(code["size"]), "counts": code["counts"].decode("ascii")} for code in coded]

@@ -1,4 +1,4 @@
-"""Semantic segmentation: random crops, cross-entropy per pixel, mIoU."""
+"""Semantic segmentation: random crops, per-pixel cross-entropy, mIoU."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 class Segmentation(DenseTask):
-    """A class for every pixel."""
+    """Semantic segmentation."""
 
     name = "segmentation"
     group = "segment"
     pipeline = "image-segmentation"
-    about_training = "Train a segmentation network on any backbone, at one or several resolutions, or continue."
-    about_test = "Measure the mIoU of a segmentation network: whole images or a sliding window, one scale or several."
+    about_training = "Train a segmentation network on any backbone, at one or several resolutions, or continue a run."
+    about_test = "Measure the mIoU of a segmentation network, on whole images or tiles, at one or several scales."
     options = SegmentConfig
     test_options = SegmentationTest
     test_size = 512
     demo = Demo(
-        "Train a multi-resolution ResFormer and an ordinary DeiT to segment composed scenes, and compare at many"
+        "Train a multi-resolution ResFormer and an ordinary DeiT to segment composed scenes, and compare them at many"
         " sizes.",
         {"ResFormer": "digits", "DeiT": "digits_deit"},
         tuple((side, side) for side in (24, 32, 40, 48, 60, 72, 96, 128, 160)),
@@ -83,7 +83,7 @@ class Segmentation(DenseTask):
         return open_segmentation(data, split, num_classes=classes, **DataConfig.of(models[0]).masks)
 
     def backbone_args(self, options: SegmentConfig) -> dict[str, Any]:
-        return {"img_size": options.shapes[0]}  # tables of positions are kept at the size of the crops
+        return {"img_size": options.shapes[0]}  # size of the position tables
 
     def views(self, options: SegmentConfig, source: SegmentationSource) -> segmentation_views.SegmentationViews:
         from anyres.data.segmentation_views import SegmentationViews
@@ -96,7 +96,7 @@ class Segmentation(DenseTask):
         return SegmentationObjective()
 
     def facts(self, options: Any, source: SegmentationSource) -> dict[str, Any]:
-        # As the run was told, not as the data turned out: None leaves other data to their own layout, as in training.
+        # Save the options, not what was found in the data: None means that other data use their own layout.
         told = {"reduce_zero_label": options.reduce_zero_label, "mask_values": options.mask_values}
         return {**super().facts(options, source), **told, "divisor": options.divisor}
 

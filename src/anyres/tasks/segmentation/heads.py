@@ -1,8 +1,8 @@
-"""Decoders of semantic segmentation: the maps of a backbone, finest first → class logits at the size of the first.
+"""Heads for semantic segmentation: feature maps of a backbone, finest first → class logits at the size of the first.
 
-Maps may have any sizes. A coarser one is brought to the actual size of a finer, so that odd sides need no padding, and
-maps of equal size (plain models) are left as they are. Widths, norms and dropout are those of the papers'
-configurations for ADE20K; every convolution that a norm follows has no bias.
+The maps may have any size. A coarser map is resized to the actual size of a finer one, so that odd sizes need no
+padding; maps of equal size (plain models) are not resized. Widths, norms and dropout follow the papers' configurations
+for ADE20K. Convolutions that are followed by a norm have no bias.
 
 Sources: Semantic FPN, "Panoptic Feature Pyramid Networks", CVPR 2019, arXiv 1901.02446; UPerNet, "Unified Perceptual
 Parsing for Scene Understanding", ECCV 2018, arXiv 1807.10221; SegFormer, NeurIPS 2021, arXiv 2105.15203.
@@ -23,18 +23,18 @@ from anyres.errors import UserError
 from anyres.layers.init import init_linear_and_convolution
 
 BINS = (1, 2, 3, 6)
-"""Sides of the grids to which UPerNet's pyramid pooling averages the last map."""
+"""Grid sides of UPerNet's pyramid pooling of the last map."""
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, h, w) → (B, C, *size), bilinear with half-pixel centres; untouched if it has that size."""
+    """Resize (B, C, h, w) to (B, C, *size), bilinearly with half-pixel centres; return it as is if the size matches."""
     if x.shape[-2:] == tuple(size):
         return x
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
 
 def classifier(dim: int, num_classes: int) -> nn.Sequential:
-    """Dropout of whole channels (0.1), then a 1x1 convolution to the classes, whose start is normal 0.01."""
+    """Return channel dropout (0.1) and a 1x1 convolution to the classes, initialised from a normal with std 0.01."""
     conv = nn.Conv2d(dim, num_classes, 1)
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
@@ -42,19 +42,20 @@ def classifier(dim: int, num_classes: int) -> nn.Sequential:
 
 
 class SemanticFPN(nn.Module):
-    """A feature pyramid whose levels go up to the first level's size, by a 3x3 convolution with norm and ReLU and a
-    bilinear resize for each halving on the way, and are summed.
+    """Semantic FPN: a feature pyramid whose levels are upsampled to the size of the first one and summed.
+
+    Each doubling of the resolution is a 3x3 convolution with norm and ReLU followed by a bilinear resize.
 
     Args:
         info: `feature_info` of the maps (their num_chs and reduction).
-        channels: width of the pyramid (published: 256); levels go up in half of it.
+        channels: width of the pyramid (published: 256); the upsampling path has half of it.
     """
 
     def __init__(self, info: Sequence[dict[str, Any]], num_classes: int, channels: int = 256) -> None:
         super().__init__()
         strides = [level["reduction"] for level in info]
         self.fpn = FeaturePyramidNetwork([level["num_chs"] for level in info], channels)
-        # For each level the finer ones whose sizes it goes through; a level of the first one's stride has one step.
+        # For each level, the finer levels whose sizes it passes through; a level with the first one's stride has one.
         self.paths = [
             [j for j in range(i - 1, -1, -1) if strides[j] < strides[j + 1]] or [0] for i in range(len(strides))
         ]
@@ -67,7 +68,7 @@ class SemanticFPN(nn.Module):
         self.classify = classifier(dim, num_classes)
 
     def climb(self, x: Tensor, level: int, maps: Sequence[Tensor]) -> Tensor:
-        """A level of the pyramid up to the first map's size."""
+        """Upsample a level of the pyramid to the size of the first map."""
         tower: Any = self.towers[level]
         for conv, finer in zip(tower, self.paths[level], strict=True):
             x = resize(conv(x), maps[finer].shape[-2:])
@@ -79,14 +80,14 @@ class SemanticFPN(nn.Module):
 
 
 class UPerNet(nn.Module):
-    """Pyramid pooling on the last map, a top-down pyramid of the others, and a 3x3 convolution over all levels at the
-    first one's size; norm and ReLU follow every convolution.
+    """UPerNet: pyramid pooling of the last map, a top-down path, and a 3x3 convolution that fuses all levels.
+
+    The levels are fused at the size of the first one. Norm and ReLU follow every convolution. Training on a single
+    image raises UserError, because the norm of the 1x1 pooled map needs two images or `nn.SyncBatchNorm`.
 
     Args:
         info: `feature_info` of the maps.
         channels: width of all convolutions (published: 512).
-
-    Training on one image raises UserError: the norm of the 1x1 pooled map needs two, or `nn.SyncBatchNorm`.
     """
 
     def __init__(self, info: Sequence[dict[str, Any]], num_classes: int, channels: int = 512) -> None:
@@ -101,7 +102,7 @@ class UPerNet(nn.Module):
         self.classify = classifier(channels, num_classes)
 
     def pool(self, last: Tensor) -> Tensor:
-        """The last map beside its averages over `BINS`: (B, C, h, w) → (B, channels, h, w)."""
+        """Fuse the last map with its averages over `BINS`: (B, C, h, w) → (B, channels, h, w)."""
         norm = self.pooled[0][1]  # type: ignore[index]
         if type(norm) is nn.BatchNorm2d and norm.training and len(last) == 1:
             raise UserError(
@@ -110,7 +111,7 @@ class UPerNet(nn.Module):
             )
         size = last.shape[-2:]
         means = [
-            # What comes from one pixel has lost the maps' layout, and the concatenation would lose it with it.
+            # A map made from one pixel loses the channels-last layout, and the concatenation would lose it as well.
             resize(conv(F.adaptive_avg_pool2d(last, side)), size).contiguous(memory_format=torch.channels_last)
             for conv, side in zip(self.pooled, BINS, strict=True)
         ]
@@ -128,8 +129,9 @@ class UPerNet(nn.Module):
 
 
 class SegFormerHead(nn.Module):
-    """A linear layer on every map, all levels beside each other at the first one's size, a 1x1 convolution over them
-    with norm and ReLU.
+    """SegFormer's head: a linear layer on every map, then a 1x1 convolution with norm and ReLU over all of them.
+
+    The maps are resized to the size of the first one and concatenated before that convolution.
 
     Args:
         info: `feature_info` of the maps.
@@ -155,4 +157,4 @@ HEADS: dict[str, tuple[type[nn.Module], int]] = {
     "semantic_fpn": (SemanticFPN, 256),
     "segformer": (SegFormerHead, 256),
 }
-"""Heads by name, with their published widths."""
+"""Heads with their published widths, by name."""

@@ -1,8 +1,7 @@
-"""Semantic segmentation: a class for every pixel, at any image size.
+"""Semantic segmentation at any image size.
 
-A `Segmenter` is a dense backbone and one of the heads of `segmentation_heads`. `segmentation_loss` is what its training
-minimises; `segment` and `predict_probabilities` are the ways it is tested: whole images, sliding windows, several
-scales and mirror images.
+A `Segmenter` is a dense backbone with one of the heads in `heads.py`, trained with `segmentation_loss`. `segment` and
+`predict_probabilities` run it on whole images or with sliding-window inference, at several scales, and flipped.
 """
 
 from __future__ import annotations
@@ -27,21 +26,22 @@ from anyres.tasks.segmentation.heads import HEADS, classifier, resize
 
 AUXILIARY_CHANNELS = 256
 IGNORE = 255
-"""The label of pixels that count neither in training nor in tests."""
+"""Label of pixels that are ignored in training and evaluation."""
 
 
 class Segmenter(TaskModel):
     """A dense backbone with a segmentation head: (B, in_chans, H, W) → logits (B, num_classes, H, W).
 
     Args:
-        backbone: a model in its dense form. Plain models whose other maps are raw give the last one without the final
-            norm, too (the published DeiT and ResFormer baselines); the norm is taken off.
+        backbone: a model in its dense form. The final norm of plain models is removed if it would apply only to the
+            last map, as in the published DeiT and ResFormer baselines.
         head: "upernet", "semantic_fpn" or "segformer".
         channels: width of the head; by default the published one (512, 256, 256).
-        auxiliary: a second head for training: 3x3 convolution, norm, ReLU, dropout, 1x1, on the third map of a pyramid,
-            on the last map where all have one stride. By default with UPerNet only.
+        auxiliary: whether to train a second head: 3x3 convolution, norm, ReLU, dropout and 1x1 convolution on the third
+            map, or on the last one if all maps have the same stride. By default only with UPerNet.
 
-    Errors: UserError for a backbone that gives no maps of images, and for an unknown head.
+    Raises:
+        UserError: for a backbone without feature maps of images, and for an unknown head.
     """
 
     task = "segmentation"
@@ -80,8 +80,11 @@ class Segmenter(TaskModel):
         return resize(self.head(self.backbone(x)), x.shape[-2:])
 
     def forward_train(self, view: Tensor, targets: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Images (B, in_chans, H, W) → "logits" (B, num_classes, h, w) at the first map's size; "aux", those of the
-        auxiliary head at its map's, if there is one; with "gap" in `targets` the mean of the last map (B, C)."""
+        """Return the outputs for images (B, in_chans, H, W), by name.
+
+        "logits" (B, num_classes, h, w) have the size of the first map. "aux" are those of the auxiliary head, if there
+        is one, at the size of its map. With "gap" in `targets`, "gap" is the mean of the last map (B, C).
+        """
         maps = self.backbone(view)
         out = {"logits": self.head(maps)}
         if self.auxiliary is not None:
@@ -92,10 +95,10 @@ class Segmenter(TaskModel):
 
 
 def levels_of(backbone: Backbone) -> list[dict[str, Any]]:
-    """The entries of `feature_info` that a dense image backbone's maps belong to. Error: UserError if it is none."""
+    """Return the `feature_info` of a dense image backbone's maps. Raises UserError if the backbone is not one."""
     if not getattr(backbone, "dense", False) or backbone.num_frames is not None:
         name = (backbone.architecture or type(backbone).__name__).removeprefix("anyres_")
-        raise UserError(f"{name} gives no maps of images: build an image model with dense=True.")
+        raise UserError(f"{name} does not return feature maps of images: build an image model with dense=True.")
     return backbone.dense_info
 
 
@@ -105,11 +108,11 @@ def levels_of(backbone: Backbone) -> list[dict[str, Any]]:
 def segmentation_loss(
     outputs: dict[str, Tensor], labels: Tensor, auxiliary_weight: float = 0.4, ignore_index: int = IGNORE
 ) -> Tensor:
-    """Cross-entropy of "logits" plus `auxiliary_weight` times that of "aux", if there is one: a scalar in float32.
+    """Return the cross-entropy of "logits" plus `auxiliary_weight` times that of "aux", if present, a float32 scalar.
 
     Logits (B, K, h, w) are resized to the labels (B, H, W). The mean is over the pixels whose label is not
-    `ignore_index`; where there is none it is 0. Whether published runs divide by these pixels or by all of the crop is
-    not written in the papers.
+    `ignore_index`, or 0 if there are no such pixels. The papers do not say whether published runs divide by the number
+    of these pixels or of all pixels in the crop.
     """
     loss = _pixel_loss(outputs["logits"], labels, ignore_index)
     if "aux" in outputs:
@@ -118,7 +121,7 @@ def segmentation_loss(
 
 
 class SegmentationObjective(Objective):
-    """`segmentation_loss`."""
+    """`segmentation_loss` as the training loss of the task."""
 
     def __call__(self, outputs: dict[str, Tensor], target: Tensor, view: Tensor) -> Tensor:
         return segmentation_loss(outputs, target)
@@ -137,8 +140,10 @@ Model = Callable[[Tensor], Tensor]
 
 
 def segment(model: Model, image: Tensor, size_out: Sequence[int] | None = None, **options: Any) -> Tensor:
-    """Normalised images (B, C, H, W) → the likeliest class of every pixel, (B, *size_out); `options` as of
-    `predict_probabilities`."""
+    """Return the most probable class of every pixel (B, *size_out) for normalised images (B, C, H, W).
+
+    `options` are those of `predict_probabilities`.
+    """
     return predict_probabilities(model, image, size_out, **options).argmax(1)
 
 
@@ -152,20 +157,21 @@ def predict_probabilities(
     window: int | Sequence[int] | None = None,
     stride: int | Sequence[int] | None = None,
 ) -> Tensor:
-    """Normalised images (B, C, H, W) → class probabilities (B, K, *size_out) in float32.
+    """Return class probabilities (B, K, *size_out) in float32 for normalised images (B, C, H, W).
+
+    The logits of each view are resized to `size_out`, and their softmax is averaged over the views. With a single view,
+    classes are ranked as in the published single-scale test. The train/eval mode of the model is not changed.
 
     Args:
-        size_out: (height, width) of the result, such as the original image's; by default the image's own.
-        scales: the image is also seen enlarged or reduced by each of these, sides rounded but never below the model's
+        size_out: (height, width) of the result, such as that of the original image; by default that of `image`.
+        scales: factors by which to scale the image, one view each. Sides are rounded, and never below the model's
             minimum. Published "ms+flip": 0.5, 0.75, 1, 1.25, 1.5, 1.75 with `flip`.
-        flip: each scale is also seen mirrored.
-        window: side or (height, width) of a sliding window; without it images go through the model whole.
-        stride: step of the window; two thirds of it by default.
+        flip: also use a horizontally flipped view at each scale.
+        window: side or (height, width) of the tiles for sliding-window inference; by default, the whole image.
+        stride: stride of the tiles; by default two thirds of their size.
 
-    The logits of each view are resized to `size_out`, where their softmax is averaged over the views: for one view
-    this ranks classes as the published single-scale test does. The model is used in the mode it is in.
-
-    Errors: UserError for scales or windows that make no sense.
+    Raises:
+        UserError: if `scales`, `window` or `stride` is not valid.
     """
     if not scales or min(scales) <= 0:
         raise UserError(f"scales={tuple(scales)} is not possible: give one or several numbers above 0, such as 1.0.")
@@ -185,7 +191,7 @@ def predict_probabilities(
 
 
 def _scaled(image: Tensor, scale: float, minimum: int) -> Tensor:
-    """Images (B, C, H, W) enlarged or reduced, smoothed where they shrink, with sides of at least `minimum`."""
+    """Scale images (B, C, H, W) to sides of at least `minimum`, with antialiasing."""
     size = [max(round(side * scale), minimum) for side in image.shape[-2:]]
     if size == [*image.shape[-2:]]:
         return image
@@ -195,18 +201,18 @@ def _scaled(image: Tensor, scale: float, minimum: int) -> Tensor:
 def slide(
     model: Model, image: Tensor, window: int | Sequence[int], stride: int | Sequence[int] | None = None
 ) -> Tensor:
-    """Logits (B, K, H, W) in float32 from windows over the images (B, C, H, W), averaged where windows overlap.
+    """Return logits (B, K, H, W) in float32 by sliding-window inference on images (B, C, H, W).
 
-    The last window of a row or a column ends at the border; an image smaller than the window is one window. Window and
-    stride are as of `predict_probabilities`.
+    The logits are averaged where tiles overlap. The last tile in a row or column ends at the border; an image smaller
+    than a tile is one tile. `window` and `stride` are as in `predict_probabilities`.
 
-    Error: UserError for a window or a stride below 1, and for a stride that would leave pixels out.
+    Raises UserError for a window or stride below 1, and for a stride that would skip pixels.
     """
     height, width = pair(window)
     down, right = (max(height * 2 // 3, 1), max(width * 2 // 3, 1)) if stride is None else pair(stride)
     if not (1 <= down <= height and 1 <= right <= width):
         raise UserError(
-            f"stride={stride} does not go with window={window}: give steps of at least 1 and at most the window's side."
+            f"stride={stride} does not fit window={window}: give a stride of at least 1 and at most the window's side."
         )
     H, W = image.shape[-2:]
     total: Tensor | None = None
@@ -223,6 +229,6 @@ def slide(
 
 
 def _starts(side: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along a side."""
+    """Return the start positions of the tiles along a side."""
     last = max(side - window, 0)
     return [*range(0, last, stride), last]

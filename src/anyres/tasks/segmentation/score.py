@@ -17,9 +17,9 @@ from anyres.tasks.scores import Measured, Metric, covered
 
 
 class ConfusionMatrix:
-    """How often pixels of each class were taken for each: one matrix over a whole set of images.
+    """Confusion matrix of pixels over a whole set of images.
 
-    `counts` (K, K) int64: rows are labels, columns predictions. Pixels whose label is `ignore` are left out.
+    `counts` (K, K) int64 has labels as rows and predictions as columns. Pixels whose label is `ignore` are left out.
     """
 
     def __init__(self, num_classes: int, ignore: int = IGNORED) -> None:
@@ -27,8 +27,10 @@ class ConfusionMatrix:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def add(self, prediction: Tensor, label: Tensor) -> None:
-        """Count the pixels of two maps of one shape; predictions are below `num_classes`. Raises UserError for a label
-        that is not."""
+        """Count the pixels of a prediction and a label map of the same shape.
+
+        Predictions must be below `num_classes`. Raises UserError for a label that is not.
+        """
         seen = label != self.ignore
         rows, columns = label[seen].long(), prediction[seen].long()
         counts = torch.bincount(rows * self.num_classes + columns, minlength=self.counts.numel()).cpu()
@@ -38,37 +40,36 @@ class ConfusionMatrix:
 
     @property
     def iou(self) -> Tensor:
-        """(K,) float64: pixels rightly taken for a class over those that are or were taken for it; NaN where there are
-        none of either."""
+        """Intersection over union of each class, (K,) float64; NaN for classes neither labelled nor predicted."""
         right, labelled, predicted = self._shares()
         return right / (labelled + predicted - right)
 
     @property
     def miou(self) -> float:
-        """Mean IoU of the classes that were labelled or predicted anywhere in the set."""
+        """Mean IoU over the classes that were labelled or predicted anywhere."""
         return float(self.iou.nanmean())
 
     @property
     def mean_accuracy(self) -> float:
-        """Mean over the labelled classes of the share of their pixels that was found."""
+        """Fraction of correctly classified pixels of each labelled class, averaged over these classes."""
         right, labelled, _ = self._shares()
         return float((right / labelled).nanmean())
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of all pixels whose class was found."""
+        """Fraction of correctly classified pixels."""
         right, labelled, _ = self._shares()
         return float(right.sum() / labelled.sum())
 
     def _shares(self) -> tuple[Tensor, Tensor, Tensor]:
-        """For each class the pixels that are rightly found, labelled, and predicted."""
+        """Return the number of correct, labelled and predicted pixels of each class."""
         counts = self.counts.double()
         return counts.diagonal(), counts.sum(1), counts.sum(0)
 
 
 def check_probabilities(model: str, probabilities: Tensor, names: Sequence[str]) -> None:
-    """Raises UserError for probabilities (B, K, H, W) that are not finite."""
-    # One logit that is not finite makes all of a pixel's probabilities NaN.
+    """Raise UserError if the probabilities (B, K, H, W) are not finite."""
+    # A single non-finite logit makes all probabilities of a pixel NaN, so checking one class is enough.
     check_outputs(model, not probabilities[:, 0].isnan().any(), ", ".join(names))
 
 
@@ -87,8 +88,8 @@ class MeanIoU(Metric):
         self.matrix = self.matrix or ConfusionMatrix(outputs.shape[1])
         if len(self.source.label_names) > self.matrix.num_classes:
             raise UserError(
-                f"{self.source.name} has {len(self.source.label_names)} classes, and the model"
-                f" {self.matrix.num_classes}: use the data set it was trained for"
+                f"{self.source.name} has {len(self.source.label_names)} classes, but the model has"
+                f" {self.matrix.num_classes}: use the dataset that it was trained for"
             )
         self.matrix.add(outputs.argmax(1), self.table[batch.truth.long()].to(outputs.device))
 
@@ -103,9 +104,9 @@ class MeanIoU(Metric):
             raise UserError(f"{self.source.name} has no labelled pixel: check the masks and reduce_zero_label")
         if (total.counts.sum(1) > 0).sum() < min(2, len(self.source.label_names)):
             raise UserError(
-                f"only one class has labelled pixels in the {count} images of {self.source.name}, so no score would say"
-                " anything: give images of two classes or more; if masks are black and white, 0 and 255, train with"
-                " mask_values=0,255"
+                f"only one class has labelled pixels in the {count} images of {self.source.name}, so a score would be"
+                " meaningless: give images of two classes or more; if the masks are black and white, 0 and 255, train"
+                " with mask_values=0,255"
             )
         scores = {
             "miou": 100 * total.miou,

@@ -1,4 +1,4 @@
-"""Action recognition: clips at several sizes, mixed and smoothed labels as in classification, top-1 of clips."""
+"""Action recognition: clips at several sizes, mixup and label smoothing as in classification, top-1 accuracy."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 
 class Video(Task):
-    """A video network, or an image model with attention over time."""
+    """Video classification with a video network, or an image model with temporal attention."""
 
     name = "video"
     group = "video"
     pipeline = "video-classification"
     kind = "video"
-    about_training = "Train a network on clips, at one or several resolutions, or continue."
-    about_test = "Measure the accuracy of a video network over one or several views of each clip."
+    about_training = "Train a video classifier at one or several resolutions, or continue a run."
+    about_test = "Measure the accuracy of a video classifier over one or several views of each video."
     options = VideoConfig
     test_options = VideoTest
     test_size = 224
     test_batch_size = 8
     demo = Demo(
-        "Train a multi-resolution ResFormer and an ordinary DeiT to tell how digits move, and compare them at many"
+        "Train a multi-resolution ResFormer and an ordinary DeiT to recognise how digits move, and compare them at many"
         " sizes.",
         {"ResFormer": "digits", "DeiT": "digits_deit"},
         tuple((side, side) for side in (16, 24, 32, 40, 48, 56, 64, 80, 96, 128)),
@@ -83,7 +83,7 @@ class Video(Task):
         return SpaceTime.from_config(config, state)
 
     def load(self, model: Any, path: Path) -> LoadReport:
-        """Weights of a video run fill the whole model; those of an image model the space part."""
+        """Load the whole model from the weights of a video run, or the spatial part from those of an image model."""
         from anyres.tasks.video.network import SpaceTime
         from anyres.tasks.weights import holds_task, load_but_head
 

@@ -1,10 +1,10 @@
-"""Action recognition: image backbones on clips (B, C, T, H, W) by divided space–time attention, and video networks.
+"""Action recognition on clips (B, C, T, H, W): image backbones with divided space–time attention, and video networks.
 
-Frames go through the image model as a batch; before every block the tokens of one place attend to each other over time.
-A fresh network is the image model on single frames: what time adds starts at zero.
+Frames go through the image model as a batch. Before every block, the tokens at each position attend to each other over
+time. The temporal branch is initialised to zero, so a new network equals the image model on single frames.
 
 Source: TimeSformer ("Is Space-Time Attention All You Need for Video Understanding?", ICML 2021, arXiv 2102.05095) as
-ResFormer uses it (section 4.4), rebuilt from the papers; neither is a copy of released code.
+used by ResFormer (section 4.4), reimplemented from the papers without copying released code.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from anyres.tasks.network import TaskModel, blocks_of
 
 
 class TemporalAttention(nn.Module):
-    """What time adds to a block's input: FC(DropPath(Attn(LN(x)))) over the frames at every place.
+    """Temporal branch of a block: FC(DropPath(Attn(LN(x)))) over the frames at every position.
 
-    Norm and attention start as copies of the block's own, FC at zero. Without `fc` the attention's output projection
-    takes its part.
+    Norm and attention are initialised as copies of the block's own, and FC to zero. Without `fc`, the output projection
+    of the attention is initialised to zero instead.
     """
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool, drop_path: nn.Module, fc: bool) -> None:
@@ -46,7 +46,7 @@ class TemporalAttention(nn.Module):
         self.fc: nn.Module = nn.Linear(dim, dim) if fc else nn.Identity()
 
     def start_from(self, norm: nn.Module, attn: nn.Module) -> None:
-        """Copy a block's norm and the linear layers of its attention; the last layer here becomes zero."""
+        """Copy a block's norm and the linear layers of its attention, and set the last layer of this branch to zero."""
         self.norm.load_state_dict(norm.state_dict())
         linear = {name: weights for name, weights in attn.state_dict().items() if name.startswith(("qkv.", "proj."))}
         self.attn.load_state_dict(linear)
@@ -64,16 +64,16 @@ class TemporalAttention(nn.Module):
 class SpaceTime(TaskModel):
     """A plain image model with divided space–time attention (ResFormer, section 4.4; TimeSformer, section 3).
 
-    Each frame is embedded with its class token and positions; a learned vector per frame, `time`, is added to patch
-    tokens. In every block, first the patch tokens of a place attend to each other over time; then each frame attends
-    within itself, the class token copied to every frame and its residuals averaged over them; then the feed-forward
-    network. Local positions act in the frames' attention only. The head reads the class token; without one, the mean
-    over all patch tokens.
+    Each frame is embedded with a class token and position embedding, and a learned time embedding per frame, `time`, is
+    added to the patch tokens. In every block, the patch tokens at each position first attend to each other over time.
+    Then the tokens of each frame attend to each other; the class token is copied to every frame, and its residuals are
+    averaged over the frames. The MLP follows. Local position encoding is used only in the spatial attention. The input
+    of the head is the class token or, without one, the mean of all patch tokens.
 
-    Clips may have any number of frames: `num_frames` sizes the table of time, which other clips read at the nearest
-    rows. Any height and width that the backbone takes.
+    Clips may have any number of frames: `num_frames` is the size of the table of time embeddings, which is resized to
+    the nearest rows for other clips. Height and width may be any that the backbone supports.
 
-    Errors: UserError for a backbone that has no such form and for `num_frames` below 1.
+    Raises UserError for a backbone that has no such form and for `num_frames` below 1.
     """
 
     task = "video"
@@ -92,19 +92,21 @@ class SpaceTime(TaskModel):
     def build(
         cls, backbone: str, num_classes: int, backbone_args: dict[str, Any] | None = None, /, **options: Any
     ) -> SpaceTime:
-        """The video form of a registered image model, by its name. Errors: UserError for a name or an option that does
-        not exist, and for models that have no such form."""
+        """Build the video form of a registered image model, given by name.
+
+        Raises UserError for an unknown name or option, and for a model that has no video form.
+        """
         cls.check_options(options)
         model = cls.dense_backbone(backbone, backbone_args or {}, options)
         return (RegionTime if isinstance(model, RegionViT) else SpaceTime)(model, num_classes, **options)
 
     @classmethod
     def dense_backbone(cls, name: str, args: dict[str, Any], options: dict[str, Any]) -> Backbone:
-        """The image classifier without its head."""
+        """Build the image classifier without its head."""
         return cast(Backbone, create_model(resolve_name(name), **{"num_classes": 0, **args}))
 
     def new_temporal(self) -> nn.ModuleList:
-        """The temporal part of every block, in their order."""
+        """Build the temporal branch of every block, in order. Raises UserError for a backbone without a video form."""
         blocks: list[Any] = list(self.backbone.blocks) if isinstance(self.backbone, Plain) else []
         temporal = nn.ModuleList()
         for block in blocks:
@@ -123,14 +125,16 @@ class SpaceTime(TaskModel):
         return temporal
 
     def start_from_space(self) -> None:
-        """Make the temporal parts copies of the backbone's attention, and what they add zero."""
+        """Initialise the temporal branches as copies of the backbone's attention, with zero output."""
         for temporal, block in zip(self.temporal, cast(Any, self.backbone).blocks, strict=True):
             cast(TemporalAttention, temporal).start_from(block.norm1, block.attn)
 
     def load_image_weights(self, path: str | Path) -> LoadReport:
-        """Start from an image model: its weights file, published or own, then `start_from_space`. The head stays.
+        """Load the weights file of an image model into the backbone, then call `start_from_space`. The head is kept.
 
-        Errors: FileNotFoundError; UserError for a damaged file or weights of another model.
+        Raises:
+            FileNotFoundError: if the file does not exist.
+            UserError: if the file is damaged or belongs to another model.
         """
         report = load_checkpoint(self.backbone, path, strict=False)
         lacking = report.missing + report.mismatched
@@ -140,15 +144,22 @@ class SpaceTime(TaskModel):
         return report
 
     def init_scaled(self) -> None:
-        """As for every model; time is normal with σ = 0.5, since from zero the order of frames is learned last."""
+        """As for every model, but `time` has σ = 0.5, because from zero the order of frames would be learned last."""
         init_scaled(self)
         nn.init.trunc_normal_(self.time, std=0.5)
 
     # Forward --------------------------------------------------------------------------------------------------------
 
     def encode(self, frames: Tensor, count: int, gap: bool) -> tuple[Tensor, Tensor | None]:
-        """Frames of clips (B·T, C, H, W), `count` = T → of each frame the vector that the head reads, the same or the
-        mean of which is the clip's, and with `gap` the mean patch token: (B·T, C) each."""
+        """Return the input of the head for each frame and, with `gap`, the mean patch token: (B·T, C) each.
+
+        The mean over a clip's frames (which may be equal) is the input of the head for the clip.
+
+        Args:
+            frames: frames of clips (B·T, C, H, W).
+            count: the number of frames per clip, T.
+            gap: whether to return the mean patch token.
+        """
         backbone: Any = self.backbone
         prefix = backbone.num_prefix_tokens
         tokens, grid, rotation = backbone.embed(frames)
@@ -160,8 +171,10 @@ class SpaceTime(TaskModel):
         return backbone.pool(tokens), tokens[:, prefix:].mean(1) if gap else None
 
     def step(self, block: Any, temporal: nn.Module, count: int, tokens: Tensor, *context: Any) -> Tensor:
-        """A block of space and time on the frames' tokens (B·T, prefix + N, C). Prefix rows are equal in all frames of
-        a clip before and after it."""
+        """Run a block with temporal and spatial attention on tokens (B·T, prefix + N, C).
+
+        Prefix tokens are equal in all frames of a clip, before and after the block.
+        """
         prefix = self.backbone.num_prefix_tokens
         y = temporal(tokens.unflatten(0, (-1, count))[:, :, prefix:])
         tokens = tokens + F.pad(y, (0, 0, prefix, 0)).flatten(0, 1)
@@ -170,12 +183,12 @@ class SpaceTime(TaskModel):
             first = y[:, :, :prefix].mean(1, keepdim=True).expand(-1, count, -1, -1)
             y = torch.cat((first, y[:, :, prefix:]), dim=2)
         tokens = tokens[:, : y.shape[2]] + y.flatten(0, 1)
-        # Dropped per clip, as its frames share one class token.
+        # Drop path acts per clip, because its frames share one class token.
         y = block.mlp(block.norm2(tokens)).unflatten(0, (-1, count)).flatten(1, 2)
         return tokens + block.drop_path2(y).view(tokens.shape)
 
     def runner(self, count: int) -> Callable[..., Tensor]:
-        """What calls a block in the backbone's place: `step` with the temporal part whose turn it is."""
+        """Return a function that replaces the backbone's call of a block by `step` with the next temporal branch."""
         parts: Iterator[nn.Module] = chain.from_iterable(
             part if isinstance(part, nn.ModuleList) else (part,) for part in self.temporal
         )
@@ -186,11 +199,11 @@ class SpaceTime(TaskModel):
         return run
 
     def time_at(self, count: int) -> Tensor:
-        """The table of time for clips of `count` frames: (1, T, C)."""
+        """Return the time embeddings for clips of `count` frames, (1, T, C)."""
         return F.interpolate(self.time.mT, count, mode="nearest").mT
 
     def pool(self, x: Tensor, gap: bool) -> tuple[Tensor, Tensor | None]:
-        """Clips (B, C, T, H, W) → the vector that the head reads, and with `gap` the mean patch token: (B, D) each."""
+        """Return the input of the head for clips (B, C, T, H, W) and, with `gap`, the mean patch token: (B, D) each."""
         self.backbone.check_clip(x)
         count = x.shape[2]
         pooled, mean = self.encode(x.transpose(1, 2).flatten(0, 1), count, gap)
@@ -206,15 +219,18 @@ class SpaceTime(TaskModel):
         return self.classify(self.pool(x, gap=False)[0])
 
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
-        """ "logits"; "cls", the vector that enters the head; and if asked for "gap", the mean patch
-        token of all frames after the final norm: (B, D)."""
+        """Return the outputs for clips (B, in_chans, T, H, W), by name.
+
+        These are "logits" (B, num_classes), "cls", the input of the head (B, D), and with "gap" in `targets` also
+        "gap", the mean patch token of all frames after the final norm (B, D).
+        """
         pooled, gap = self.pool(x, "gap" in targets)
         logits = self.classify(pooled)
         out = {"logits": logits, "cls": pooled}
         return out if gap is None else {**out, "gap": gap}
 
     def parts_to_shard(self) -> Iterator[nn.Module]:
-        """A block is not called as a whole: its attention, its feed-forward network and the temporal part are."""
+        """Yield the temporal branches and each block's attention and MLP, because blocks are not called as a whole."""
         yield from self.temporal
         for block in cast(Any, self.backbone).blocks:
             yield from (block.attn, block.mlp)
@@ -225,7 +241,7 @@ class SpaceTime(TaskModel):
         return super().no_weight_decay() | {"time"}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The backbone's layers, each temporal part with its block, then the head."""
+        """Return timm's patterns: the backbone's layers, each with its temporal branch, then the head."""
         groups = super().group_matcher(coarse)
         groups["stem"] = f"{groups['stem']}|^time$"
         groups["blocks"].insert(0, (r"^temporal\.(\d+)", None))
@@ -233,16 +249,16 @@ class SpaceTime(TaskModel):
 
 
 class RegionTime(SpaceTime):
-    """RegionViT on clips (a design of this library: there is no published code or number).
+    """RegionViT on clips (our own design; there is no published code or result).
 
-    In every block, before the regional step, the tokens of a place attend to each other over time, regional ones and
-    local ones; the output projection of that attention starts at zero. A learned vector per frame is added to both maps
-    of the first stage: without it, nothing would tell one order of the frames from another. The head reads the mean
-    regional token of all frames.
+    In every block, before the regional step, the regional and local tokens at each position attend to each other over
+    time; the output projection of that attention is initialised to zero. A learned time embedding per frame is added to
+    both maps of the first stage, because otherwise the order of the frames would have no effect. The input of the head
+    is the mean regional token of all frames.
     """
 
     def new_temporal(self) -> nn.ModuleList:
-        """One list per stage."""
+        """Build the temporal branches, one list per stage."""
         stages = nn.ModuleList()
         for stage in self.stages:
             parts = nn.ModuleList()
@@ -280,7 +296,7 @@ class RegionTime(SpaceTime):
         return chain(*cast(Any, self.temporal), blocks_of(self.backbone))
 
     def step(self, block: Any, temporal: nn.Module, count: int, tokens: Tensor, *context: Any) -> Tensor:
-        """A block on the windows' tokens (B·T, R, 1 + w·w, C)."""
+        """Run a block on the tokens of the local windows (B·T, R, 1 + w·w, C)."""
         y = temporal(tokens.flatten(1, 2).unflatten(0, (-1, count)))
         return block(tokens + y.flatten(0, 1).view(tokens.shape), *context)
 
@@ -292,21 +308,26 @@ class RegionTime(SpaceTime):
 
 
 def mean_over_views(logits: Sequence[Tensor]) -> Tensor:
-    """The logarithm of the mean softmax scores of a clip's views, from their logits (B, K) each."""
+    """Return the logarithm of the mean class probabilities over a video's views, given their logits (B, K)."""
     return torch.stack(list(logits)).float().log_softmax(-1).logsumexp(0) - math.log(len(logits))
 
 
 def video_networks() -> list[str]:
-    """Names of the registered models that take clips by themselves."""
+    """Return the names of the registered models that are video networks."""
     return [name for name, entry in entries().items() if "num_frames" in entry.variant.args]
 
 
 def create_video_model(name: str, num_classes: int, num_frames: int | None = None, **args: Any) -> SpaceTime | Backbone:
-    """A classifier of clips by the name of a registered model: MViTv2's video networks as they are, plain models and
-    RegionViT as `SpaceTime`.
+    """Build a video classifier by the name of a registered model: an MViTv2 video network, or a `SpaceTime` model.
 
-    `num_frames` sizes tables of time (default: as published, 8 for `SpaceTime`); `args` go to the backbone.
-    Errors: UserError for unknown names and options, and for models without a video form.
+    `SpaceTime` models can be built from plain models and RegionViT.
+
+    Args:
+        num_frames: size of the time embeddings; by default as published, or 8 for `SpaceTime`.
+        args: arguments of the backbone.
+
+    Raises:
+        UserError: for unknown names and options, and for models without a video form.
     """
     name = resolve_name(name)
     options: dict[str, Any] = {} if num_frames is None else {"num_frames": num_frames}

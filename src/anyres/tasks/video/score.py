@@ -1,4 +1,4 @@
-"""Accuracy of video networks."""
+"""Accuracy of video classifiers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class ClipAccuracy(Accuracy):
-    """`Accuracy`; videos shorter than a clip are counted in the log."""
+    """`Accuracy` that also logs the number of videos shorter than a clip."""
 
     def __init__(self, config: DataConfig, source: MapSource) -> None:
         super().__init__(config, source)
