@@ -8,9 +8,9 @@ from anyres.models._registry import entries, model_info
 
 HEAD = """# Models
 
-All names work in `anyres.create_model` and in every command, and in timm with the prefix `anyres_`. The published names work too.
-`anyres info NAME` prints the facts shown here. Top-1 is the accuracy on ImageNet-1k that the authors report at the native size.
-`docs/make_models.py` generates this page from the model registry.
+All names work in `anyres.create_model` and in every command, and in timm with the prefix `anyres_`. The published names
+work too. `anyres info NAME` prints the facts shown here. Top-1 is the accuracy on ImageNet-1k that the authors report
+at the native size. `docs/make_models.py` generates this page from the model registry.
 
 """
 
