@@ -76,7 +76,7 @@ error."""
 
 def with_depth(data: Data, bit_depth: int | None) -> Data:
     """Attach the known bit depth to an image; None attaches nothing. Raises UserError unless it is from 1 to 32."""
-    if bit_depth is None or isinstance(data, Deep):
+    if bit_depth is None or isinstance(data, Deep | Drawing):
         return data
     if not 1 <= bit_depth <= 32:
         raise UserError(f"bit_depth is {bit_depth}; it must be from 1 to 32")
@@ -154,6 +154,7 @@ def load_indices(data: Data, name: str, max_pixels: int = MAX_PIXELS) -> np.ndar
     """
     if isinstance(data, Deep):
         data = data.data  # class numbers are not scaled
+    assert not isinstance(data, Drawing), "no source draws masks"
     if isinstance(data, BadImage):
         raise data
     if isinstance(data, np.ndarray):

@@ -156,8 +156,7 @@ def open_segmentation(
     `label_names` numbers the classes by a given list, such as a checkpoint's. `whole` reads everything if the dataset
     has no splits of its own, instead of a "train" or "val" share.
 
-    Raises UserError or FileNotFoundError if something is missing. Masks are checked when they are read (see `Mask`,
-    `check_masks`).
+    Raises UserError or FileNotFoundError if something is missing. Masks are checked when read; see also `check_masks`.
     """
     text = os.fspath(spec)
     source: SegmentationSource

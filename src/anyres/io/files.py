@@ -1,10 +1,10 @@
-"""Files that appear whole or not at all, and that take the place of nothing which anyres did not write.
+"""Atomic file writes, which never overwrite or delete anything that anyres did not write.
 
-Every folder that anyres writes into has a record, `.anyres.jsonl`: a line with the name, kind and SHA-256 of each file,
-added before the file takes its place. What stands there without such a line is somebody's work: it is neither replaced
+Every folder that anyres writes to has a record, `.anyres.jsonl`, with one line per file: its name, kind and SHA-256.
+The line is added before the file is put in place. A file without a line belongs to someone else: it is neither replaced
 nor deleted, and a `UserError` names it.
 
-One file, though long: what writes, replaces, adopts and reads shares the record.
+One file, though long: writing, replacing, adopting and reading all share the record.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ T = TypeVar("T")
 RECORD = ".anyres.jsonl"
 LOCK = ".anyres.lock"
 _TEMPORARY = (".anyres-", ".tmp")
-"""Before and after eight random letters; the suffix of the file follows."""
+"""What comes before and after the eight random letters of a temporary name; the file's own suffix follows."""
 _OTHERS = (".DS_Store", "Thumbs.db")
-"""What file managers leave in a folder that somebody looks at."""
+"""Files that file managers leave in folders."""
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
@@ -50,11 +50,11 @@ _OTHERS = (".DS_Store", "Thumbs.db")
 def atomic_write(path: str | Path, kind: str) -> Iterator[Path]:
     """Yield a temporary path; on success it is flushed to disk and renamed to `path`.
 
-    A reader sees the old file or the new one, never a half. On an exception nothing is left behind. A link is followed,
-    and what is no file (a pipe, /dev/stdout) is written to, not replaced.
+    Readers see either the old file or the new one, never a partial one. After an exception nothing is left behind.
+    Links are followed, and anything that is not a regular file (a pipe, /dev/stdout) is written to instead of replaced.
 
     Raises:
-        UserError: `path` exists and is not a file of this `kind` as anyres wrote it, or it cannot be written.
+        UserError: `path` exists and is not a file of this `kind` as written by anyres, or it cannot be written.
     """
     path = Path(path)
     if _is_stream(path):
@@ -67,12 +67,12 @@ def atomic_write(path: str | Path, kind: str) -> Iterator[Path]:
     check_file(path, kind)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix stays, since many libraries read the format off it.
+        # Keep the suffix, because many libraries infer the format from it.
         descriptor, name = tempfile.mkstemp(_TEMPORARY[1] + path.suffix, _TEMPORARY[0], path.parent)
         os.close(descriptor)
     temporary = Path(name)
     try:
-        with explained(path):  # again: a full disk shows only while the failed file is there
+        with explained(path):  # nested: a full disk is only detectable before the incomplete file is removed
             yield temporary
             temporary.chmod(0o666 & ~_umask())
             _sync(temporary)
@@ -85,10 +85,11 @@ def atomic_write(path: str | Path, kind: str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | Path, kind: str, names: Sequence[str]) -> Iterator[Path]:
-    """Yield a temporary folder for the files `names`; on success they are flushed, and it takes the place of `path`.
+    """Yield a temporary folder for the files `names`; on success they are flushed, and the folder replaces `path`.
 
-    A folder cannot be replaced in one system call, so an existing one is renamed to `.<name>.old` first. A kill between
-    the two renames leaves that one whole: `existing` finds it, and `recover_folder` puts it back.
+    A folder cannot be replaced in a single system call, so an existing one is first renamed to `.<name>.old`. If the
+    process is killed between the two renames, the old folder is still whole: `existing` finds it, and `recover_folder`
+    restores it.
 
     Raises:
         UserError: see `check_folder`.
@@ -106,7 +107,7 @@ def atomic_folder(path: str | Path, kind: str, names: Sequence[str]) -> Iterator
             files = [temporary / name for name in names]
             _add_to_record(temporary, [_line(file.name, kind, file) for file in files])
             for file in files:
-                file.chmod(0o666 & ~_umask())  # safetensors keeps what it writes to its owner
+                file.chmod(0o666 & ~_umask())  # safetensors makes its files readable by their owner only
                 _sync(file)
             _sync(temporary)
             if path.exists():
@@ -120,19 +121,19 @@ def atomic_folder(path: str | Path, kind: str, names: Sequence[str]) -> Iterator
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Say in one sentence why something could not be written (full disk, no permission, a name too long, …)."""
+    """Convert write errors (full disk, no permission, name too long, …) to a UserError with one clear message."""
     try:
         yield
-    except BrokenPipeError:  # nothing is wrong: the reader of a pipe has seen enough
+    except BrokenPipeError:  # not an error: the reader of a pipe has seen enough
         raise
     except (OSError, RuntimeError, SafetensorError) as error:
-        # torch.save hides why it could not write.
+        # torch.save hides the cause of a failed write.
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error) or _is_full(path):
             reason = "the disk is full; make room"
         elif isinstance(error, OSError):
             reason = error.strerror or str(error)
-        elif "inline_container" in str(error):  # torch's writer: it met a limit on the size of files, for one
+        elif "inline_container" in str(error):  # raised by torch's writer, for instance at a file-size limit
             reason = "the disk refused it, or a limit on the size of files (ulimit -f) did; make room"
         else:
             raise
@@ -143,7 +144,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def check_file(path: str | Path, kind: str) -> None:
-    """Raises UserError unless `atomic_write` may write `path`: to be called before the work whose result it is for."""
+    """Raise UserError unless `atomic_write` may write `path`; call this before the work that produces the file."""
     path = Path(path)
     if not _is_stream(path):
         path = Path(os.path.realpath(path))
@@ -151,7 +152,7 @@ def check_file(path: str | Path, kind: str) -> None:
 
 
 def check_files(folder: str | Path, kind: str, names: Iterable[str]) -> None:
-    """Raises UserError unless all these files may be written into the folder, which need not exist."""
+    """Raise UserError unless all these files may be written to the folder, which need not exist."""
     folder = Path(folder)
     place = _nearest(folder)
     if not place.is_dir():
@@ -170,9 +171,9 @@ def check_files(folder: str | Path, kind: str, names: Iterable[str]) -> None:
 
 
 def check_folder(path: str | Path, kind: str, names: Sequence[str]) -> None:
-    """Raises UserError unless `atomic_folder` may put a folder of the files `names` in the place of `path`.
+    """Raise UserError unless `atomic_folder` may replace `path` with a folder of the files `names`.
 
-    It may if there is none, or one that holds nothing but these files as anyres wrote them.
+    It may do so if `path` does not exist, or is a folder with nothing but these files as anyres wrote them.
     """
     path = Path(os.path.abspath(path))
     check_files(path.parent, kind, [])
@@ -191,7 +192,7 @@ def check_folder(path: str | Path, kind: str, names: Sequence[str]) -> None:
 
 
 def _find_foreign(folder: Path, kind: str, names: Sequence[str]) -> Path | None:
-    """The first entry of a folder that is not one of the files `names` as anyres wrote it."""
+    """Return the first entry of a folder that is not one of the files `names` as anyres wrote it, or None."""
     record = _record(folder)
     for path in sorted(folder.iterdir()):
         free = path.name in (RECORD, *_OTHERS) and stat.S_ISREG(path.lstat().st_mode)
@@ -201,15 +202,15 @@ def _find_foreign(folder: Path, kind: str, names: Sequence[str]) -> Path | None:
 
 
 def remove_folder(folder: Path, names: Sequence[str]) -> None:
-    """Remove these files of a folder that anyres wrote, and the folder unless something else is in it."""
-    for name in (*names, *_OTHERS, RECORD):  # the record last, for a kill in between
+    """Remove those of these files that anyres wrote, and then the folder unless it contains anything else."""
+    for name in (*names, *_OTHERS, RECORD):  # the record last, in case the process is killed in between
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
 
 
 def recover_folder(path: Path, kind: str, names: Sequence[str]) -> None:
-    """Undo what a kill inside `atomic_folder` left: restore the previous folder if the new one never took its place."""
+    """Restore the previous folder if `atomic_folder` was killed before the new one was put in place."""
     old = _old(path)
     if old.is_dir() and not old.is_symlink() and _find_foreign(old, kind, names) is None:
         if path.exists():
@@ -219,7 +220,7 @@ def recover_folder(path: Path, kind: str, names: Sequence[str]) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Remove what kills left of files that were being written; for the holder of the folder's lock."""
+    """Remove temporary files left by killed processes; only the holder of the folder's lock may call this."""
     for path in folder.glob("????????".join(_TEMPORARY) + "*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -228,13 +229,13 @@ def remove_temporary(folder: Path) -> None:
 
 
 def existing(path: str | Path) -> Path:
-    """Where a reader finds a folder of `atomic_folder`: at `path`, or where a killed writer left the one before."""
+    """Return where an `atomic_folder` can be read: at `path`, or where a killed writer left the previous version."""
     path = Path(path)
     return _old(path) if not path.exists() and _old(path).is_dir() else path
 
 
 def read_whole(path: str | Path, read: Callable[[Path], T]) -> T:
-    """What `read` makes of a folder of `atomic_folder`, where it is now; again if a writer replaced it meanwhile."""
+    """Return `read(folder)` for an `atomic_folder`; read again if a writer replaced the folder in the meantime."""
     while True:
         before = _identity(path)
         try:
@@ -248,7 +249,7 @@ def read_whole(path: str | Path, read: Callable[[Path], T]) -> T:
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
-    """Which folder a reader finds; numbers of removed ones are given again."""
+    """Return an identity of the folder that readers currently find; inode numbers alone may be reused."""
     try:
         status = existing(path).stat()
     except FileNotFoundError:
@@ -264,30 +265,30 @@ def _old(path: Path) -> Path:
 
 
 def is_recorded(folder: Path, kind: str) -> bool:
-    """Whether anyres wrote a file of this kind into the folder."""
+    """Return whether anyres wrote a file of this kind to the folder."""
     return f'"kind": "{kind}"'.encode() in _record(folder)
 
 
 def is_damaged(path: Path, kind: str) -> bool:
-    """Whether a file with a record is not what anyres wrote."""
+    """Return whether a recorded file differs from what anyres wrote."""
     record = _record(path.parent)
     return bool(record) and _line(path.name, kind, path) not in record
 
 
 def adopt(folder: Path, kind: str, names: Iterable[str]) -> None:
-    """Record files that an anyres without records wrote."""
+    """Record files that were written by a version of anyres without records."""
     paths = [folder / name for name in names]
     _add_to_record(folder, [_line(path.name, kind, path) for path in paths if path.is_file()])
 
 
 def _is_own(path: Path, kind: str, record: bytes) -> bool:
-    """Whether anyres wrote this file and nobody changed it since; an empty file has nothing to lose."""
+    """Return whether anyres wrote this file and it is unchanged since; an empty file counts as ours."""
     status = path.lstat()
     return stat.S_ISREG(status.st_mode) and (not status.st_size or _line(path.name, kind, path) in record)
 
 
 def _line(name: str, kind: str, path: Path) -> bytes:
-    """The line of a file that is called `name`, with what is at `path` now."""
+    """Return the record line for a file called `name`, with the content that is now at `path`."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return json.dumps({"file": name, "kind": kind, "sha256": digest}).encode() + b"\n"
@@ -307,7 +308,7 @@ def _add_to_record(folder: Path, lines: Iterable[bytes]) -> None:
         never_through_a_link = getattr(os, "O_NOFOLLOW", 0)
         opener = lambda path, flags: os.open(path, flags | never_through_a_link, 0o666)  # noqa: E731
         with open(folder / RECORD, "ab", opener=opener) as file:
-            # The newline ends what a full disk may have left of a line.
+            # The newline terminates a partial line that a full disk may have left.
             file.write(new if known.endswith(b"\n") or not known else b"\n" + new)
             file.flush()
             os.fsync(file.fileno())
@@ -318,12 +319,12 @@ def _add_to_record(folder: Path, lines: Iterable[bytes]) -> None:
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Hold the lock of an output folder, which is made if need be. The lock ends with the process that holds it.
+    """Hold the lock of an output folder, creating the folder if needed; the lock ends with the process that holds it.
 
-    A folder into which nothing was written is left as it was.
+    If nothing is written to the folder, it is left as it was.
 
     Raises:
-        UserError: another process holds the lock; the sentence says which.
+        UserError: another process holds the lock; the message says which.
     """
     folder = Path(folder)
     check_files(folder, "", [])
@@ -341,7 +342,7 @@ def locked(folder: str | Path) -> Iterator[None]:
                 raise
             logger.warning("%s is on a disk without locks: let only one process write there", folder)
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        with suppress(PermissionError):  # Windows lets nobody write to a locked file
+        with suppress(PermissionError):  # Windows does not allow writing to a locked file
             now = time.strftime("%Y-%m-%d %H:%M:%S")
             holder = printable(f"process {os.getpid()} on {platform.node()} ({command}, since {now})")
             path.write_text(holder, encoding="utf-8")
@@ -361,7 +362,7 @@ def locked(folder: str | Path) -> Iterator[None]:
 def _holder(lock: Path) -> str:
     try:
         return lock.read_text(encoding="utf-8", errors="replace")
-    except PermissionError:  # Windows lets nobody read a locked file
+    except PermissionError:  # Windows does not allow reading a locked file
         return "another process"
 
 
@@ -369,7 +370,7 @@ def _holder(lock: Path) -> str:
 
 
 def _exists(path: Path) -> bool:
-    """Whether anything is there, even a link to nothing. Raises OSError for what cannot be a path."""
+    """Return whether anything exists at `path`, even a broken link. Raises OSError if it cannot be a path."""
     try:
         path.lstat()
     except FileNotFoundError:
@@ -378,7 +379,7 @@ def _exists(path: Path) -> bool:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether a path leads to a pipe or a device of characters, which take what they are given."""
+    """Return whether a path leads to a pipe or a character device, which can only be written to."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -387,8 +388,8 @@ def _is_stream(path: Path) -> bool:
 
 
 def _nearest(path: Path) -> Path:
-    """The path or the first folder above it that exists."""
-    while not os.path.exists(path) and path != path.parent:  # Path's raises for what cannot be a name
+    """Return the path itself, or its nearest parent that exists."""
+    while not os.path.exists(path) and path != path.parent:  # Path.exists raises for impossible names
         path = path.parent
     return path
 
@@ -398,7 +399,7 @@ def _is_full(path: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Make what was written to a file durable, or renames in a folder (POSIX only)."""
+    """Flush a file's content, or the renames in a folder, to disk (folders on POSIX only)."""
     if os.name != "posix" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Fonts for names in any script, in the pictures of results and of sweeps."""
+"""Fonts for names in any script, for the drawn results and plots."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from anyres.io.text import escaped
 
 @functools.cache
 def font_for(text: str) -> Any:
-    """The font (matplotlib's entry of it: `name`, `fname`) that has the most of the text's characters: DejaVu Sans,
-    which comes with matplotlib, or where that lacks some, the best of those installed."""
+    """Return the font that has the most characters of the text, as matplotlib's font entry (`name`, `fname`).
+
+    This is DejaVu Sans, which comes with matplotlib, or the best installed font if DejaVu Sans lacks some characters.
+    """
     from matplotlib.font_manager import fontManager
 
-    # It would remark on every font that comes in one weight alone.
+    # matplotlib would warn about every font that has only one weight.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    # One font of last resort draws a box for every character there is.
+    # The last-resort font has a box for every possible character.
     fonts = [font for font in fontManager.ttflist if font.style == "normal" and not font.name.startswith("Last Resort")]
     own = next(font for font in fonts if font.name == "DejaVu Sans" and font.weight == 400)
     wanted = set(text)
@@ -30,7 +32,7 @@ def font_for(text: str) -> Any:
 
 
 def drawable(text: str) -> str:
-    """The text with escapes for the characters that `font_for` finds in no font."""
+    """Return the text with escapes for characters that `font_for` finds in no font."""
     known = _characters(font_for(text).fname)
     return "".join(char if char in known else escaped(char) for char in text)
 
@@ -41,5 +43,5 @@ def _characters(file: str) -> frozenset[str]:
 
     try:
         return frozenset(map(chr, FT2Font(file).get_charmap()))
-    except (OSError, RuntimeError):  # removed since matplotlib listed it, or damaged
+    except (OSError, RuntimeError):  # damaged, or removed since matplotlib listed it
         return frozenset()

@@ -1,4 +1,4 @@
-"""The folder that timm, transformers and the Hugging Face Hub share: `config.json` beside `model.safetensors`."""
+"""Model folders in the format of timm, transformers and the Hugging Face Hub: `config.json` and `model.safetensors`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ from anyres.options import LARGEST, is_kind
 CONFIG, WEIGHTS, CARD = NAMES = "config.json", "model.safetensors", "README.md"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 KIND = "model"
-"""What the record of a folder calls such files (`anyres.io.files`)."""
+"""Kind of these files in a folder's record (see `anyres.io.files`)."""
 
 
 def write_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Tensor], pipeline: str) -> Path:
-    """Write the folder whole or not at all. `config` follows timm's layout (architecture, model_args, pretrained_cfg,
-    …); `pipeline` is the Hub's name of the task. Raises UserError where `check_target` does."""
+    """Write a model folder atomically.
+
+    `config` has timm's layout (architecture, model_args, pretrained_cfg, …), and `pipeline` is the Hub's name for the
+    task. Raises UserError under the conditions of `check_target`.
+    """
     folder = Path(folder)
     _adopt(folder)
     with files.atomic_folder(folder, KIND, NAMES) as temporary:
@@ -44,15 +47,17 @@ def write_folder(folder: str | Path, config: dict[str, Any], state: dict[str, Te
 
 
 def check_target(folder: str | Path) -> None:
-    """Raises UserError if `folder` exists and holds anything but a model as `write_folder` left it: even a model card
-    that somebody edited is kept."""
+    """Raise UserError if `folder` exists and is not exactly a model as left by `write_folder`.
+
+    Even an edited model card counts as a change and is kept.
+    """
     folder = Path(folder)
     _adopt(folder)
     files.check_folder(folder, KIND, NAMES)
 
 
 def _adopt(folder: Path) -> None:
-    """Give a folder of version 0.1 its record: these files alone, our configuration and its very card."""
+    """Add a record to a folder of version 0.1 that has only its own files, our config and an unedited card."""
     if not folder.is_dir() or {path.name for path in folder.iterdir()} != set(NAMES):
         return
     try:
@@ -60,15 +65,17 @@ def _adopt(folder: Path) -> None:
         card = (folder / CARD).read_text(encoding="utf-8")
         pipeline = re.search(r"^pipeline_tag: (\S+)$", card, flags=re.M)
         is_ours = pipeline is not None and "anyres" in config and card == model_card(config, pipeline[1])
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):  # any config.json at all
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):  # any config.json
         return
     if is_ours:
         files.adopt(folder, KIND, NAMES)
 
 
 def read_folder(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read such a folder: (config, state). Errors: FileNotFoundError, UserError for a damaged file and for a config
-    whose values cannot be."""
+    """Read a model folder; returns (config, state).
+
+    Raises FileNotFoundError, and UserError for a damaged file or for impossible values in the config.
+    """
     return files.read_whole(folder, _read)
 
 
@@ -80,12 +87,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises UserError for a damaged one."""
+    """Return the tensors of a safetensors file. Raises UserError if it is damaged."""
     try:
         return dict(load_file(path))
     except MemoryError:
         raise
-    except Exception as error:  # damaged files meet the library's parser, torch's types and the memory map
+    except Exception as error:  # damaged files cause errors in the library's parser, torch's dtypes and the memory map
         raise UserError(
             f"{path} is damaged or no weights file ({first_line(error)}): restore it from a copy, or download it again."
         ) from error
@@ -134,12 +141,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "reduce_zero_label": (lambda value: isinstance(value, bool), "true or false"),
 }
-"""What entries of config.json, and of its parts pretrained_cfg and anyres, must be."""
+"""Required types of the entries of config.json, and of its sections pretrained_cfg and anyres."""
 
 
 def check_config(path: Path) -> dict[str, Any]:
-    """A folder's config.json, without the entries that are null. Raises UserError for one that nothing can be made
-    of."""
+    """Return a folder's config.json without null entries. Raises UserError if it is unusable."""
     config = read_json(path)
     if not isinstance(config, dict):
         raise UserError(f"{path} holds no `name: value` pairs: restore it from a copy.")
@@ -166,7 +172,7 @@ def check_config(path: Path) -> dict[str, Any]:
 
 
 class _Bounded(TorchFunctionMode):
-    """Stops what calls torch too often."""
+    """Aborts code that makes too many torch calls."""
 
     def __init__(self, calls: int) -> None:
         super().__init__()
@@ -180,13 +186,13 @@ class _Bounded(TorchFunctionMode):
 
 
 def fits(tensor: Tensor, place: Tensor) -> bool:
-    """Whether a tensor can become the content of another: its shape and its kind of numbers, not their precision."""
+    """Return whether a tensor can be loaded into another: same shape and same kind of dtype, in any precision."""
     kinds = [(each.is_floating_point(), each.is_complex()) for each in (tensor, place)]
     return tensor.shape == place.shape and kinds[0] == kinds[1]
 
 
 def describe(tensor: Tensor) -> str:
-    """Shape and type."""
+    """Return a tensor's shape and dtype as text."""
     return f"{'x'.join(map(str, tensor.shape)) or 'one'} {str(tensor.dtype).removeprefix('torch.')}"
 
 
@@ -194,8 +200,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def with_weights(build: Callable[[], Network], state: dict[str, Tensor]) -> Network:
-    """The network that `build` makes, with these weights, in eval mode. It is compared with the weights before it takes
-    any memory. Raises UserError if they differ."""
+    """Return the network that `build` creates, in eval mode, with these weights.
+
+    The weights are compared with the network before it takes any memory. Raises UserError if they do not match.
+    """
     with torch.device("meta"), _Bounded(20_000 + 200 * len(state)):
         wanted = build().state_dict()
     for name in dict.fromkeys([*wanted, *state]):
@@ -214,7 +222,10 @@ def with_weights(build: Callable[[], Network], state: dict[str, Tensor]) -> Netw
 
 
 def find_folder(name: str | Path) -> Path:
-    """A local folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME[@REVISION]`, which is downloaded (and cached) first."""
+    """Return a local folder for `name`: a folder, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME[@REVISION]`.
+
+    A folder on the Hub is downloaded first, and cached.
+    """
     text = str(name)
     if not text.startswith("hf-hub:"):
         return Path(text.removeprefix("local-dir:"))
@@ -223,7 +234,7 @@ def find_folder(name: str | Path) -> Path:
     repository, _, revision = text.removeprefix("hf-hub:").partition("@")
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, CARD]))
-    except Exception as error:  # the hub raises what it likes, down to network errors
+    except Exception as error:  # the hub library raises many kinds, including network errors
         raise UserError(
             f"{text} cannot be downloaded ({first_line(error)}): check the name, the network, and for closed models "
             "`hf auth login`."
@@ -231,25 +242,27 @@ def find_folder(name: str | Path) -> Path:
 
 
 def upload_folder(folder: str | Path, repository: str, private: bool = False) -> str:
-    """Create the model repository OWNER/NAME on the Hub if need be and upload the folder; a model card that is there
-    already stays. Returns the address."""
+    """Upload a model folder to the repository OWNER/NAME on the Hub, creating it if needed; returns its URL.
+
+    A model card that is already there is kept.
+    """
     from huggingface_hub import HfApi
 
     api = HfApi()
     address = api.create_repo(repository, private=private, exist_ok=True)
-    # A model card that is there may be somebody's work.
+    # An existing model card may have been edited by someone.
     names = [CONFIG, WEIGHTS] if api.file_exists(repository, CARD) else list(NAMES)
     api.upload_folder(folder_path=folder, repo_id=repository, allow_patterns=names)
     return str(address)
 
 
 def split_pretrained_cfg(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what timm's PretrainedCfg knows, the rest): timm refuses a config.json whose pretrained_cfg has unknown keys."""
+    """Split entries into (those of timm's PretrainedCfg, the rest); timm rejects a pretrained_cfg with unknown keys."""
     from timm.models import PretrainedCfg
 
     known = {field.name for field in dataclasses.fields(PretrainedCfg)} - {"url", "file", "state_dict", "source"}
     values = {key: value for key, value in values.items() if value is not None}
-    if len(values.get("label_names", ())) != values.get("num_classes"):  # those of an earlier head
+    if len(values.get("label_names", ())) != values.get("num_classes"):  # they belong to an earlier head
         values.pop("label_names", None)
     return {k: v for k, v in values.items() if k in known}, {
         k: v for k, v in values.items() if k not in known | {"url", "file", "state_dict", "source"}
@@ -257,12 +270,12 @@ def split_pretrained_cfg(values: dict[str, Any]) -> tuple[dict[str, Any], dict[s
 
 
 def model_card(config: dict[str, Any], pipeline: str) -> str:
-    """README.md of the folder: the Hub reads the header, a person the rest."""
+    """Return the folder's README.md, with the header that the Hub reads."""
     cfg = config.get("pretrained_cfg", {})
     own = config.get("anyres", {})
     sizes = ", ".join("x".join(map(str, size)) for size in own.get("train_sizes", [])) or "not recorded"
     task = config.get("task")
-    library = "timm" if task is None else "anyres"  # timm can build the classifiers alone
+    library = "timm" if task is None else "anyres"  # timm can build only the classifiers
     name = config["architecture"] if task is None else f"{config['backbone']['architecture']} for {task}"
     header = {
         "library_name": library,
@@ -286,5 +299,5 @@ model = anyres.load_pretrained("PATH OR hf-hub:OWNER/NAME")
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Escape text so that Markdown shows it unchanged."""
     return re.sub(r"([\\`*\[\]<>&|#])", r"\\\1", printable(text))

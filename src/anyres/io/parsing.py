@@ -1,4 +1,4 @@
-"""JSON and YAML that others wrote: bounded in size and depth, and nothing in them has two meanings."""
+"""Safe parsing of JSON and YAML from users: bounded size and depth, and no ambiguous values."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from anyres.errors import UserError
 MAX_JSON = 16 << 20
 MAX_YAML = 256 << 10
 MAX_TEXT = 256 << 20
-"""A list of a few million files."""
+"""Enough for a list of a few million files."""
 MAX_DEPTH = 20
-"""Lists and mappings inside each other in a YAML text."""
+"""Maximum nesting of lists and mappings in YAML."""
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
-    Raises UserError for what is no JSON, nested too deeply, more than 16 MiB, or has a key twice or a number that is
-    not finite.
+    Raises UserError if it is not JSON, is nested too deeply, is larger than 16 MiB, has a duplicate key, or contains a
+    number that is not finite.
     """
     text = read_text(path, MAX_JSON)
     try:
@@ -48,16 +48,16 @@ def _not_finite(word: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; see `parse_yaml`. Raises FileNotFoundError, and UserError with the path and line."""
+    """Read a YAML file (see `parse_yaml`). Raises FileNotFoundError, and UserError with the path and line."""
     return parse_yaml(read_text(path, MAX_YAML), str(path))
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """A YAML text of plain values, lists and mappings with texts as keys.
+    """Parse YAML made of plain values, lists and mappings with string keys.
 
-    Left out of YAML 1.1 are aliases and tags, and what turns a text into a number or a date by surprise: 1:30 is not
-    90, 012 is not 10. Raises UserError, which calls the text `name`, for those, for a key that comes twice, and for
-    what is no YAML.
+    Aliases and tags of YAML 1.1 are rejected, and strings are not unexpectedly read as numbers or dates: 1:30 is not
+    90, and 012 is not 10. Raises UserError, which calls the text `name`, for these, for duplicate keys, and for invalid
+    YAML.
     """
     try:
         return yaml.load(text, _Loader)
@@ -69,9 +69,10 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def read_mapping(value: Any) -> Any:
-    """`embed_dim=96,depth=4`, or a YAML mapping, as a dictionary. What is no text stays as it is.
+    """Parse a string like `embed_dim=96,depth=4`, or a YAML mapping, to a dictionary. Other values are returned
+    unchanged.
 
-    Raises UserError, without a name for the text, for any other one.
+    Raises UserError, without a name for the text, for any other string.
     """
     if not isinstance(value, str):
         return value
@@ -88,7 +89,7 @@ def read_mapping(value: Any) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what surprises; it resolves values by the patterns below alone."""
+    """A YAML loader without surprises: values are resolved only by the patterns below."""
 
     depth = 0
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (of the class, as PyYAML wants it)
@@ -133,10 +134,10 @@ _resolve("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.")
 
 
 def read_text(path: Path, most: int = MAX_TEXT) -> str:
-    """The text of a file that others wrote, without a byte order mark.
+    """Read a UTF-8 text file from a user, without its byte order mark.
 
-    Raises FileNotFoundError; UserError for what is no regular file (a pipe would be waited for), for more than `most`
-    bytes, and for what is not UTF-8.
+    Raises FileNotFoundError, and UserError for anything but a regular file (reading a pipe would block), for more than
+    `most` bytes, and for text that is not UTF-8.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):

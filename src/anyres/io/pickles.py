@@ -1,14 +1,14 @@
-"""Pickles and torch files, read without running anything that is in them.
+"""Safe reading of pickles and torch files: nothing in them is ever executed.
 
-A pickle is a program that may import and call whatever it likes. The machine here carries out its instructions for
-numbers, texts, lists and dictionaries, and it calls nothing that the file names: for the few functions by which torch
-and NumPy store tensors it has counterparts of its own, which check what they are told. Everything else becomes
-`Foreign`, a name without behaviour, so that the tensors beside it can be used.
+A pickle is a program that can import and call anything. The machine in this file runs only its instructions for
+numbers, strings, lists and dictionaries, and never calls anything that the file names. The few functions that torch and
+NumPy use to store tensors have counterparts here, which check their arguments. Everything else becomes a `Foreign`, a
+name without behaviour, so that the tensors next to it remain usable.
 
-Memory follows the size of the file, whatever sizes it claims. Opened are torch's archives, torch's files from before
-1.6, and plain pickles of tensors or NumPy arrays (detectron2).
+Memory use is bounded by the size of the file, whatever sizes the file claims. Supported formats are torch's zip
+archives, torch's format before 1.6, and plain pickles of tensors or NumPy arrays (detectron2).
 
-One file, though long: the machine, what it may build and the files around it are checked together.
+One file, though long: the machine, the objects it may build and the file formats are security-checked together.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MAX_DIMENSIONS = 64  # NumPy's limit
 _ROOM = 8, 1 << 24
-"""Tensors may take this many times the file's size, and this many bytes: some share storage or repeat values."""
+"""Tensors may take this many times the file's size, plus this many bytes: some share storage or repeat values."""
 
 _DTYPES = {
     str(dtype): dtype
@@ -55,12 +55,14 @@ _STORAGES = {
     "UntypedStorage": torch.uint8,
 }
 _NUMERIC = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16)")
-"""NumPy's codes of the types that have nothing but bytes."""
+"""NumPy's codes for dtypes that consist only of bytes."""
 
 
 class Foreign(dict[Any, Any]):
-    """An object that is not built: `name` says which class or function the file asked for. It holds the items that the
-    file gives it if it is a kind of dictionary."""
+    """Stand-in for an object that is not built; `name` is the class or function that the file asked for.
+
+    If the object is a kind of dictionary, this has the items given in the file.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -76,12 +78,12 @@ class _Name(str):
 
 class _Storage(NamedTuple):
     data: Tensor
-    """Bytes, uint8."""
+    """Raw bytes, uint8."""
     dtype: torch.dtype
 
 
 class _Dtype:
-    """A NumPy dtype; `found` is None if it has more than bytes (objects, fields)."""
+    """A NumPy dtype; `found` is None if it is not plain bytes (objects, fields)."""
 
     def __init__(self, code: Any) -> None:
         self.found = np.dtype(code) if isinstance(code, str) and _NUMERIC.fullmatch(code) else None
@@ -95,13 +97,13 @@ class _Dtype:
 
 
 class _Array:
-    """A NumPy array whose content the file tells later."""
+    """A NumPy array whose content comes later in the file."""
 
     content: Any = None
 
 
 Locate = Callable[[torch.dtype, str, int], _Storage]
-"""(dtype, key, number of values) → the storage."""
+"""Function from (dtype, key, number of values) to the storage."""
 
 
 def _nothing_outside(dtype: torch.dtype, key: str, count: int) -> _Storage:
@@ -109,19 +111,18 @@ def _nothing_outside(dtype: torch.dtype, key: str, count: int) -> _Storage:
 
 
 class _Machine:
-    """Runs pickles. `locate` finds the storage that a torch file refers to; `room` is what tensors may take, in
-    bytes."""
+    """Runs pickles. `locate` finds the storages of a torch file, and `room` is the limit for tensors in bytes."""
 
     def __init__(self, locate: Locate, room: int) -> None:
         self.locate = locate
         self.room = room
         self.foreign: dict[str, None] = {}
-        """Names of what was not built, in the order of the file."""
+        """Names of objects that were not built, in file order."""
 
     def run(self, stream: BinaryIO) -> Any:
-        """The object that the pickle at the stream's position makes; the stream is then behind it."""
+        """Return the object that the pickle at the stream's position describes, leaving the stream after it."""
         stack: list[Any] = []
-        marks: list[int] = []  # how high the stack was
+        marks: list[int] = []  # stack heights
         memo: dict[int, Any] = {}
 
         def since_mark() -> list[Any]:
@@ -209,19 +210,19 @@ class _Machine:
                     pass
                 case "EXT1" | "EXT2" | "EXT4" | "NEXT_BUFFER":
                     raise ValueError("it refers to data outside of the pickle")
-                case _:  # a number, a text or bytes
+                case _:  # a number, a string or bytes
                     stack.append(argument)
-        raise AssertionError  # genops ends with STOP or raises
+        raise AssertionError  # genops either reaches STOP or raises
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """What a function of the file's would return."""
+        """Return the counterpart's result for a function that the file calls."""
         if not isinstance(function, _Name):
             raise ValueError("it calls what is no function")
         counterpart = _COUNTERPARTS.get(function.replace("numpy.core.", "numpy._core."))
         return self.refuse(function) if counterpart is None else counterpart(self, *arguments)
 
     def build(self, made: Any, state: Any) -> Any:
-        """What becomes of an object with the state that the file gives it."""
+        """Return an object after applying the state that the file gives it."""
         if isinstance(made, _Array):
             _, shape, dtype, by_columns, content = state
             made.content = self.array(content, dtype, shape, "F" if by_columns else "C")
@@ -231,13 +232,13 @@ class _Machine:
         return made
 
     def refuse(self, name: Any) -> Foreign:
-        """The stand-in of an object that is not built."""
+        """Return the stand-in for an object that is not built."""
         name = str(name) if isinstance(name, _Name) else "an object without a class"
         self.foreign[name] = None
         return Foreign(name)
 
     def outside(self, place: Any) -> Any:
-        """What torch keeps outside of the pickle: a storage, or the class of a module with its source."""
+        """Return what torch stores outside the pickle: a storage, or a module class saved with its source code."""
         kind, name, *rest = place
         if kind == "module":
             return name
@@ -247,7 +248,7 @@ class _Machine:
         return self.locate(_STORAGES[name.rpartition(".")[2]], key, _whole_numbers([count])[0])
 
     def take(self, count: int) -> None:
-        """Set aside `count` bytes for a copy: a file of a few bytes may ask for the same thing many times."""
+        """Reserve `count` bytes for a copy; a tiny file could ask for the same data many times."""
         self.room -= count
         if self.room < 0:
             raise ValueError("it claims tensors many times larger than the file")
@@ -255,7 +256,7 @@ class _Machine:
     # Tensors and arrays
 
     def tensor(self, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
-        """The counterpart of `_rebuild_tensor` and its second and third version: a view of a storage, made whole."""
+        """Counterpart of `_rebuild_tensor` (all three versions): a view of a storage, made contiguous."""
         if not isinstance(storage, _Storage):
             raise ValueError("it has a tensor without data")
         dtype = next((_DTYPES[str(item)] for item in rest if isinstance(item, _Name)), storage.dtype)
@@ -274,7 +275,7 @@ class _Machine:
         return values.as_strided(sizes, strides, begin if count else 0).contiguous()
 
     def array(self, content: Any, dtype: Any, shape: Any, order: Any) -> Any:
-        """A NumPy array from its bytes, as a tensor."""
+        """Return a NumPy array as a tensor, from its bytes."""
         if not isinstance(dtype, _Dtype):
             raise ValueError("it has an array without a type")
         if dtype.found is None:
@@ -285,17 +286,17 @@ class _Machine:
         return torch.from_numpy(values.astype(dtype.found.newbyteorder("="), order="C"))
 
     def scalar(self, dtype: Any, content: Any = None) -> Any:
-        """A NumPy scalar, as Python's."""
+        """Return a NumPy scalar as a Python number."""
         if not isinstance(dtype, _Dtype) or dtype.found is None:
             return self.refuse(_Name("numpy.generic"))
         return np.frombuffer(_bytes(content), dtype.found)[0].item()
 
     def reconstruct(self, kind: Any, *_: Any) -> Any:
-        """The beginning of a NumPy array."""
+        """Return a NumPy array that has no content yet."""
         return _Array() if kind == "numpy.ndarray" else self.refuse(kind)
 
     def nested(self, content: Any) -> Any:
-        """A storage as plain pickles hold it: as bytes of torch's older format, which are read twice."""
+        """Return a storage nested in a plain pickle: bytes in torch's older format, which is itself a pickle."""
         if self.locate is not _nothing_outside:
             raise ValueError("it has a torch file inside a torch file")
         self.take(len(content))
@@ -305,7 +306,7 @@ class _Machine:
 def _fill(target: Any, pairs: list[Any]) -> Any:
     if isinstance(target, dict):
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            # Others name no weights, and hashing a tuple goes as deep as the tuple.
+            # Other keys cannot name weights, and hashing a tuple recurses as deep as the tuple.
             if isinstance(key, str | bytes | int | float | None):
                 target[key] = value
     return target
@@ -323,12 +324,12 @@ def _whole_numbers(values: Any) -> list[int]:
 
 
 def _bytes(content: Any) -> bytes:
-    """Bytes; Python 2 stored them as text."""
+    """Return bytes; Python 2 stored them as text."""
     return content.encode("latin-1") if isinstance(content, str) else bytes(memoryview(content))
 
 
 def _dictionary(machine: _Machine, *arguments: Any) -> dict[Any, Any]:
-    """Of OrderedDict, defaultdict and Counter the last argument holds the items, as a dictionary or in pairs."""
+    """Return a plain dictionary: the last argument of OrderedDict, defaultdict or Counter, a dictionary or pairs."""
     items = arguments[-1] if arguments else None
     if not isinstance(items, dict | list | tuple):
         return {}
@@ -342,7 +343,7 @@ def _dictionary(machine: _Machine, *arguments: Any) -> dict[Any, Any]:
 
 
 def _encoded(machine: _Machine, text: str | bytes = "", *_: Any) -> bytes:
-    """Bytes as older protocols store them: `codecs.encode(text, "latin1")`, or `bytes()` if there are none."""
+    """Return bytes as older protocols store them: `codecs.encode(text, "latin1")`, or `bytes()` if empty."""
     machine.take(len(text))
     return _bytes(text)
 
@@ -372,18 +373,18 @@ _COUNTERPARTS: dict[str, Callable[..., Any]] = {
         ("collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"), _dictionary
     ),
     **{
-        f"{module}.{name}": lambda machine, values=(): values  # in a file always a list
+        f"{module}.{name}": lambda machine, values=(): values  # always a list in files
         for module in ("builtins", "__builtin__")
         for name in ("set", "frozenset", "list")
     },
 }
-"""What stands for the functions and classes that a file may name."""
+"""Counterparts of the functions and classes that a file may name."""
 
 
 def read_pickle(path: Path) -> tuple[Any, list[str]]:
-    """The content of a torch file or a pickle, its arrays as tensors; and the names of what was left out of it.
+    """Read a torch file or a pickle; returns (content with arrays as tensors, names of everything left out).
 
-    Raises whatever a damaged file makes it stumble over.
+    Raises any exception that a damaged file causes.
     """
     size = path.stat().st_size
     machine = _Machine(_nothing_outside, _ROOM[0] * size + _ROOM[1])
@@ -395,7 +396,7 @@ def read_pickle(path: Path) -> tuple[Any, list[str]]:
 
 
 def _read_archive(path: Path, size: int, machine: _Machine) -> Any:
-    """torch's format since 1.6: a zip file that is not compressed, NAME/data.pkl and the storages NAME/data/KEY."""
+    """Read torch's format since 1.6: an uncompressed zip file with NAME/data.pkl and the storages NAME/data/KEY."""
     with zipfile.ZipFile(path) as archive:
         records = {record.filename: record for record in archive.infolist()}
         programs = [name for name in records if name.count("/") == 1 and name.endswith("/data.pkl")]
@@ -419,15 +420,18 @@ def _read_archive(path: Path, size: int, machine: _Machine) -> Any:
 
 
 def _read_stream(stream: io.BytesIO, machine: _Machine) -> Any:
-    """A plain pickle, or what torch wrote before 1.6."""
+    """Read a plain pickle, or torch's format before 1.6."""
     first = machine.run(stream)
     stream.seek(0)
     return _read_legacy(stream, machine) if first == _LEGACY_MAGIC else machine.run(stream)
 
 
 def _read_legacy(stream: io.BytesIO, machine: _Machine) -> Any:
-    """A magic number, a version, facts of the machine, the content, the keys of the storages: a pickle each. Then the
-    storages, each after its number of values."""
+    """Read torch's format before 1.6.
+
+    It is a series of pickles (magic number, version, facts about the machine, content, storage keys), followed by the
+    storages, each preceded by its number of values.
+    """
     for _ in range(3):
         facts = machine.run(stream)
     if not facts.get("little_endian", True):

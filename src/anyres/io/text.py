@@ -1,4 +1,4 @@
-"""Text that came from elsewhere (names of files and classes, what other libraries say), made fit for where it goes."""
+"""Making untrusted text (file and class names, messages of other libraries) safe for terminals, tables and pages."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import unicodedata
 from collections.abc import Iterable
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode's categories of controls, marks that format or reorder, surrogates, and ends of lines and paragraphs."""
+"""Unicode categories of control, formatting and surrogate characters, and of line and paragraph separators."""
 _JOINERS = "\u200c\u200d"
-"""Harmless marks of formatting: emoji and several scripts cannot be spelt without them."""
+"""Harmless formatting characters that emoji and several scripts need."""
 _FORMULA = re.compile(r"'|\s*[=+\-@＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def printable(text: object, keep: str = "") -> str:
-    """The text in one line, where every character shows itself and does nothing else: controls (such as those that
-    colour a terminal or clear it), ends of lines, marks that reverse what follows and bytes of a file name that are no
-    UTF-8 become escapes such as `\\x1b`. Characters in `keep` stay."""
+    """Return the text as one line of visible characters, with everything else escaped.
+
+    Control characters (which could clear or colour a terminal), line breaks, characters that reverse the following
+    text, and file name bytes that are not UTF-8 become escapes such as `\\x1b`. Characters in `keep` are left
+    unchanged.
+    """
     text = str(text)
     if text.isprintable():
         return text
@@ -30,14 +33,14 @@ def printable(text: object, keep: str = "") -> str:
 
 
 def escaped(char: str) -> str:
-    """A character as an escape, as in Python; a byte of a file name (surrogateescape) as that byte, such as `\\xff`."""
+    """Escape a character as Python does; a file name byte (surrogateescape) becomes that byte, such as `\\xff`."""
     if "\udc80" <= char <= "\udcff":
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode()
 
 
 def shorten(text: str, limit: int) -> str:
-    """At most `limit` characters of the text, with "…" in place of its middle."""
+    """Shorten a text to at most `limit` characters, with "…" in place of its middle."""
     if len(text) <= limit:
         return text
     tail = limit // 2
@@ -45,16 +48,18 @@ def shorten(text: str, limit: int) -> str:
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Rows as CSV. Numbers stay as they are. Texts are `printable` but for ends of lines, and a text that a spreadsheet
-    would take for a formula (it begins with `=`, `+`, `-` or `@` and is no number) gets an apostrophe in front, as does
-    one that begins with an apostrophe: `from_csv` takes it off again."""
+    """Format rows as CSV. Numbers stay as they are, and strings are made `printable`, keeping line breaks.
+
+    A string that a spreadsheet would run as a formula (it starts with `=`, `+`, `-` or `@` and is not a number), or
+    that starts with an apostrophe, gets an apostrophe in front; `from_csv` removes it.
+    """
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(map(_cell, row) for row in rows)
     return buffer.getvalue()
 
 
 def from_csv(cell: str) -> str:
-    """The text that `csv_text` made a cell of."""
+    """Return the text that `csv_text` made this cell from."""
     return cell.removeprefix("'")
 
 

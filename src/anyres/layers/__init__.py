@@ -1,2 +1,4 @@
-"""The shared vocabulary of the models: attention, positions, patch embedding. Imports torch and timm.layers, nothing
-of ours above."""
+"""Layers shared by the models: attention, positions, patch embedding.
+
+This package may import torch and timm.layers, but no higher package of anyres.
+"""

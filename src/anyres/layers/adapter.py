@@ -1,5 +1,7 @@
-"""The deformable adapter that gives a plain transformer of stride 8 a pyramid of maps (ViT-Adapter; GPViT for
-detection)."""
+"""The deformable adapter that gives a plain transformer of stride 8 a pyramid of feature maps.
+
+See ViT-Adapter; GPViT uses it for detection.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ from anyres.layers.maps import ConvMlp, ConvNorm, on_map, to_map, to_nchw
 from anyres.shapes import Grid
 
 HEADS = 6
-"""Heads of every deformable attention."""
+"""Number of heads of every deformable attention."""
 
 
 class SpatialPrior(nn.Module):
-    """Convolutions that bring the image to maps of strides 4, 8, 16, 32 and one width (ViT-Adapter, section 3.3)."""
+    """Convolutions from the image to maps of strides 4, 8, 16, 32 with equal width (ViT-Adapter, section 3.3)."""
 
     def __init__(self, in_chans: int, dim: int, width: int = 64) -> None:
         super().__init__()
@@ -56,8 +58,10 @@ class Injector(nn.Module):
 
 
 class Extractor(nn.Module):
-    """c ← c + MSDA(LN(c), LN(x)); c ← c + FFN(LN(c)): the pyramid reads from the tokens (ViT-Adapter, equations 2 and
-    3). The network's depthwise convolution works on each level by itself."""
+    """c ← c + MSDA(LN(c), LN(x)); c ← c + FFN(LN(c)): the pyramid reads from the tokens (ViT-Adapter, equations 2, 3).
+
+    The FFN's depthwise convolution is applied to each level separately.
+    """
 
     def __init__(self, dim: int, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -77,7 +81,7 @@ class Extractor(nn.Module):
 
 
 class Interaction(nn.Module):
-    """Before a part of the trunk the injector, behind it the extractors."""
+    """The injector before, and the extractors after, one part of the backbone's blocks."""
 
     def __init__(self, dim: int, drop_path: float, extractors: int) -> None:
         super().__init__()
@@ -86,9 +90,11 @@ class Interaction(nn.Module):
 
 
 class Adapter(nn.Module):
-    """A spatial prior beside the trunk, four exchanges with it, and four maps of strides 4, 8, 16, 32 (ViT-Adapter,
-    figure 4, at stride 8). The last exchange has two further extractors. With `finest` 8 the first map is left out, and
-    what only it needs."""
+    """A spatial prior next to the backbone, four interactions with it, and four maps of strides 4, 8, 16, 32.
+
+    See ViT-Adapter, figure 4, here at stride 8. The last interaction has two additional extractors. `finest` 8 leaves
+    out the first map and everything needed only for it.
+    """
 
     def __init__(self, in_chans: int, dim: int, drop_path: float, interactions: int, finest: int = 4) -> None:
         super().__init__()
@@ -111,8 +117,11 @@ class Adapter(nn.Module):
     def forward(
         self, x_BHWC: Tensor, tokens: Tensor, grid: Grid, trunk: Sequence[Callable[[Tensor], Tensor]]
     ) -> tuple[Tensor, list[Tensor]]:
-        """Image as a map with sides that are multiples of 32, embedded tokens, and the trunk's parts (tokens → tokens)
-        → the trunk's tokens and the maps (B, h, w, C)."""
+        """Run the backbone's parts (tokens → tokens) with the adapter.
+
+        Takes the image as a map with sides that are multiples of 32, and the embedded tokens. Returns the backbone's
+        tokens and the maps (B, h, w, C).
+        """
         c1, *maps = self.prior(x_BHWC)
         grids = tuple((c.shape[1], c.shape[2]) for c in maps)
         c = torch.cat([c.flatten(1, 2) + level for c, level in zip(maps, self.level_embed, strict=True)], dim=1)

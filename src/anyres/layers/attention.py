@@ -17,11 +17,12 @@ from anyres.shapes import Grid
 
 
 class Attention(nn.Module):
-    """Softmax attention over all tokens of one grid, prefix tokens first; positions are whatever is passed in.
+    """Softmax attention over all tokens of one grid, prefix tokens first; the rotation that is passed in adds
+    positions.
 
-    With `window` patches see those of their own window of that side only, and there are no prefix tokens; with
-    `division` windows are the grid divided by it, and prefix tokens see all and are seen by all. `qkv` is one linear
-    layer whose output channels are ordered [q | k | v], each head-major.
+    With `window`, patches attend only to the patches of their own window of that side, and there are no prefix tokens.
+    With `division`, the grid is divided into that many windows per side; prefix tokens attend to every token and are
+    attended to by every token. `qkv` is one linear layer with output channels ordered [q | k | v], each head-major.
     """
 
     def __init__(
@@ -50,8 +51,7 @@ class Attention(nn.Module):
     def forward(
         self, x_BNC: Tensor, grid: Grid, rotation: Rotation | None = None, queries: int | None = None
     ) -> Tensor:
-        """(B, N, C) → (B, N, C), or (B, queries, C): the first `queries` rows (prefix tokens) only, when no other row
-        is wanted."""
+        """Apply attention: (B, N, C) → (B, N, C), or (B, queries, C) for only the first `queries` rows."""
         if self.window is not None:
             return self.attend_in_windows(x_BNC, grid, (self.window, self.window))
         num_prefix = x_BNC.shape[1] - grid[0] * grid[1]
@@ -67,13 +67,13 @@ class Attention(nn.Module):
         return self.proj_drop(self.proj(out_BNC))
 
     def heads(self, qkv_BNC: Tensor) -> Iterator[Tensor]:
-        """q, k and v: (B, heads, N, d) each."""
+        """Split q, k and v from the output of `qkv`: (B, heads, N, d) each."""
         return (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in qkv_BNC.chunk(3, dim=-1))
 
     def attend(
         self, qkv_BNC: Tensor, grid: Grid, num_prefix: int, rotation: Rotation | None, queries: int | None
     ) -> Tensor:
-        """Every row to every other: (B, N, 3·C) → (B, N or queries, C)."""
+        """Attend from every row to every row: (B, N, 3·C) → (B, N or queries, C)."""
         q, k, v = self.heads(qkv_BNC)
         q = q[:, :, :queries]
         if rotation is not None:
@@ -83,14 +83,17 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
 
     def attend_in_divisions(self, qkv_BNC: Tensor, windows: Windows, num_prefix: int) -> Tensor:
-        """Every patch to those of its window: (B, N, 3·C) → (B, N, C)."""
+        """Attend within the windows of `division`: (B, N, 3·C) → (B, N, C)."""
         q, k, v = self.heads(qkv_BNC.index_select(1, windows.order))
         out = divided_attention(q, k, v, windows, num_prefix, self.attn_drop if self.training else 0.0)
         return out.transpose(1, 2).flatten(2).index_select(1, windows.inverse)
 
     def attend_in_windows(self, x_BNC: Tensor, grid: Grid, window: Grid) -> Tensor:
-        """(B, h·w, C) → the same. The zeros that fill up the last windows of a row or a column are keys like all others
-        (ViTDet); the local term sees the whole map, without them."""
+        """Attend within square windows: (B, h·w, C) → the same.
+
+        The zero padding of incomplete windows provides keys like any others (ViTDet). The local term is computed on the
+        whole map without padding.
+        """
         qkv_BnNC = self.qkv(partition(x_BNC.unflatten(1, grid), window))
         dropout = self.attn_drop if self.training else 0.0
         out = merge(window_attention(qkv_BnNC, self.num_heads, dropout=dropout), grid, window).flatten(1, 2)
@@ -101,11 +104,10 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x ← x + DropPath(Attn(LN(x))); x ← x + DropPath(MLP(LN(x))) (ViT, equations 2 and
-    3).
+    """Pre-norm transformer block: x ← x + DropPath(Attn(LN(x))); x ← x + DropPath(MLP(LN(x))) (ViT, equations 2 and 3).
 
-    Works on tokens (B, N, C) and on maps (B, H, W, C): the shape is the attention's business. An attention that returns
-    only the first rows of what it was given makes the block return only these.
+    Works on tokens (B, N, C) and on maps (B, H, W, C); only the attention depends on the shape. If the attention
+    returns only the first rows of its input, so does the block.
     """
 
     def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float = 0.0, eps: float = 1e-6) -> None:
@@ -114,12 +116,12 @@ class Block(nn.Module):
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = mlp
-        # Two modules: the branches of a block are dropped by separate draws.
+        # Two modules, so that each branch has its own random draws.
         self.drop_path1 = DropPath(drop_path) if drop_path else nn.Identity()
         self.drop_path2 = DropPath(drop_path) if drop_path else nn.Identity()
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
-        """`context`: what the attention takes besides the tokens."""
+        """Apply the block; `context` is passed on to the attention after the tokens."""
         y = self.drop_path1(self.attn(self.norm1(x), *context))
         x = x[:, : y.shape[1]] + y
         return x + self.drop_path2(self.mlp(self.norm2(x)))

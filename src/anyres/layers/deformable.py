@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: each query looks at a few points that it chooses itself."""
+"""Multi-scale deformable attention: each query attends to a few points whose positions it predicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from anyres.shapes import Grid
 
 @cached_by_size()
 def cell_centres(grids: tuple[Grid, ...], device: torch.device) -> Tensor:
-    """(N, 2) centres (x, y) in [0, 1] of the cells of these grids, one grid after the other, row by row."""
+    """Return the cell centres (x, y) of these grids in [0, 1] as (N, 2), grid after grid, row by row."""
     centres = []
     for h, w in grids:
         rows, columns = ((torch.arange(side, device=device) + 0.5) / side for side in (h, w))
@@ -23,11 +23,12 @@ def cell_centres(grids: tuple[Grid, ...], device: torch.device) -> Tensor:
 
 
 class DeformableAttention(nn.Module):
-    """MSDA (Deformable DETR, section 4.1): for each head, level and point an offset from the query's own place and a
-    weight, both linear in the query; the result is the weighted sum of the values at these points.
+    """Multi-scale deformable attention (MSDA; Deformable DETR, section 4.1).
 
-    Values are read bilinearly with half-pixel centres, zero outside. Offsets are in cells of the level they point into;
-    at the start head j looks in direction 2πj / heads, point p at distance p + 1.
+    For each head, level and point, the query predicts linearly an offset from its own position and a weight. The result
+    is the weighted sum of the values at these points. Values are sampled bilinearly with half-pixel centres, and are
+    zero outside the map. Offsets are in cells of the level they refer to. They are initialised so that head j points in
+    direction 2πj / heads, and point p is at distance p + 1.
     """
 
     def __init__(self, dim: int, num_heads: int, levels: int, points: int = 4) -> None:
@@ -55,8 +56,11 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, query_BNC: Tensor, places_N2: Tensor, values_BMC: Tensor, grids: tuple[Grid, ...]) -> Tensor:
-        """(B, N, C) → (B, N, C). `places_N2`: the queries' places (x, y) in [0, 1]; `values_BMC`: the maps of size
-        `grids`, one behind the other."""
+        """Apply attention: (B, N, C) → (B, N, C).
+
+        `places_N2` are the positions (x, y) of the queries in [0, 1]. `values_BMC` are the maps of the sizes in
+        `grids`, concatenated.
+        """
         heads, levels, points = self.shape
         B, N, C = query_BNC.shape
         weights = self.attention_weights(query_BNC).view(B, N, heads, levels * points).float().softmax(-1)

@@ -1,4 +1,4 @@
-"""Attention windows that are a fraction of the grid (UViT, section 3.3): their size follows the input's."""
+"""Attention windows that are a fixed fraction of the grid (UViT, section 3.3), so their size follows the input's."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from anyres.shapes import Grid
 
 
 class Windows(NamedTuple):
-    """An order of the tokens in which each window is a run, prefix tokens first, and windows of one shape lie
-    together."""
+    """A token order with contiguous windows, prefix tokens first and windows of equal shape adjacent."""
 
     order: Tensor
-    """(prefix + h·w,) where the tokens of this order stand in the grid's."""
+    """(prefix + h·w,) position in the grid's order of each token in window order."""
     inverse: Tensor
-    """(prefix + h·w,) where the tokens of the grid's order stand in this one."""
+    """(prefix + h·w,) position in window order of each token in the grid's order."""
     groups: tuple[tuple[int, int], ...]
-    """(windows, tokens in each) of every shape: interior, right edge, bottom edge, corner, as far as they differ."""
+    """(windows, tokens per window) for each shape that occurs: interior, right edge, bottom edge, corner."""
 
 
 @cached_by_size()
 def divide(grid: Grid, division: int, num_prefix: int, device: torch.device) -> Windows:
-    """Windows of ceil(h / division) x ceil(w / division) tokens, counted from the top left; the last of a row or a
-    column is smaller where they do not divide the grid."""
+    """Divide a grid into windows of ceil(h / division) x ceil(w / division) tokens, starting at the top left.
+
+    The last window of a row or column is smaller if the windows do not divide the grid.
+    """
 
     def bands(side: int) -> list[tuple[int, int, int]]:
-        """(first line, windows, lines in each): the full windows, then the rest."""
+        """Return (first line, number of windows, lines per window) for the full windows and for the rest."""
         extent = -(-side // division)
         full, rest = side // extent, side % extent
         return [(0, full, extent), (full * extent, 1, rest)][: 2 if rest else 1]
@@ -49,8 +50,10 @@ def divide(grid: Grid, division: int, num_prefix: int, device: torch.device) -> 
 def divided_attention(
     q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, windows: Windows, num_prefix: int, dropout: float = 0.0
 ) -> Tensor:
-    """Softmax attention inside each window, of tokens in the windows' order: (B, h, N, d) → (B, h, N, d). Prefix tokens
-    see all and are seen by all."""
+    """Softmax attention within each window, with tokens in window order: (B, h, N, d) → (B, h, N, d).
+
+    Prefix tokens attend to every token and are attended to by every token.
+    """
     B = q_BhNd.shape[0]
     parts = []
     if num_prefix:
@@ -59,7 +62,7 @@ def divided_attention(
     start = num_prefix
     for count, length in windows.groups:
         run = slice(start, start + count * length)
-        # Windows of equal shape become a batch: a view where there is one shape and no prefix.
+        # Windows of equal shape are batched; with a single shape and no prefix this is a view.
         q, k, v = (
             x[:, :, run].unflatten(2, (count, length)).transpose(1, 2).flatten(0, 1) for x in (q_BhNd, k_BhNd, v_BhNd)
         )

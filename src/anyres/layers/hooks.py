@@ -1,4 +1,4 @@
-"""Whether somebody looks on."""
+"""Detecting hooks on modules."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn.modules import module as torch_module
 
 
 def is_watched(*modules: nn.Module) -> bool:
-    """Whether a hook sees what these modules, or those inside them, take or return."""
+    """Return whether a hook observes the inputs or outputs of these modules or their submodules."""
     return bool(torch_module._has_any_global_hook()) or any(
         part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks
         for module in modules

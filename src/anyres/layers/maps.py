@@ -1,8 +1,9 @@
 """Convolutions and batch norms on channels-last maps.
 
-Maps between the blocks of a pyramid are (B, H, W, C). Such a tensor seen as (B, C, H, W) is a channels-last tensor in
-torch's sense, so a convolution takes it and returns one like it without a copy. The modules are torch's own, and take
-and return (B, C, H, W): what replaces or wraps them (LoRA, quantisation, synchronised norms) works here as elsewhere.
+Maps between the blocks of a pyramid are (B, H, W, C). Viewed as (B, C, H, W), such a tensor has torch's channels-last
+memory format, so convolutions take it and return the same format without a copy. The modules are torch's own and keep
+their (B, C, H, W) interface, so anything that replaces or wraps them (LoRA, quantisation, synchronised norms) works as
+usual.
 """
 
 from __future__ import annotations
@@ -14,25 +15,26 @@ from anyres.errors import UserError
 
 
 def to_map(x_BCHW: Tensor) -> Tensor:
-    """(B, C, H, W) → (B, H, W, C), contiguous; a clip (B, C, T, H, W) → (B, T, H, W, C)."""
+    """Convert (B, C, H, W) to (B, H, W, C), contiguous, or a clip (B, C, T, H, W) to (B, T, H, W, C)."""
     return x_BCHW.movedim(1, -1).contiguous()
 
 
 def to_nchw(x_BHWC: Tensor) -> Tensor:
-    """(B, H, W, C) → (B, C, H, W), a view; (B, T, H, W, C) → (B, C, T, H, W)."""
+    """View (B, H, W, C) as (B, C, H, W), or (B, T, H, W, C) as (B, C, T, H, W)."""
     return x_BHWC.movedim(-1, 1)
 
 
 def on_map(module: nn.Module, x_BHWC: Tensor) -> Tensor:
-    """A module of pictures (B, C, H, W), such as a convolution or a batch norm, on a map: (B, H, W, C) → (B, h, w, C'),
-    contiguous."""
-    # The kernels keep channels-last layout except where they cannot tell (one channel, one pixel): then this copies.
+    """Apply an image module, such as a convolution or batch norm: (B, H, W, C) → (B, h, w, C'), contiguous."""
+    # Kernels keep the channels-last layout unless it is ambiguous (one channel, one pixel); then this copies.
     return to_map(module(to_nchw(x_BHWC)))
 
 
 def by_group(x_BHWC: Tensor, groups: int) -> Tensor:
-    """(B, H, W, groups·c) → (B·groups, H, W, c), contiguous: for a module that serves every group of channels (heads)
-    alike. To the module the groups are a batch."""
+    """Move groups of channels (heads) to the batch: (B, H, W, groups·c) → (B·groups, H, W, c), contiguous.
+
+    This lets one module process all groups with the same weights.
+    """
     return x_BHWC.unflatten(3, (groups, -1)).movedim(3, 1).flatten(0, 1).contiguous()
 
 
@@ -42,21 +44,24 @@ def from_groups(x_BHWc: Tensor, groups: int) -> Tensor:
 
 
 def depthwise(dim: int, kernel: int = 3, stride: int = 1, bias: bool = True) -> nn.Conv2d:
-    """A convolution of one k×k filter per channel, same size out if the stride is 1. Error: UserError for an even k."""
+    """Return a convolution with one k×k filter per channel, size-preserving at stride 1. Raises UserError for an even
+    k."""
     if kernel % 2 == 0:
         raise UserError(f"A filter of {kernel}x{kernel} has no centre: choose an odd side, such as {kernel + 1}.")
     return nn.Conv2d(dim, dim, kernel, stride, kernel // 2, groups=dim, bias=bias)
 
 
 def with_residual(conv: nn.Module, x_BHWC: Tensor) -> Tensor:
-    """x + conv(x). With a depthwise convolution: the conditional position encoding of CPVT (Twins, ScalableViT,
-    RegionViT, MPViT), the local perception unit of CMT and DAT++, and the enhancement inside several feed-forward
-    networks."""
+    """Return x + conv(x).
+
+    With a depthwise convolution, this is CPVT's conditional position encoding (Twins, ScalableViT, RegionViT, MPViT),
+    the local perception unit of CMT and DAT++, and the local enhancement in several feed-forward networks.
+    """
     return x_BHWC + on_map(conv, x_BHWC)
 
 
 def conv_grid(conv: nn.Conv2d, height: int, width: int) -> tuple[int, int]:
-    """(h, w) of a convolution's output for an input of this size."""
+    """Return the output size (h, w) of a convolution for an input of this size."""
     sides = []
     for axis, side in enumerate((height, width)):
         padding = int(conv.padding[axis])
@@ -65,9 +70,10 @@ def conv_grid(conv: nn.Conv2d, height: int, width: int) -> tuple[int, int]:
 
 
 class ConvNorm(nn.Module):
-    """Convolution, then batch norm: (B, H, W, C) → (B, h, w, C'). `fold` makes them one convolution for inference.
+    """A convolution followed by a batch norm: (B, H, W, C) → (B, h, w, C').
 
-    The convolution has no bias of its own unless `bias`; arguments as of `torch.nn.Conv2d`.
+    `fold` fuses them into a single convolution for inference. Arguments are those of `torch.nn.Conv2d`, except that the
+    convolution has no bias unless `bias`.
     """
 
     def __init__(
@@ -90,7 +96,7 @@ class ConvNorm(nn.Module):
         return to_map(self.norm(self.conv(to_nchw(x_BHWC))))
 
     def fold(self) -> None:
-        """Fold the norm's running statistics into the convolution; exact up to rounding, and only for evaluation."""
+        """Fuse the batch norm's statistics into the convolution; exact up to rounding, and for evaluation only."""
         if isinstance(self.norm, nn.BatchNorm2d):
             fold_into(self.conv, self.norm)
             self.norm = nn.Identity()
@@ -98,7 +104,7 @@ class ConvNorm(nn.Module):
 
 @torch.no_grad()
 def fold_into(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d) -> None:
-    """Multiply the batch norm that follows `layer` into its weight and bias. The caller drops the norm."""
+    """Fuse a batch norm into the weight and bias of the `layer` before it. The caller removes the norm."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -113,8 +119,8 @@ def fold_into(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm2d) -> None:
 class ConvMlp(nn.Module):
     """Feed-forward network with a depthwise convolution on its hidden map: fc1 → [act] → depthwise → act → fc2.
 
-    PVT v2, Shunted, P2T, HAT-Net and DAT++ differ in three choices: `act1` after the first linear layer (none if
-    None), the activation after the convolution, and whether the convolution is `residual` (h + depthwise(h)).
+    PVT v2, Shunted, P2T, HAT-Net and DAT++ differ in three choices: `act1` after the first linear layer (may be None),
+    the activation after the convolution, and whether the convolution is `residual` (h + depthwise(h)).
     """
 
     def __init__(

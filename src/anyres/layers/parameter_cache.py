@@ -1,4 +1,4 @@
-"""A small bounded cache for tables computed from a parameter and the size of the input."""
+"""A small bounded cache for tables that are computed from a parameter and the input size."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ P = ParamSpec("P")
 def cached_for_parameter(
     maximum: int = 8,
 ) -> Callable[[Callable[Concatenate[Tensor, P], Tensor]], Callable[Concatenate[Tensor, P], Tensor]]:
-    """Remember the last `maximum` results per parameter of a function of a parameter and (hashable) sizes.
+    """Cache the last `maximum` results per parameter of a function of a parameter and (hashable) sizes.
 
-    For inference: a bias gathered from its table, a mask merged into it. Without gradients the result is kept until
-    the parameter changes in place (optimizer step, `load_state_dict`, averaging) or moves; with gradients, and while a
-    graph is captured, the function runs each time. A change through `.data` alone is not seen by autograd's version
-    counter: follow it with a change that is, or write to the parameter under `torch.no_grad()` instead.
+    It speeds up inference, for example for a bias that is gathered from its table and merged with a mask. Without
+    gradients, a result is kept until the parameter is modified in place (optimiser step, `load_state_dict`, weight
+    averaging) or moved. With gradients, or while a graph is captured, the function runs every time. Autograd's version
+    counter does not notice changes through `.data`: modify the parameter under `torch.no_grad()` instead, or follow
+    such a change with a regular one.
     """
 
     def decorate(function: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Concatenate[Tensor, P], Tensor]:
@@ -46,7 +47,7 @@ def cached_for_parameter(
                 if known != state:
                     cache = RecentResults(maximum)
                     caches[parameter] = (state, cache)
-            # Detached: a mere view of the parameter would still ask for gradients, which fused kernels refuse.
+            # Detached: a view of the parameter would still require gradients, which fused kernels reject.
             return cache.get(call_key(args, kwargs), lambda: function(parameter, *args, **kwargs).detach())
 
         return wrapper  # type: ignore[return-value]  # mypy gives the first argument a name

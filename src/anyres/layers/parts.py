@@ -1,4 +1,4 @@
-"""Whether something can be split into equal parts."""
+"""Checking that a number splits into equal parts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from anyres.errors import UserError
 
 
 def parts_of(total: int, parts: int, whole: str = "channels", what: str = "heads") -> int:
-    """The number of parts. Error: UserError if they do not divide the total."""
+    """Return `parts`, the number of parts. Raises UserError if it does not divide `total`."""
     if parts < 1 or total % parts:
         raise UserError(
             f"{total} {whole} cannot be split into {parts} {what}: choose a multiple of {parts or 'one or more'}."

@@ -1,4 +1,4 @@
-"""Images to patch tokens."""
+"""Patch embeddings: from images to tokens."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ Remainder = Literal["pad", "truncate"]
 
 
 def patches_of(height: int, width: int, patch_size: int, remainder: Remainder = "pad") -> tuple[int, int]:
-    """Rows and columns of patches in an image of this size."""
+    """Return the number of rows and columns of patches in an image of this size."""
     extra = patch_size - 1 if remainder == "pad" else 0
     return (height + extra) // patch_size, (width + extra) // patch_size
 
 
 class PatchEmbed(nn.Module):
-    """Cut an image into patches and project each: a convolution with kernel = stride = `patch_size` (ViT, equation 1).
+    """Split an image into patches and project each: a convolution with kernel = stride = `patch_size` (ViT, equation
+    1).
 
-    `remainder` says what happens to a side that the patch does not divide: "pad" adds zeros at the right and the
-    bottom (no pixel is lost, every token holds at least one), "truncate" drops the last rows and columns, as published
-    ViT code does. `stored_size` is the side of the stored kernel; where patches are smaller or larger than that, it is
-    resized bilinearly, without rescaling (UViT, section 4.1; 16 to 8: the mean of every 2x2 block). What is computed is
-    the same product from its other side: each patch goes to the kernel's size by the transpose of the resizing.
+    `remainder` controls sides that are not a multiple of the patch size. "pad" adds zeros at the right and bottom, so
+    no pixel is lost and every token contains at least one pixel. "truncate" drops the last rows and columns, as
+    published ViT code does.
+
+    `stored_size` is the side of the stored kernel. If patches have another size, the kernel is resized bilinearly
+    without rescaling (UViT, section 4.1; from 16 to 8, every 2x2 block becomes its mean). The same product is computed
+    the other way round: each patch is mapped to the kernel's size by the transpose of the resizing.
     """
 
     def __init__(
@@ -39,11 +42,11 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, dim, self.stored_size, self.stored_size)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of tokens for an image of this size."""
+        """Return the number of rows and columns of tokens for an image of this size."""
         return patches_of(height, width, self.patch_size, self.remainder)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """(B, in_chans, H, W) → (B, dim, h, w) with (h, w) = `grid(H, W)`."""
+        """Embed an image: (B, in_chans, H, W) → (B, dim, h, w) with (h, w) = `grid(H, W)`."""
         if self.remainder == "pad":
             bottom, right = -x_BCHW.shape[-2] % self.patch_size, -x_BCHW.shape[-1] % self.patch_size
             if bottom or right:
@@ -58,11 +61,11 @@ class PatchEmbed(nn.Module):
 
 
 class ConvEmbed(nn.Module):
-    """A strided convolution, then a LayerNorm: how pyramids enter a stage, (B, H, W, C) → (B, h, w, C').
+    """A strided convolution followed by a LayerNorm, the downsampling between stages: (B, H, W, C) → (B, h, w, C').
 
-    kernel = stride, no padding: PVT, Twins, Swin's patches; kernel > stride: the overlapping embedding of PVT v2, P2T,
-    CvT, CSWin and others. The output is as large as the convolution makes it. `pad` first adds zeros at the right and
-    the bottom up to a multiple of the stride; `eps` None leaves the norm out.
+    Kernel = stride without padding is the embedding of PVT, Twins and Swin; kernel > stride is the overlapping
+    embedding of PVT v2, P2T, CvT, CSWin and others. The output size is that of the convolution. `pad` first zero-pads
+    at the right and bottom to a multiple of the stride. `eps` None omits the norm.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class ConvEmbed(nn.Module):
         self.multiple = stride if pad else 1
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) for an input of this size."""
+        """Return (h, w) for an input of this size."""
         return conv_grid(self.proj, height + -height % self.multiple, width + -width % self.multiple)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:

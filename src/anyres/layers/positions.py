@@ -1,13 +1,13 @@
-"""Ways to tell a transformer where its tokens are, each for any grid (h, w).
+"""Position encodings for tokens on any grid (h, w).
 
-They act in one of four places, and a model may combine them:
+They act at one of four points, and a model may combine them:
 
-| place | here | source |
+| applied to | classes | source |
 |---|---|---|
-| added to the tokens once | `AbsoluteTable`, `SineMap`, `GlobalPositionEmbedding` | ViT; DETR; ResFormer (GPE) |
-| added to the attention logits | `RelativeBiasTable`, `ContinuousBias` | Swin; Swin v2 |
-| turning queries and keys | `AxialRotary` | RoFormer, in normalised axial coordinates |
-| added to the attention output | `LocalPositionEmbedding` | ResFormer (LPE) |
+| the tokens, added once | `AbsoluteTable`, `SineMap`, `GlobalPositionEmbedding` | ViT; DETR; ResFormer (GPE) |
+| the attention logits, added | `RelativeBiasTable`, `ContinuousBias` | Swin; Swin v2 |
+| queries and keys, rotated | `AxialRotary` | RoFormer, in normalised axial coordinates |
+| the attention output, added | `LocalPositionEmbedding` | ResFormer (LPE) |
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from anyres.shapes import Grid
 
 
 class AbsoluteTable(nn.Module):
-    """A learned vector per token of the native grid, prefix tokens included (ViT; DeiT: bicubic at other grids; UViT:
-    bilinear).
+    """A learned vector for each token of the native grid, including prefix tokens (ViT).
 
-    The stored table (1, prefix + h·w, dim) never changes with the input; other grids get a resampled copy (DeiT's
-    fine-tuning rule: the prefix rows stay, the rest is resized in float32, `align_corners=False`, no antialiasing).
+    Other grids are resampled, bicubically in DeiT and bilinearly in UViT. The stored table (1, prefix + h·w, dim) never
+    changes with the input. Resampling follows DeiT's fine-tuning rule: prefix rows stay, and the rest is resized in
+    float32 with `align_corners=False` and no antialiasing.
     """
 
     def __init__(
@@ -48,12 +48,14 @@ class AbsoluteTable(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, grid: Grid) -> Tensor:
-        """(1, prefix + h·w, dim) for this grid."""
+        """Return the table (1, prefix + h·w, dim) for this grid."""
         return self._resize(self.table, self.native_grid, grid)
 
     def fit(self, table: Tensor) -> Tensor:
-        """A stored table of another (square) native grid, resized to this one's; a table that fits is returned as it
-        is. One with rows for prefix tokens fits a model without any: they are left out."""
+        """Resize a stored table from another (square) native grid to this one's, if they differ.
+
+        If the model has no prefix tokens, rows for prefix tokens are dropped.
+        """
         if table.shape == self.table.shape:
             return table
         count = max(table.shape[1] - self.num_prefix, 0)
@@ -73,11 +75,11 @@ class AbsoluteTable(nn.Module):
 
 @cached_by_size()
 def sine_map(grid: Grid, dim: int, device: torch.device) -> Tensor:
-    """The sine position map (1, dim, h, w): first half of the channels codes the row, second half the column.
+    """Return the sine position map (1, dim, h, w), whose channel halves encode the row and the column.
 
-    ResFormer section 3.3 (after DETR): y_i = 2π·i / (h + 1e-6) for i = 1..h, likewise x_j; frequency of channel m is
-    10000^(-2·floor(m/2)/(dim/2)), sine on even and cosine on odd channels. Normalised by the current grid, so that a
-    larger image sees the same map more finely. float32.
+    ResFormer section 3.3 (after DETR): y_i = 2π·i / (h + 1e-6) for i = 1..h, likewise x_j; channel m has frequency
+    10000^(-2·floor(m/2)/(dim/2)), sine for even and cosine for odd channels. Coordinates are normalised by the current
+    grid, so a larger image samples the same map more finely. float32.
     """
     half = dim // 2
     channel = torch.arange(half, dtype=torch.float32, device=device)
@@ -96,7 +98,7 @@ def sine_map(grid: Grid, dim: int, device: torch.device) -> Tensor:
 
 
 class SineMap(nn.Module):
-    """The sine map alone, without parameters (GPE† in ResFormer's ablation). Prefix tokens get zero."""
+    """The sine map alone, without parameters (GPE† in ResFormer's ablation). It is zero for prefix tokens."""
 
     def __init__(self, dim: int, num_prefix: int) -> None:
         super().__init__()
@@ -108,12 +110,12 @@ class SineMap(nn.Module):
         return sine_map(grid, self.dim, like.device).to(like.dtype)
 
     def forward(self, grid: Grid, like: Tensor) -> Tensor:
-        """(1, prefix + h·w, dim) in the dtype and on the device of `like`."""
+        """Return (1, prefix + h·w, dim) with the dtype and device of `like`."""
         return F.pad(self.map(grid, like).flatten(2).transpose(1, 2), (0, 0, self.num_prefix, 0))
 
 
 class GlobalPositionEmbedding(SineMap):
-    """GPE: the sine map through a depthwise 3x3 convolution (ResFormer section 3.3). Prefix tokens get zero."""
+    """GPE: the sine map after a depthwise 3x3 convolution (ResFormer section 3.3). It is zero for prefix tokens."""
 
     def __init__(self, dim: int, num_prefix: int) -> None:
         super().__init__(dim, num_prefix)
@@ -129,8 +131,9 @@ class GlobalPositionEmbedding(SineMap):
 class LocalPositionEmbedding(nn.Module):
     """LPE: a depthwise 3x3 convolution of the values, added to the attention output (ResFormer section 3.3).
 
-    One set of head_dim filters serves every head (the published checkpoints share them, the paper's text does not say
-    so). Starts at zero, so that a fresh block is plain attention. Prefix tokens get nothing.
+    All heads share one set of head_dim filters, as in the published checkpoints; the paper's text does not mention
+    this. The filters are initialised to zero, so that a new block is plain attention. Nothing is added to prefix
+    tokens.
     """
 
     def __init__(self, head_dim: int) -> None:
@@ -140,7 +143,7 @@ class LocalPositionEmbedding(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, v_BNC: Tensor, grid: Grid, heads: int) -> Tensor:
-        """Patch values (B, h·w, heads·head_dim) → the term to add, same shape."""
+        """Return the term to add, given the patches' values (B, h·w, heads·head_dim); same shape."""
         return from_groups(on_map(self.conv, by_group(v_BNC.unflatten(1, grid), heads)), heads).flatten(1, 2)
 
 
@@ -149,7 +152,7 @@ class LocalPositionEmbedding(nn.Module):
 
 @cached_by_size()
 def relative_index(grid: Grid, device: torch.device) -> Tensor:
-    """(N, N) indices into a flattened (2h-1, 2w-1) table: entry (i, j) is the offset of query i from key j."""
+    """Return (N, N) indices into a flattened (2h-1, 2w-1) table; entry (i, j) is the offset of query i from key j."""
     h, w = grid
     rows = torch.arange(h, device=device).repeat_interleave(w)
     columns = torch.arange(w, device=device).repeat(h)
@@ -157,20 +160,22 @@ def relative_index(grid: Grid, device: torch.device) -> Tensor:
 
 
 def _bias_from_offsets(table: Tensor, grid: Grid, num_prefix: int) -> Tensor:
-    """(heads, 2h-1, 2w-1) per offset → (1, heads, prefix + N, prefix + N), zero for prefix tokens."""
+    """Expand biases per offset (heads, 2h-1, 2w-1) to (1, heads, prefix + N, prefix + N), zero for prefix tokens."""
     bias = table.flatten(1)[:, relative_index(grid, table.device)]
     return F.pad(bias, (num_prefix, 0, num_prefix, 0))[None]
 
 
 @cached_for_parameter()
 def relative_bias(table: Tensor, grid: Grid, num_prefix: int = 0) -> Tensor:
-    """Bias of a grid from a table (heads, 2h-1, 2w-1), resampled bicubically if it belongs to another grid: (1, heads,
-    prefix + N, prefix + N)."""
+    """Return the bias (1, heads, prefix + N, prefix + N) of a grid from a table (heads, 2h-1, 2w-1).
+
+    The table is resampled bicubically if it belongs to another grid.
+    """
     return _bias_from_offsets(resample_table(table, (2 * grid[0] - 1, 2 * grid[1] - 1)), grid, num_prefix)
 
 
 class RelativeBiasTable(nn.Module):
-    """RPB: a learned bias per head and offset (Swin, equation 4), resampled bicubically to other grids."""
+    """RPB: a learned bias for each head and offset (Swin, equation 4), resampled bicubically for other grids."""
 
     def __init__(self, num_heads: int, native_grid: Grid) -> None:
         super().__init__()
@@ -178,18 +183,20 @@ class RelativeBiasTable(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, grid: Grid, num_prefix: int, like: Tensor) -> Tensor:
-        """(1, heads, prefix + N, prefix + N) in the dtype of `like`."""
+        """Return (1, heads, prefix + N, prefix + N) with the dtype of `like`."""
         return relative_bias(self.table, grid, num_prefix).to(like.dtype)
 
     def fit(self, table: Tensor) -> Tensor:
-        """A stored table of another native grid, resized to this one's; a table that fits is returned as it is."""
+        """Resize a stored table with another native grid to this one's; a table that fits is returned unchanged."""
         return resample_table(table, (self.table.shape[-2], self.table.shape[-1]))
 
 
 @cached_by_size()
 def log_offsets(grid: Grid, native_grid: Grid, device: torch.device) -> Tensor:
-    """(2h-1, 2w-1, 2) offsets, 8 at the native extent, log-spaced: sign(Δ)·log2(1 + |Δ|) / log2(8) (Swin v2, equation
-    4)."""
+    """Return log-spaced offsets (2h-1, 2w-1, 2): sign(Δ)·log2(1 + |Δ|) / log2(8), with Δ = 8 at the native extent.
+
+    See Swin v2, equation 4.
+    """
 
     def axis(length: int, native: int) -> Tensor:
         offset = torch.arange(1 - length, length, dtype=torch.float32, device=device) * 8 / max(native - 1, 1)
@@ -209,7 +216,7 @@ class ContinuousBias(nn.Module):
         self.fc2 = nn.Linear(hidden, num_heads, bias=False)
 
     def forward(self, grid: Grid, num_prefix: int, like: Tensor) -> Tensor:
-        """(1, heads, prefix + N, prefix + N) in the dtype and on the device of `like`."""
+        """Return (1, heads, prefix + N, prefix + N) with the dtype and device of `like`."""
         offsets = log_offsets(grid, self.native_grid, like.device).to(like.dtype)
         table = 16 * self.fc2(self.fc1(offsets).relu()).sigmoid()
         return _bias_from_offsets(table.permute(2, 0, 1), grid, num_prefix).to(like.dtype)
@@ -219,32 +226,31 @@ class ContinuousBias(nn.Module):
 
 
 class Rotation(NamedTuple):
-    """cos and sin of each token's angles, (prefix + N, head_dim / 2), and a factor for the queries (a scalar
-    tensor)."""
+    """cos and sin of each token's angles, (prefix + N, head_dim / 2), and a scale for the queries (a scalar tensor)."""
 
     cos: Tensor
     sin: Tensor
     query_scale: Tensor | None = None
 
     def queries(self, q_BhNd: Tensor) -> Tensor:
-        """Turn queries, all or the first few, and scale them."""
+        """Rotate and scale queries, either all of them or the first few."""
         cos, sin = self.cos[: q_BhNd.shape[2]], self.sin[: q_BhNd.shape[2]]
         if self.query_scale is not None:
             cos, sin = cos * self.query_scale, sin * self.query_scale
         return rotate(q_BhNd, cos, sin)
 
     def keys(self, k_BhNd: Tensor) -> Tensor:
-        """Turn keys."""
+        """Rotate keys."""
         return rotate(k_BhNd, self.cos, self.sin)
 
 
 @cached_by_size()
 def axial_angles(grid: Grid, head_dim: int, num_prefix: int, base: float, device: torch.device) -> Tensor:
-    """(prefix + h·w, head_dim / 2) angles: a quarter of the channels per axis in pairs; coordinates of cell centres in
-    [-1, 1].
+    """Return angles (prefix + h·w, head_dim / 2); each axis has a quarter of the channels, in pairs.
 
-    Frequencies are 2π / base^(k / (head_dim/4)), k = 0.., so that the slowest turns a fraction of a circle over the
-    whole image whatever its size. Prefix tokens have angle zero: they are not turned.
+    Coordinates are cell centres in [-1, 1]. Frequencies are 2π / base^(k / (head_dim/4)), k = 0.., so the slowest
+    completes only a fraction of a turn across the whole image at any size. Prefix tokens have angle zero, so they are
+    not rotated.
     """
     quarter = head_dim // 4
     frequency = 2 * math.pi / base ** (torch.arange(quarter, dtype=torch.float32, device=device) / quarter)
@@ -259,12 +265,12 @@ def axial_angles(grid: Grid, head_dim: int, num_prefix: int, base: float, device
 
 
 class AxialRotary(nn.Module):
-    """Axial rotary positions in normalised coordinates; no parameters.
+    """Axial rotary position encoding in normalised coordinates; no parameters.
 
-    `jitter` (low, high): in training the coordinates are multiplied by a factor drawn log-uniformly from this range,
-    one per forward, so that the network meets more scales than the sizes it is trained at. `log_scale_tokens`: if
-    given, logits are multiplied by log(tokens) / log(log_scale_tokens), which keeps the entropy of the attention at
-    other token counts (Chiang & Cholak 2022; Su 2021).
+    `jitter` (low, high): in training, the coordinates are multiplied by a factor drawn log-uniformly from this range
+    once per forward pass, so that the network sees more scales than its training sizes provide. `log_scale_tokens`: if
+    given, logits are multiplied by log(tokens) / log(log_scale_tokens), which preserves the entropy of the attention at
+    other numbers of tokens (Chiang & Cholak 2022; Su 2021).
     """
 
     def __init__(
@@ -284,21 +290,21 @@ class AxialRotary(nn.Module):
         self.log_scale_tokens = log_scale_tokens
 
     def forward(self, grid: Grid, like: Tensor) -> Rotation:
-        """The rotation of this grid, in the dtype and on the device of `like`."""
+        """Return the rotation for this grid, with the dtype and device of `like`."""
         angles = axial_angles(grid, self.head_dim, self.num_prefix, self.base, like.device)
         if self.training and self.jitter is not None:
             low, high = math.log(self.jitter[0]), math.log(self.jitter[1])
             angles = angles * torch.empty(1, device=like.device).uniform_(low, high).exp()
         scale = None
         if self.log_scale_tokens is not None:
-            # A tensor, not a Python number: a compiled graph would otherwise be made anew for every token count.
+            # A tensor, not a Python number, which would cause a recompilation for every number of tokens.
             tokens = torch.full((), self.num_prefix + grid[0] * grid[1], dtype=like.dtype, device=like.device)
             scale = tokens.log() / math.log(self.log_scale_tokens)
         return Rotation(angles.cos().to(like.dtype), angles.sin().to(like.dtype), scale)
 
 
 def rotate(x_BhNd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of channels (c, c + d/2) by its token's angle."""
+    """Rotate each pair of channels (c, c + d/2) by its token's angle."""
     first, second = x_BhNd.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 

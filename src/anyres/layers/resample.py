@@ -1,4 +1,4 @@
-"""Resampling of tables, bicubic or bilinear, as two small matrix products."""
+"""Bicubic and bilinear resampling of tables as two small matrix products."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from anyres.layers.size_cache import cached_by_size
 
 
 def sample_positions(target: int, source: int) -> Tensor:
-    """(target,) where the samples lie among those of the source. In float64, and so on the CPU: not every processor
-    has it."""
+    """Return the positions (target,) of the samples in source coordinates, in float64.
+
+    Computed on the CPU, because not every accelerator supports float64.
+    """
     return (torch.arange(target, dtype=torch.float64, device="cpu") + 0.5) * (source / target) - 0.5
 
 
 @cached_by_size()
 def bicubic_matrix(target: int, source: int, device: torch.device) -> Tensor:
-    """The (target, source) matrix M of 1-D bicubic interpolation, so that y = M x.
+    """Return the (target, source) matrix M of 1-D bicubic interpolation, y = M x.
 
-    Equals `torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False)` given the target
-    *size*: cubic convolution with a = -0.75, border samples repeated. float32.
+    It equals `torch.nn.functional.interpolate(mode="bicubic", align_corners=False, antialias=False)` called with the
+    target *size*: cubic convolution with a = -0.75 and repeated border samples. float32.
     """
     a = -0.75
     position = sample_positions(target, source)
@@ -40,16 +42,19 @@ def bicubic_matrix(target: int, source: int, device: torch.device) -> Tensor:
 
 @cached_by_size()
 def bilinear_matrix(target: int, source: int, device: torch.device) -> Tensor:
-    """The (target, source) matrix of 1-D linear interpolation, as `interpolate(mode="bilinear", align_corners=False,
-    antialias=False)` has it: half-pixel centres, border samples repeated. float32."""
+    """Return the (target, source) matrix of 1-D linear interpolation, float32.
+
+    It equals `interpolate(mode="bilinear", align_corners=False, antialias=False)`: half-pixel centres and repeated
+    border samples.
+    """
     distance = sample_positions(target, source).clamp(0, source - 1)[:, None] - torch.arange(source, device="cpu")
     return (1 - distance.abs()).clamp(min=0).float().to(device)
 
 
 def resample_table(table: Tensor, size: tuple[int, int], mode: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:
-    """Resize a table of shape (..., h, w) to (..., *size), as in `bicubic_matrix` or `bilinear_matrix`, in float32.
+    """Resize a table (..., h, w) to (..., *size) in float32, as in `bicubic_matrix` or `bilinear_matrix`.
 
-    A table that already has this size is returned untouched, so the native size costs nothing and changes no bit.
+    A table that already has this size is returned unchanged, so the native size costs nothing and is bit-identical.
     """
     h, w = table.shape[-2:]
     if (h, w) == size:

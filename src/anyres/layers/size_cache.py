@@ -1,4 +1,4 @@
-"""A small bounded cache for tables that depend on the size of the input and on nothing else."""
+"""A small bounded cache for tables that depend only on the input size."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ T = TypeVar("T")
 
 
 class RecentResults(Generic[T]):
-    """The `maximum` results used last, by key; threads may share it. Two that want the same one at once both make
-    it."""
+    """The `maximum` most recently used results, by key; thread-safe.
+
+    Two threads that need the same missing result at the same time both compute it.
+    """
 
     def __init__(self, maximum: int) -> None:
         self.maximum = maximum
@@ -31,11 +33,11 @@ class RecentResults(Generic[T]):
             if key in self.results:
                 self.results.move_to_end(key)
                 return self.results[key]
-        # Made outside inference mode: an inference tensor could not be used by a later training step.
+        # Computed outside inference mode, because a later training step could not use an inference tensor.
         with torch.inference_mode(False), torch.no_grad():
             result = make()
         tensors = [item for item in (result if isinstance(result, tuple) else (result,)) if torch.is_tensor(item)]
-        if all(type(item) is torch.Tensor for item in tensors):  # a fake tensor of a tracer must not outlive it
+        if all(type(item) is torch.Tensor for item in tensors):  # never keep a tracer's fake tensors
             with self.lock:
                 self.results[key] = result
                 if len(self.results) > self.maximum:
@@ -44,16 +46,16 @@ class RecentResults(Generic[T]):
 
 
 def call_key(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable:
-    """One key for the arguments of a call."""
+    """Return a single key for the arguments of a call."""
     return args, tuple(sorted(kwargs.items()))
 
 
 def cached_by_size(maximum: int = 64) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Remember the last `maximum` results of a function whose (hashable) arguments are sizes, a dtype and a device.
+    """Cache the last `maximum` results of a function whose (hashable) arguments are sizes, a dtype and a device.
 
-    Tables made this way are constants of the input's size: they never enter a `state_dict`, and a model that has seen
-    one size behaves like one that has not. While a graph is being captured (`torch.compile`, `torch.export`) the
-    function runs itself, so that the graph holds the arithmetic and not a stale constant.
+    Such tables are constants for a given input size: they never enter a `state_dict`, and earlier inputs do not affect
+    a model's behaviour. While a graph is captured (`torch.compile`, `torch.export`), the function itself runs, so that
+    the graph contains its arithmetic instead of a constant for one size.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:

@@ -1,4 +1,4 @@
-"""Attention of every position to a smaller copy of the map."""
+"""Spatial-reduction attention: every position attends to a downsampled copy of the map."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from anyres.layers.parts import parts_of
 def attend(q_BNC: Tensor, k_BMC: Tensor, v_BMC: Tensor, num_heads: int, scale: float | None = None) -> Tensor:
     """Multi-head softmax attention of head-major channels: (B, N, C), (B, M, C), (B, M, C') → (B, N, C').
 
-    Zeros fill up the narrower heads where those of C and C' differ, because the fused kernels want equal widths (on a
-    CPU they take a half to a sixth of the time of the one that does not).
+    If C and C' differ, the narrower heads are zero-padded, because the fused kernels need equal widths (on a CPU they
+    take between a half and a sixth of the time of the kernel that does not).
     """
     q, k, v = (x.unflatten(2, (num_heads, -1)).transpose(1, 2) for x in (q_BNC, k_BMC, v_BMC))
     key_width, value_width = k.shape[-1], v.shape[-1]
@@ -26,12 +26,12 @@ def attend(q_BNC: Tensor, k_BMC: Tensor, v_BMC: Tensor, num_heads: int, scale: f
 
 
 class SpatialReductionAttention(nn.Module):
-    """SRA of PVT (section 3.3), the global sub-sampled attention of Twins: keys and values come from the map after a
-    convolution with kernel = stride = `reduction` (which floors: rows and columns that fill no cell give no key) and a
-    LayerNorm. With `reduction` 1 they come from the tokens themselves, a class token included.
+    """PVT's SRA (section 3.3), also the global sub-sampled attention of Twins.
 
-    A map with a side below `reduction` is zero-padded to one cell. `scale`: of the logits, if not
-    head width^-0.5.
+    Keys and values come from the map after a convolution with kernel = stride = `reduction`, which ignores incomplete
+    cells at the border, and a LayerNorm. With `reduction` 1 they come from the tokens themselves, including a class
+    token. A map with a side below `reduction` is zero-padded to one cell. `scale` of the logits defaults to head
+    width^-0.5.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class SpatialReductionAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """A map (B, H, W, C), or with `reduction` 1 tokens (B, N, C) → the same shape."""
+        """Apply attention to a map (B, H, W, C), or with `reduction` 1 to tokens (B, N, C); returns the same shape."""
         tokens = x.flatten(1, -2)
         source = tokens if self.reduction == 1 else self.reduce(x)
         k, v = self.kv(source).chunk(2, dim=-1)
         return self.proj(attend(self.q(tokens), k, v, self.num_heads, self.scale)).view(x.shape)
 
     def reduce(self, x_BHWC: Tensor) -> Tensor:
-        """(B, H, W, C) → (B, M, C)."""
+        """Downsample the map to keys and values: (B, H, W, C) → (B, M, C)."""
         H, W = x_BHWC.shape[1:3]
         bottom, right = max(self.reduction - H, 0), max(self.reduction - W, 0)
         if bottom or right:

@@ -1,4 +1,4 @@
-"""Attention inside full-length stripes of a map, with a depthwise convolution of the values for position."""
+"""Attention within full-length stripes of a map, with positions from a depthwise convolution of the values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from anyres.layers.maps import depthwise, on_map
 class StripeAttention(nn.Module):
     """Cross-shaped window attention (CSWin, section 3.1; GPViT's local attention) on a map (B, H, W, C).
 
-    The first half of the heads attends inside vertical stripes (full height, `width` columns), the second half inside
-    horizontal ones; `width` None: all heads attend over the whole map. To the result of each stripe is added LePE
-    (CSWin, equation 7): a depthwise 3x3 convolution of its values as an image of its own, with zeros around it.
+    The first half of the heads attends within vertical stripes (full height, `width` columns), and the second half
+    within horizontal ones. With `width` None all heads attend over the whole map. LePE (CSWin, equation 7) is added to
+    each stripe's result: a depthwise 3x3 convolution of the stripe's values, zero-padded as if it were an image of its
+    own.
 
-    `ghosts` says what happens to a side that the width does not divide. False: the last stripe is narrower. True
-    (CSWin's dense code): zero lines stand before the first stripe and behind the last, half of them each (the odd one
-    behind), after the linear layer and without a mask, so that each is a key of logit 0 and value 0.
+    `ghosts` controls sides that are not a multiple of the width. False makes the last stripe narrower. True follows
+    CSWin's dense code: zero lines are added before the first stripe and after the last, half on each side (the odd one
+    at the end). They are added after the linear layer and without a mask, so each is a key with logit 0 and value 0.
     """
 
     def __init__(self, dim: int, num_heads: int, width: int | None, ghosts: bool = False) -> None:
@@ -45,7 +46,7 @@ class StripeAttention(nn.Module):
         return self.proj(torch.cat(branches, dim=-1))
 
     def _branch(self, qkv_BHW3c: Tensor, axis: int, branch: int) -> Tensor:
-        """Stripes cut along `axis` (1: horizontal, 2: vertical): (B, H, W, 3, c) → (B, H, W, c)."""
+        """Attend within stripes cut along `axis` (1: horizontal, 2: vertical): (B, H, W, 3, c) → (B, H, W, c)."""
         assert self.width is not None
         side = qkv_BHW3c.shape[axis]
         rest = side % self.width
@@ -63,7 +64,7 @@ class StripeAttention(nn.Module):
         return torch.cat(parts, dim=axis)
 
     def _attend(self, qkv_BHW3c: Tensor, axis: int, width: int, branch: int) -> Tensor:
-        """`width` divides the side: softmax attention and LePE inside each stripe."""
+        """Apply softmax attention and LePE within each stripe; `width` must divide the side."""
         cut = qkv_BHW3c.unflatten(axis, (-1, width))
         if axis == 2:
             cut = cut.transpose(1, 2)

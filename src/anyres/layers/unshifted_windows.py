@@ -1,4 +1,4 @@
-"""Attention inside windows that never shift and carry no position bias."""
+"""Attention within windows that are never shifted and have no position bias."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from anyres.shapes import Grid
 
 
 class UnshiftedWindowAttention(nn.Module):
-    """Multi-head attention inside square windows of a map, which is zero-padded at the right and the bottom to
-    multiples of the window: the local half of Twins-SVT and of ScalableViT, whose other half is global.
+    """Multi-head attention within square windows of a map, the local half of Twins-SVT and ScalableViT.
 
-    The map is cut before `qkv`, so that one map is copied and not three; a padded token has the biases for q, k and v.
+    The map is zero-padded at the right and bottom to multiples of the window, before `qkv`, so that one map is copied
+    instead of three. A padded token's q, k and v are therefore their biases.
     """
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
@@ -28,7 +28,7 @@ class UnshiftedWindowAttention(nn.Module):
         return self.proj(self.attend(x_BHWC)[0])
 
     def attend(self, x_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, W, C) → the heads' output (B, H, W, C), contiguous, and the values in windows (B, n, wh·ww, C)."""
+        """Return the heads' output (B, H, W, C), contiguous, and the values in windows (B, n, wh·ww, C)."""
         grid = (x_BHWC.shape[1], x_BHWC.shape[2])
         qkv_BnNC = self.qkv(partition(x_BHWC, self.window))
         mask = self.key_mask(grid, x_BHWC.device)
@@ -36,5 +36,5 @@ class UnshiftedWindowAttention(nn.Module):
         return merge(out_BnNC, grid, self.window).contiguous(), qkv_BnNC.chunk(3, dim=-1)[2]
 
     def key_mask(self, grid: Grid, device: torch.device) -> Tensor | None:
-        """(n, 1, wh·ww) bool, true for keys that may be seen; None for all. Here: all but the padding."""
+        """Return (n, 1, wh·ww) bool, true for keys to attend to, or None for all; by default all but the padding."""
         return padding_mask(grid, self.window, device)

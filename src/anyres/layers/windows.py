@@ -1,7 +1,7 @@
-"""Attention inside windows of a map: cut, shift, pad, mask, and put together again, in one place.
+"""Window attention: partitioning, shifting, padding, masking and merging maps, all in one place.
 
-A map (B, H, W, C) is zero-padded at the right and the bottom to multiples of the window, rolled if the windows are
-shifted, and cut into (B, n, wh·ww, C): windows row by row, tokens inside a window row by row.
+A map (B, H, W, C) is zero-padded at the right and bottom to multiples of the window, rolled if the windows are shifted,
+and partitioned into (B, n, wh·ww, C), with windows and the tokens of each window in row-major order.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from anyres.shapes import Grid
 
 
 def padded_grid(grid: Grid, window: Grid) -> Grid:
-    """The smallest multiple of the window that covers the grid."""
+    """Return the smallest multiple of the window that covers the grid."""
     return -(-grid[0] // window[0]) * window[0], -(-grid[1] // window[1]) * window[1]
 
 
 def cut_window(grid: Grid, size: int) -> Grid:
-    """size×size, cut to a map with shorter sides: with masked padding the results are the same, and nothing is padded.
+    """Return size×size, reduced to the map's sides where they are shorter; the results with masked padding are the
+    same.
 
-    Not cut while a graph is captured: a window of unknown size makes its arithmetic of sizes intractable.
+    The window is not reduced while a graph is captured, because a symbolic window size makes its size arithmetic
+    intractable.
     """
     if torch.compiler.is_compiling():
         return size, size
@@ -35,10 +37,11 @@ def cut_window(grid: Grid, size: int) -> Grid:
 
 
 def window_rule(grid: Grid, size: int) -> tuple[Grid, Grid]:
-    """(window, shift of the odd blocks) of a stage of Swin's classifier whose windows are size×size.
+    """Return (window, shift of the odd blocks) for a stage of Swin's classifier with size×size windows.
 
-    A map no larger than the window along one side is never shifted, and its window is cut to the map (published:
-    where both sides are a multiple of the cut window). Everything larger is shifted by half a window.
+    If the map is no larger than the window along one side, it is never shifted, and its window is reduced to the map
+    (the published code does so if both sides are a multiple of the reduced window). Any larger map is shifted by half a
+    window.
     """
     if min(grid) <= size:
         return cut_window(grid, size), (0, 0)
@@ -47,7 +50,7 @@ def window_rule(grid: Grid, size: int) -> tuple[Grid, Grid]:
 
 @cached_by_size()
 def window_order(padded: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor:
-    """(n·N,) where the tokens of the windows come from in a padded map, both read row by row."""
+    """Return (n·N,): where each token of the windows comes from in the padded map, both in row-major order."""
     rows = (torch.arange(padded[0], device=device) + shift[0]) % padded[0]
     columns = (torch.arange(padded[1], device=device) + shift[1]) % padded[1]
     rolled = rows[:, None] * padded[1] + columns
@@ -56,7 +59,7 @@ def window_order(padded: Grid, window: Grid, shift: Grid, device: torch.device) 
 
 @cached_by_size()
 def map_order(grid: Grid, window: Grid, shift: Grid, before: Grid, device: torch.device) -> Tensor:
-    """(H·W,) where the tokens of a map stand in its windows, both read row by row."""
+    """Return (H·W,): where each token of the map is found in the windows, both in row-major order."""
     padded = padded_grid(grid, window)
     rows = ((torch.arange(grid[0], device=device) + before[0] - shift[0]) % padded[0])[:, None]
     columns = (torch.arange(grid[1], device=device) + before[1] - shift[1]) % padded[1]
@@ -65,15 +68,16 @@ def map_order(grid: Grid, window: Grid, shift: Grid, before: Grid, device: torch
 
 
 def partition(x_BHWC: Tensor, window: Grid, shift: Grid = (0, 0), before: Grid = (0, 0)) -> Tensor:
-    """(B, H, W, C) → (B, n, wh·ww, C). Row r of the padded map goes to row r - shift (cyclically).
+    """Partition a map into windows: (B, H, W, C) → (B, n, wh·ww, C). Row r of the padded map moves to r - shift,
+    cyclically.
 
-    `before`: how many of the zero rows and columns stand at the top and the left instead of the bottom and the right.
+    `before` is the number of zero rows and columns placed at the top and left instead of the bottom and right.
     """
     B, H, W, C = x_BHWC.shape
     Hp, Wp = padded_grid((H, W), window)
     if (Hp, Wp) != (H, W):
         x_BHWC = F.pad(x_BHWC, (0, 0, before[1], Wp - W - before[1], before[0], Hp - H - before[0]))
-    if shift != (0, 0):  # one gather: rolling and then cutting would be two passes and more over the map
+    if shift != (0, 0):  # one gather: rolling and then partitioning would take at least two passes over the map
         order = window_order((Hp, Wp), window, shift, x_BHWC.device)
         return x_BHWC.flatten(1, 2).index_select(1, order).view(B, -1, window[0] * window[1], C)
     cut = x_BHWC.view(B, Hp // window[0], window[0], Wp // window[1], window[1], C).transpose(2, 3)
@@ -81,7 +85,7 @@ def partition(x_BHWC: Tensor, window: Grid, shift: Grid = (0, 0), before: Grid =
 
 
 def merge(x_BnNC: Tensor, grid: Grid, window: Grid, shift: Grid = (0, 0), before: Grid = (0, 0)) -> Tensor:
-    """The inverse of `partition`: (B, n, wh·ww, C) → (B, H, W, C), contiguous, padding removed."""
+    """Undo `partition`: (B, n, wh·ww, C) → (B, H, W, C), contiguous, without padding."""
     B, C = x_BnNC.shape[0], x_BnNC.shape[-1]
     if shift != (0, 0) or padded_grid(grid, window) != grid:
         order = map_order(grid, window, shift, before, x_BnNC.device)
@@ -92,10 +96,10 @@ def merge(x_BnNC: Tensor, grid: Grid, window: Grid, shift: Grid = (0, 0), before
 
 @cached_by_size()
 def shift_mask(padded: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor:
-    """(n, N, N) bool, true where two tokens of a window may see each other in the rolled map (Swin, section 3.2).
+    """Return (n, N, N) bool, true where two tokens of a window may attend to each other (Swin, section 3.2).
 
-    Rows of the rolled map fall into the bands [0, H-wh), [H-wh, H-shift), [H-shift, H), columns likewise; tokens see
-    only their own band.
+    The rows of the rolled map form the bands [0, H-wh), [H-wh, H-shift), [H-shift, H), and so do the columns. Tokens
+    attend only within their own band.
     """
 
     def bands(side: int, extent: int, offset: int) -> Tensor:
@@ -110,7 +114,7 @@ def shift_mask(padded: Grid, window: Grid, shift: Grid, device: torch.device) ->
 
 @cached_by_size()
 def padding_mask(grid: Grid, window: Grid, device: torch.device, before: Grid = (0, 0)) -> Tensor | None:
-    """(n, 1, N) bool, true for keys that are no padding; None if nothing is padded."""
+    """Return (n, 1, N) bool, true for keys that are not padding, or None if there is no padding."""
     if padded_grid(grid, window) == grid:
         return None
     real = torch.ones(1, *grid, 1, device=device)
@@ -118,8 +122,7 @@ def padding_mask(grid: Grid, window: Grid, device: torch.device, before: Grid = 
 
 
 def small_offsets(table: Tensor, window: Grid) -> Tensor:
-    """The middle (heads, 2·wh-1, 2·ww-1) of a bias table: the offsets that occur inside a window no larger than the
-    table's."""
+    """Return the middle (heads, 2·wh-1, 2·ww-1) of a bias table: the offsets that occur in a window of this size."""
     rows, columns = 2 * window[0] - 1, 2 * window[1] - 1
     top, left = (table.shape[1] - rows) // 2, (table.shape[2] - columns) // 2
     assert min(top, left) >= 0
@@ -128,18 +131,17 @@ def small_offsets(table: Tensor, window: Grid) -> Tensor:
 
 @cached_for_parameter()
 def shifted_bias(table: Tensor, window: Grid, padded: Grid, shift: Grid, grid: Grid | None = None) -> Tensor:
-    """Relative bias of a table (heads, 2·Mh-1, 2·Mw-1) with the shift mask merged in: (n, heads, N, N), or (1, heads,
-    N, N) where nothing is masked.
+    """Return the relative bias of a table (heads, 2·Mh-1, 2·Mw-1) with the shift mask merged in.
 
-    A window smaller than the table's Mh×Mw takes its small offsets. `grid`: the map's size without its padding; if
-    given, padding is masked too.
+    The result is (n, heads, N, N), or (1, heads, N, N) if nothing is masked. A window smaller than the table's Mh×Mw
+    uses its small offsets. `grid` is the map's size without padding; if given, padding is masked too.
     """
     bias = relative_bias(small_offsets(table, window), window)
     allowed = None
     if shift != (0, 0):
         allowed = shift_mask(padded, window, shift, table.device)
     if grid is not None and grid != padded:
-        # Padding sees padding, so that every row of the softmax has something to see.
+        # Padding attends to padding, so that no row of the softmax is fully masked.
         real = partition(torch.ones(1, *grid, 1, device=table.device), window, shift)[0, :, :, 0]
         alike = real[:, :, None] == real[:, None, :]
         allowed = alike if allowed is None else allowed & alike
@@ -147,9 +149,9 @@ def shifted_bias(table: Tensor, window: Grid, padded: Grid, shift: Grid, grid: G
 
 
 def window_attention(qkv_BnNC: Tensor, num_heads: int, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """Softmax attention inside each window: (B, n, N, 3·C), ordered [q | k | v] and head-major, → (B, n, N, C).
+    """Softmax attention within each window: (B, n, N, 3·C), ordered [q | k | v] and head-major, → (B, n, N, C).
 
-    `mask`: added to the logits (or bool, true where allowed), broadcastable to (n, heads, N, N).
+    `mask` is added to the logits (or is bool, true where allowed) and must broadcast to (n, heads, N, N).
     """
     B, n, N, _ = qkv_BnNC.shape
     q, k, v = qkv_BnNC.reshape(B * n, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -163,10 +165,10 @@ def window_attention(qkv_BnNC: Tensor, num_heads: int, mask: Tensor | None = Non
 
 
 class WindowAttention(nn.Module):
-    """Attention inside the (shifted) windows of a map, with a relative bias per head (Swin, section 3.2, equation 4).
+    """Attention within (shifted) windows of a map, with a relative bias per head (Swin, section 3.2, equation 4).
 
-    `qkv` has its output channels ordered [q | k | v], each head-major; `bias_table` (heads, 2M-1, 2M-1) holds the bias
-    of query minus key.
+    The output channels of `qkv` are ordered [q | k | v], each head-major. `bias_table` (heads, 2M-1, 2M-1) has the
+    biases by query position minus key position.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
@@ -178,10 +180,10 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor, window: Grid, shift: Grid = (0, 0), mask_padding: bool = True) -> Tensor:
-        """(B, H, W, C) → the same. Windows may be smaller than the table's; they then use its small offsets.
+        """Apply attention to (B, H, W, C); windows may be smaller than the table's, and then use its small offsets.
 
-        Zeros pad the map up to whole windows. As keys they are masked, or else take part with the bias of `qkv`, as in
-        Swin's detectors.
+        The map is zero-padded to whole windows. With `mask_padding` the padding is masked as keys; otherwise it takes
+        part through the bias of `qkv`, as in Swin's detectors.
         """
         grid = (x_BHWC.shape[1], x_BHWC.shape[2])
         padded = padded_grid(grid, window)
@@ -191,11 +193,11 @@ class WindowAttention(nn.Module):
 
 
 PUBLISHED_TABLE = "relative_position_bias_table"
-"""What Swin's code, and most that grew from it, calls `bias_table`: ((2M-1)², heads)."""
+"""Name of `bias_table`, there with shape ((2M-1)², heads), in Swin's code and most code derived from it."""
 
 
 def tables_from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with every published bias table ((2M-1)², heads) as our `bias_table` (heads, 2M-1, 2M-1)."""
+    """Convert every published bias table ((2M-1)², heads) in a state dict to our `bias_table` (heads, 2M-1, 2M-1)."""
     return {
         name.replace(PUBLISHED_TABLE, "bias_table"): tensor.T.unflatten(1, (math.isqrt(len(tensor)), -1)).contiguous()
         if name.endswith(PUBLISHED_TABLE) and tensor.ndim == 2 and math.isqrt(len(tensor)) ** 2 == len(tensor) > 0
@@ -205,7 +207,7 @@ def tables_from_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def tables_to_published(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `tables_from_published`."""
+    """Undo `tables_from_published`."""
     return {
         name.replace("bias_table", PUBLISHED_TABLE): tensor.flatten(1).T.contiguous()
         if name.endswith(".bias_table")

@@ -328,7 +328,7 @@ CMT_FAMILY = Family(
     paper="CMT: Convolutional Neural Networks Meet Vision Transformers, CVPR 2022, arXiv 2107.06263",
     repository="ggjy/CMT.pytorch",
     licence="MIT",
-    size_policy="Any size: sizes round up at every stage by zero padding at the right and bottom, position biases of "
-    "query and key grids are resized bicubically.",
+    size_policy="Any size: sizes round up at every stage, with zero padding at the right and bottom. Position biases "
+    "between query and key grids are resized bicubically.",
     first_conv="stages.0.downsample.convs.0",
 )

@@ -126,7 +126,8 @@ FAMILY = Family(
     "arXiv 2107.00652",
     repository="microsoft/CSWin-Transformer",
     licence="MIT",
-    size_policy="Any size from 3 up, as in the published dense code: the first embedding floors, the others round up; "
-    "maps that the stripes do not divide get unmasked zero lines on both sides; nothing stored depends on the size.",
+    size_policy="Any size from 3 up, as in the published dense code: the first embedding rounds down, later ones round "
+    "up. Maps that do not divide into whole stripes are zero-padded on both sides without a mask. Nothing stored "
+    "depends on the size.",
     first_conv="stages.0.downsample.proj",
 )

@@ -186,7 +186,7 @@ CVT = Family(
     paper="CvT: Introducing Convolutions to Vision Transformers, ICCV 2021, arXiv 2103.15808",
     repository="microsoft/CvT",
     licence="MIT",
-    size_policy="Any size from 3 up, as published: nothing stored depends on it, the first embedding leaves the last "
-    "row or column unread where a side is two more than a multiple of 4, later ones round up.",
+    size_policy="Any size from 3 up, as published: nothing stored depends on the size. The first embedding ignores the "
+    "last row or column if a side is two more than a multiple of 4; later embeddings round up.",
     first_conv="stages.0.downsample.proj",
 )

@@ -474,14 +474,14 @@ _PUBLISHED: dict[str, Any] = {
 FAMILY = Family(
     variants=VARIANTS,
     paper="Vision Transformer with Deformable Attention, CVPR 2022, arXiv 2201.00520",
-    size_policy="Any size: the image is padded to a multiple of 4, odd maps to even ones, and normed maps to whole "
-    "windows, masked; bias tables keep their native size and are sampled at normalised displacements.",
+    size_policy="Any size: the image is padded to a multiple of 4, odd-sized maps to even ones, and normalised maps to "
+    "whole windows, with a mask. Bias tables keep their native size and are sampled at normalised displacements.",
     **_PUBLISHED,
 )
 PLUS_FAMILY = Family(
     variants=PLUS_VARIANTS,
     paper="DAT++: Spatially Dynamic Vision Transformer with Deformable Attention, 2023, arXiv 2309.01430",
-    size_policy="Any size, as published: maps round up at every stage, those below 7 are zero-padded for the "
-    "neighbourhoods, and bias tables are sampled at normalised displacements.",
+    size_policy="Any size, as published: sizes round up at every stage, and maps below 7 are zero-padded for the "
+    "neighbourhoods. Bias tables are sampled at normalised displacements.",
     **_PUBLISHED,
 )

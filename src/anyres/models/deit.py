@@ -114,7 +114,7 @@ FAMILY = Family(
     paper="Training data-efficient image transformers & distillation through attention, ICML 2021, arXiv 2012.12877",
     repository="facebookresearch/deit",
     licence="Apache-2.0",
-    size_policy="Any size from one patch up; the position table is resized bicubically; a side that the patch does not "
-    "divide is padded.",
+    size_policy="Any size from one patch up: the position table is resized bicubically, and sides are padded to whole "
+    "patches.",
     classifier=("head", "head_dist"),
 )

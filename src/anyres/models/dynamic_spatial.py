@@ -431,15 +431,16 @@ _SOURCE = {
 CONVNEXT = Family(
     model=DynamicConvNeXt,
     variants=CONVNEXT_VARIANTS,
-    size_policy="Any size from 32 up, as published: every convolution floors, and the shares are of the positions "
-    "there are.",
+    size_policy="Any size from 32 up, as published: every convolution rounds down. Keep ratios apply to the actual "
+    "number of positions.",
     first_conv="stages.0.downsample.proj",
     **_SOURCE,
 )
 SWIN = Family(
     model=DynamicSwin,
     variants=SWIN_VARIANTS,
-    size_policy="Any size: windows, padding and merging as in Swin; the shares are of the positions without padding.",
+    size_policy="Any size: windows, padding and patch merging are as in Swin. Keep ratios apply to the positions "
+    "without padding.",
     first_conv="stages.0.downsample.proj",
     **_SOURCE,
 )

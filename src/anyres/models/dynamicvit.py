@@ -334,8 +334,8 @@ _SOURCE = {
     "licence": "MIT",
 }
 _PLAIN_SIZES = (
-    "Any size from one patch up; the position table is resized bicubically, a side that the patch does not divide is "
-    "padded, and the shares are of the patches there are."
+    "Any size from one patch up: the position table is resized bicubically, and sides are padded to whole patches. "
+    "Keep ratios apply to the actual number of patches."
 )
 
 DEIT = Family(model=DynamicViT, variants=DEIT_VARIANTS, size_policy=_PLAIN_SIZES, **_SOURCE)

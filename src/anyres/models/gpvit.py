@@ -385,7 +385,7 @@ FAMILY = Family(
     "arXiv 2212.06795",
     repository="ChenhongyiYang/GPViT",
     licence="Apache-2.0",
-    size_policy="Any size from one patch up; what fills no patch is padded behind the stem's convolutions; the "
-    "position table is resized bicubically; the last stripe of an odd grid is one line wide.",
+    size_policy="Any size from one patch up: incomplete patches are padded after the stem's convolutions, and the "
+    "position table is resized bicubically. The last stripe of an odd-sized grid is one line wide.",
     first_conv="patch_embed.stem.conv",
 )

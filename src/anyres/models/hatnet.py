@@ -239,7 +239,7 @@ HATNET = Family(
     paper="Vision Transformers with Hierarchical Attention, Machine Intelligence Research 21, 2024, arXiv 2106.03180",
     repository="yun-liu/HAT-Net",
     licence="none stated",
-    size_policy="Any size: sizes round up at every stage, windows are padded and their padding masked, pooling "
-    "averages what exists of the last cells.",
+    size_policy="Any size: sizes round up at every stage, and maps are padded to whole windows with a mask. Pooling "
+    "averages only the existing part of incomplete cells.",
     first_conv="stages.0.downsample.conv1",
 )

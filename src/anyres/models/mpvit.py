@@ -280,6 +280,6 @@ FAMILY = Family(
     paper="MPViT: Multi-Path Vision Transformer for Dense Prediction, CVPR 2022, arXiv 2112.11010",
     repository="youngwanLEE/MPViT",
     licence="GPL-3.0",
-    size_policy="Any size, as published: every stride rounds up, nothing stored depends on the size.",
+    size_policy="Any size, as published: every stride rounds up. Nothing stored depends on the size.",
     first_conv="stages.0.stem.0.conv",
 )

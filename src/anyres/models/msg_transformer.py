@@ -272,7 +272,7 @@ FAMILY = Family(
     "arXiv 2105.15168",
     repository="hustvl/MSG-Transformer",
     licence="Apache-2.0",
-    size_policy="Any size: each stage's map is padded to whole windows and the padding masked; messengers without a "
-    "partner keep their channels, and those of the last stage are averaged.",
+    size_policy="Any size: the map of each stage is padded to whole windows with a mask. Messenger tokens without a "
+    "partner keep their channels; those of the last stage are averaged.",
     first_conv="stages.0.downsample.proj",
 )

@@ -536,8 +536,8 @@ IMAGES = Family(
     paper=_PAPER,
     repository="facebookresearch/mvit",
     licence="Apache-2.0",
-    size_policy="Any size: grids round up at every stage and the offset tables are resized linearly to each of them; "
-    "the dense form zero-pads maps to whole windows without a mask, as published.",
+    size_policy="Any size: sizes round up at every stage, and the relative position tables are resized linearly to "
+    "each grid. The dense form zero-pads maps to whole windows without a mask, as published.",
     first_conv=_FIRST_CONV,
 )
 VIDEO = Family(
@@ -546,7 +546,7 @@ VIDEO = Family(
     paper=_PAPER,
     repository="facebookresearch/SlowFast",
     licence="Apache-2.0",
-    size_policy="Clips of any length and size: grids round up and the offset tables of time, height and width are "
-    "resized linearly to each of them.",
+    size_policy="Clips of any length and size: sizes round up at every stage, and the relative position tables of "
+    "time, height and width are resized linearly to each grid.",
     first_conv=_FIRST_CONV,
 )

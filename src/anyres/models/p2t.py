@@ -152,7 +152,6 @@ FAMILY = Family(
     paper="P2T: Pyramid Pooling Transformer for Scene Understanding, TPAMI 2022, arXiv 2106.12011",
     repository="yuhuan-wu/P2T",
     licence="CC BY-NC-SA 4.0",
-    size_policy="Any size: sizes round up at every stage, the pooled maps follow the map's size and have at least one "
-    "cell.",
+    size_policy="Any size: sizes round up at every stage. Pooled maps scale with the map and have at least one cell.",
     first_conv="stages.0.downsample.proj",
 )

@@ -262,8 +262,8 @@ V1 = Family(
     "arXiv 2102.12122",
     repository="whai362/PVT",
     licence="Apache-2.0",
-    size_policy="Any size from 32 up, as published: each embedding floors, position tables are resized bilinearly to "
-    "every stage's grid.",
+    size_policy="Any size from 32 up, as published: each embedding rounds down, and position tables are resized "
+    "bilinearly to the grid of each stage.",
     first_conv="stages.0.downsample.proj",
 )
 V2 = Family(
@@ -273,7 +273,7 @@ V2 = Family(
     "arXiv 2106.13797",
     repository="whai362/PVT",
     licence="Apache-2.0",
-    size_policy="Any size from 29 up (the linear form: any), as published: sizes round up at every stage, nothing "
-    "stored depends on them.",
+    size_policy="Any size from 29 up (any size in the linear form), as published: sizes round up at every stage. "
+    "Nothing stored depends on the size.",
     first_conv="stages.0.downsample.proj",
 )

@@ -413,7 +413,7 @@ ONE_CONVOLUTION = replace(
         "regionvit_base_w14": _variant("base_w14", {**_B, "window": 14}),
         "regionvit_base_w14_peg": _variant("base_w14_peg", {**_B, "window": 14, "peg": True}),
     },
-    size_policy="Any size from 2 up, as published: the image is zero-padded to whole regions and local maps to "
-    "whole windows, with the published masks or clean ones; sides of 4n + 1 pixels make n rows.",
+    size_policy="Any size from 2 up, as published: the image is zero-padded to whole regions and local maps to whole "
+    "windows, with the published masks or clean ones. A side of 4n + 1 pixels gives n rows of tokens.",
     first_conv="stages.0.downsample.proj",
 )

@@ -85,6 +85,6 @@ FAMILY = Family(
     paper="ResFormer: Scaling ViTs with Multi-Resolution Training, CVPR 2023, arXiv 2212.00776",
     repository="ruitian12/resformer",
     licence="MIT",
-    size_policy="Any size from one patch up; positions are computed from the grid; a side that the patch does not "
-    "divide is padded.",
+    size_policy="Any size from one patch up: positions are computed from the grid, and sides are padded to whole "
+    "patches.",
 )

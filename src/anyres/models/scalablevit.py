@@ -212,7 +212,7 @@ FAMILY = Family(
     "arXiv 2203.10790",
     repository="Yangr116/ScalableViT",
     licence="none stated",
-    size_policy="Any size: sizes round up at every stage, maps are padded to multiples of the window (masked) and of "
-    "the reduction (zeros).",
+    size_policy="Any size: sizes round up at every stage. Maps are zero-padded to multiples of the window, with a "
+    "mask, and of the reduction, without one.",
     first_conv="stages.0.downsample.proj",
 )

@@ -190,7 +190,7 @@ FAMILY = Family(
     paper="Shunted Self-Attention via Multi-Scale Token Aggregation, CVPR 2022, arXiv 2111.15193",
     repository="OliverRensu/Shunted-Transformer",
     licence="none stated",
-    size_policy="Any size from 3 up, as published: the stem rounds up, then down, later stages round up; nothing "
-    "stored depends on the size.",
+    size_policy="Any size from 3 up, as published: the stem's first layer rounds up and its last rounds down; later "
+    "stages round up. Nothing stored depends on the size.",
     first_conv="stages.0.downsample.conv.0",
 )

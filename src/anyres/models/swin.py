@@ -271,8 +271,8 @@ FAMILY = Family(
     paper=_PAPER,
     repository="microsoft/Swin-Transformer",
     licence="MIT",
-    size_policy="Any size: maps are padded to whole windows after each norm, masked in the classifier and unmasked in "
-    "the dense form, as published; the classifier does not shift where a map is no larger than the window.",
+    size_policy="Any size: maps are padded to whole windows after each norm, with a mask in the classifier and without "
+    "one in the dense form, as published. The classifier does not shift windows on maps no larger than a window.",
     first_conv="stages.0.downsample.proj",
 )
 MLP_FAMILY = Family(
@@ -281,7 +281,7 @@ MLP_FAMILY = Family(
     paper=_PAPER,
     repository="microsoft/Swin-Transformer",
     licence="MIT",
-    size_policy="Any size: maps are padded with zeros to whole windows after each norm; blocks do not shift where a "
-    "map is no larger than the window.",
+    size_policy="Any size: maps are zero-padded to whole windows after each norm. Blocks do not shift windows on maps "
+    "no larger than a window.",
     first_conv="stages.0.downsample.proj",
 )

@@ -149,7 +149,7 @@ PCPVT = Family(
     paper=_PAPER,
     repository="Meituan-AutoML/Twins",
     licence="Apache-2.0",
-    size_policy="Any size from 32 up, as published: each embedding floors, nothing stored depends on the size.",
+    size_policy="Any size from 32 up, as published: each embedding rounds down. Nothing stored depends on the size.",
     first_conv="stages.0.downsample.proj",
 )
 SVT = Family(
@@ -158,7 +158,7 @@ SVT = Family(
     paper=_PAPER,
     repository="Meituan-AutoML/Twins",
     licence="Apache-2.0",
-    size_policy="Any size from 32 up: each embedding floors, maps are zero-padded to multiples of the window as in the "
-    "published detection code.",
+    size_policy="Any size from 32 up: each embedding rounds down, and maps are zero-padded to multiples of the window, "
+    "as in the published detection code.",
     first_conv="stages.0.downsample.proj",
 )

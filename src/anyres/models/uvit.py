@@ -84,6 +84,6 @@ FAMILY = Family(
     "arXiv 2112.09747",
     repository="tensorflow/models",
     licence="none stated",
-    size_policy="Any size from one patch up; the position table is resized bilinearly, windows are a fraction of the "
-    "grid; a side that the patch does not divide is padded.",
+    size_policy="Any size from one patch up: the position table is resized bilinearly, windows are a fixed fraction of "
+    "the grid, and sides are padded to whole patches.",
 )

@@ -83,7 +83,8 @@ class LabelOptions(TaskOptions):
     crop_scale: Range = option([0.08, 1.0], "Random crop: range of its area relative to the image.")
     crop_ratio: Range = option([3 / 4, 4 / 3], "Random crop: range of its aspect ratio, width / height.")
     crop_fill: Literal["mean", "border"] = option(
-        "mean", "Colour around images that are zoomed out (crop_scale above 1): the mean, or that of the image's border."
+        "mean",
+        "Colour around images that are zoomed out (crop_scale above 1): the mean, or that of the image's border.",
     )
     interpolation: str = option("bicubic", "Interpolation for resizing, in training and validation.")
     auto_augment: str | None = option("rand-m9-mstd0.5-inc1", "RandAugment or AutoAugment policy as in timm.")
