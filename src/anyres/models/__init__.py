@@ -1,1 +1,1 @@
-"""One file per paper. Each ends in a `FAMILY`; `anyres.models._registry` finds it by that name."""
+"""The models, one file per paper; `anyres.models._registry` finds the `Family` objects in each file."""

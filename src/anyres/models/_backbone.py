@@ -1,6 +1,6 @@
-"""What every model promises: an input of any size, a head, feature maps, parameter groups, and a folder on disk.
+"""The common interface of all models: any input size, a head, feature maps, parameter groups, and a folder on disk.
 
-One file, though long: it is the whole of what timm's users expect of a model.
+One file, though long: it covers everything that timm's users expect of a model.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class KeyRule(NamedTuple):
     """One difference between published parameter names and ours.
 
-    `published` and `ours` are whole parts between dots, anywhere in the name or, after a "^", at its start. "{i}" and
-    "{j}" stand for numbers, "{i+1}" for the number plus one: `KeyRule("^block{i+1}.{j}", "^stages.{i}.blocks.{j}")`.
-    `unit_axes` says which axes of length 1 the published tensor has that ours has not: "conv" two at the end (a 1x1
-    convolution that is a linear layer here), "norm" those of (1, C, 1, 1).
+    `published` and `ours` are complete dot-separated parts, matched anywhere in the name, or only at its start after a
+    "^". "{i}" and "{j}" match numbers, and "{i+1}" the number plus one: `KeyRule("^block{i+1}.{j}",
+    "^stages.{i}.blocks.{j}")`. `unit_axes` names axes of length 1 that only the published tensor has: "conv" for the
+    last two (a 1x1 convolution that is a linear layer here), "norm" for those of (1, C, 1, 1).
     """
 
     published: str
@@ -58,7 +58,7 @@ def _key_offsets(template: str) -> dict[str, int]:
 
 
 def rename(name: str, tensor: Tensor, rules: Sequence[KeyRule], back: bool = False) -> tuple[str, Tensor]:
-    """A parameter through `rules` from the published name and shape to ours, or `back`."""
+    """Apply `rules` to a parameter's name and shape, from published to ours, or the other way with `back`."""
     for rule in reversed(rules) if back else rules:
         source, target = (rule.ours, rule.published) if back else (rule.published, rule.ours)
         if (match := _key_pattern(source).search(name)) is None:
@@ -78,12 +78,12 @@ def rename(name: str, tensor: Tensor, rules: Sequence[KeyRule], back: bool = Fal
 
 @dataclass(frozen=True)
 class Variant:
-    """One published network of a family: how it is built and what its authors report."""
+    """A published network of a family: its arguments and the results that its authors report."""
 
     published: str
     """Name in the published code."""
     args: dict[str, Any]
-    """Constructor arguments, where they differ from the class's defaults."""
+    """Constructor arguments that differ from the class's defaults."""
     drop_path: float = 0.0
     """Drop-path rate in the published training."""
     top1: dict[int, float] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Variant:
     train_sizes: tuple[int, ...] = (224,)
     tag: str = "in1k"
     url: str | None = None
-    """Where the authors offer the weights for download; None if they do not offer a direct address."""
+    """Direct download URL of the authors' weights, or None."""
     crop_pct: float = 0.875
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -100,7 +100,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Family:
-    """One paper: its class, its published networks, and how its checkpoints name things."""
+    """A paper's models: their class, the published networks, and the source."""
 
     model: type[Backbone]
     variants: dict[str, Variant]
@@ -108,26 +108,26 @@ class Family:
     repository: str
     licence: str
     size_policy: str
-    """What any input size means here, in one sentence."""
+    """How the models handle any input size, in a few sentences."""
     classifier: str | tuple[str, ...] = "head"
     first_conv: str = "patch_embed.proj"
 
 
 class DetectorForm(NamedTuple):
-    """How the detectors of a paper stand on its backbone."""
+    """How a paper's detectors are built on its backbone."""
 
     style: str = "standard"
-    """What surrounds the heads: a name in `tasks.detection.network.STYLES`."""
+    """Design of the layers around the heads: a name in `tasks.detection.network.STYLES`."""
     levels: Literal["maps", "last", "simple"] = "maps"
-    """What the neck is made of: every map, the last one, or the simple pyramid of ViTDet on the last one."""
+    """Input of the neck: every map, only the last one, or ViTDet's simple feature pyramid of the last one."""
     coarse: Literal["map", "pyramid"] = "map"
-    """What levels beyond the maps are made of by convolutions: the backbone's last map, or the pyramid's."""
+    """Source of the additional, convolutional levels: the backbone's last map, or that of the feature pyramid."""
 
 
 class Backbone(nn.Module, ABC):
-    """Base of all models. A subclass sets the attributes below in `__init__` and fills the abstract methods.
+    """Base class of all models. A subclass sets the attributes below in `__init__` and implements the abstract methods.
 
-    Every method means what it means in timm. Inputs are (B, in_chans, H, W) with H and W at least `minimum_size`.
+    All methods have the same meaning as in timm. Inputs are (B, in_chans, H, W) with H and W at least `minimum_size`.
     """
 
     num_classes: int
@@ -140,48 +140,47 @@ class Backbone(nn.Module, ABC):
     head: nn.Module
     minimum_size: int
     feature_info: list[dict[str, Any]]
-    """Of every level: `num_chs`, `reduction`, and `module`, the name of one that returns it as a single tensor."""
+    """For each level: `num_chs`, `reduction`, and `module`, the name of a module that returns it as a single tensor."""
     output_fmt: str
-    """The layout of what these modules return: "NHWC", "NLC" (all tokens, prefix first) or "NCHW"."""
+    """Layout of the outputs of these modules: "NHWC", "NLC" (all tokens, prefix first) or "NCHW"."""
     grad_checkpointing = False
     num_frames: int | None = None
-    """Frames of a native clip of a video model, whose inputs are (B, in_chans, T, H, W); None for image models."""
+    """Number of frames per clip of a video model with inputs (B, in_chans, T, H, W); None for image models."""
 
     detector: ClassVar[DetectorForm] = DetectorForm()
-    """How its detectors are built."""
+    """How the family's detectors are built."""
 
     fixed_options: tuple[str, ...] = ()
-    """Options of a base class that are not to be chosen here."""
+    """Options of a base class that cannot be set for this class."""
     pools: tuple[str, ...] = ("avg", "")
-    """Values that `global_pool` may have; the first is the published one."""
+    """Allowed values of `global_pool`; the first is the published one."""
     published_keys: tuple[KeyRule, ...] = ()
-    """How published parameter names differ from ours, applied in this order; what no rule meets has the same name."""
+    """Rules from published parameter names to ours, applied in this order; other names are the same."""
     published_constants: tuple[str, ...] = ()
-    """Last parts of published names that hold what the code computes itself (index tables, masks): ignored."""
+    """Last parts of published names whose values the code computes itself (index tables, masks): ignored on loading."""
     unused: tuple[str, ...] = ()
-    """Fragments of names of parameters that published files hold and no computation reads; they need no gradient."""
+    """Name fragments of parameters that exist in published files but are never used, so they need no gradient."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Before any constructor runs: what it is given by name is checked. Error: UserError."""
+        """Check the arguments passed by name before any constructor runs. Raises UserError."""
         cls.check_args(cls.__name__, kwargs)
         return super().__new__(cls)
 
     @classmethod
     def detector_args(cls, finest: int) -> dict[str, Any]:
-        """Arguments of the constructor for the dense form that detectors take; `finest` is the stride of the first map
-        that they look at."""
+        """Return constructor arguments for the dense form in a detector whose first map has stride `finest`."""
         return {"dense": True}
 
     @property
     def dense_info(self) -> list[dict[str, Any]]:
-        """The entries of `feature_info` that the dense form's maps belong to."""
+        """The entries of `feature_info` for the maps of the dense form."""
         return self.feature_info
 
     def use_maps(self, levels: Collection[int]) -> None:
-        """Take off what only other levels than these use: no loss would reach it."""
+        """Remove parameters that only levels other than these use, since no loss would reach them."""
 
     def make_maps_alike(self) -> None:
-        """Take the last map's norm off where the others have none."""
+        """Remove the last map's norm if the other maps have none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,8 +190,10 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def check_args(cls, name: str, given: dict[str, Any]) -> None:
-        """Raise UserError for a constructor argument of the model `name` that does not exist, with the nearest that
-        does, or that is not what its annotation says."""
+        """Raise UserError for an unknown constructor argument of the model `name`, or one of the wrong type.
+
+        For an unknown argument, the message suggests the nearest existing one.
+        """
         known = cls._arguments()
         for key, value in given.items():
             if key not in known:
@@ -203,8 +204,10 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def from_args(cls, name: str, args: dict[str, Any], given: dict[str, Any]) -> Self:
-        """The model `name` of these constructor arguments, of which `given` are not the published ones. Raises
-        UserError if no network comes of those: the published ones alone always make one."""
+        """Build the model `name`; `given` are those of `args` that are not the published ones.
+
+        Raises UserError if they do not give a valid network; the published arguments always do.
+        """
         try:
             return cls(**args)
         except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -215,7 +218,7 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def _arguments(cls) -> dict[str, Any]:
-        """The annotations of what the constructor takes by keyword, itself or for that of a base class."""
+        """Return the annotations of the constructor's keyword arguments, including those of base classes."""
         found: dict[str, Any] = {}
         for kind in cls.__mro__:
             if constructor := vars(kind).get("__init__"):
@@ -232,21 +235,26 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward_features(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) → features after the final norm: tokens (B, N, C) or a map (B, H, W, C)."""
+        """Return features after the final norm, tokens (B, N, C) or a map (B, H, W, C)."""
 
     @abstractmethod
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """What `forward_features` returns → logits (B, num_classes), or with `pre_logits` the pooled features (B,
-        C)."""
+        """Return logits (B, num_classes) from the output of `forward_features`.
+
+        With `pre_logits`, return the pooled features (B, C) instead.
+        """
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_chans, H, W) → (B, num_classes)."""
+        """Return logits (B, num_classes) for images (B, in_chans, H, W)."""
         return self.forward_head(self.forward_features(x))
 
     @abstractmethod
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
-        """What a training loss may need from one pass: "logits", "cls" (the vector that enters the head), and if asked
-        for "gap" (mean patch token after the final norm, (B, C)). Distilled models add "dist_logits"."""
+        """Return what a training loss may need from a single forward pass.
+
+        This is "logits", "cls" (the input vector of the head), and on request "gap" (the mean patch token after the
+        final norm, (B, C)). Distilled models add "dist_logits".
+        """
 
     @abstractmethod
     def forward_intermediates(
@@ -259,12 +267,15 @@ class Backbone(nn.Module, ABC):
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Feature maps (B, C_i, h_i, w_i) of the levels `indices` (last n if an int, all if None), after the features
-        unless `intermediates_only`. `norm` applies the final norm to them. Meaning and order as in timm."""
+        """Return feature maps (B, C_i, h_i, w_i) of the levels `indices` (last n if an int, all if None).
+
+        Unless `intermediates_only`, the final features come first. `norm` applies the final norm to the maps. Arguments
+        and order are as in timm.
+        """
 
     @abstractmethod
     def feature_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(h_i, w_i) of every level of `feature_info` for an input of this size, without running the model."""
+        """Return (h_i, w_i) of every level of `feature_info` for an input of this size, without running the model."""
 
     def get_intermediate_layers(
         self,
@@ -274,7 +285,7 @@ class Backbone(nn.Module, ABC):
         return_prefix_tokens: bool = False,
         norm: bool = False,
     ) -> list[Any]:
-        """The last `n` levels (or those listed), as maps if `reshape`, else as tokens (DINO's interface)."""
+        """Return the last `n` levels (or those listed), as maps if `reshape`, else as tokens (DINO's interface)."""
         return self.forward_intermediates(
             x,
             indices=n,
@@ -285,7 +296,7 @@ class Backbone(nn.Module, ABC):
         )
 
     def check_size(self, x: Tensor) -> None:
-        """Refuse an image that is not (B, in_chans, H, W) or smaller than `minimum_size`."""
+        """Raise UserError unless images are (B, in_chans, H, W) and not smaller than `minimum_size`."""
         if x.ndim != 4 or x.shape[1] != self.in_chans:
             raise UserError(
                 f"The input has shape {tuple(x.shape)}, but this model takes (batch, {self.in_chans}, height, width): "
@@ -300,7 +311,7 @@ class Backbone(nn.Module, ABC):
             )
 
     def check_clip(self, x: Tensor) -> None:
-        """Refuse a clip that is not (B, in_chans, T, H, W) with T at least 1."""
+        """Raise UserError unless clips are (B, in_chans, T, H, W) with T at least 1."""
         if x.ndim != 5 or x.shape[1] != self.in_chans or x.shape[2] == 0:
             raise UserError(
                 f"The input has shape {tuple(x.shape)}, but this model takes clips (batch, {self.in_chans}, frames, "
@@ -316,11 +327,11 @@ class Backbone(nn.Module, ABC):
     # Head and training hooks ----------------------------------------------------------------------------------------
 
     def get_classifier(self) -> nn.Module:
-        """The last linear layer."""
+        """Return the last linear layer."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh head for `num_classes` classes (0: none, the model returns pooled features)."""
+        """Replace the head by a new one for `num_classes` classes; with 0 the model returns pooled features."""
         if global_pool is not None:
             if global_pool not in self.pools:
                 known = ", ".join(repr(name) for name in self.pools)
@@ -330,7 +341,7 @@ class Backbone(nn.Module, ABC):
         self.head = self.new_head(num_classes)
 
     def new_head(self, num_classes: int) -> nn.Module:
-        """A fresh classifier; none for 0 classes."""
+        """Return a new classifier, or an identity for 0 classes."""
         if num_classes == 0:
             return nn.Identity()
         head = nn.Linear(self.head_hidden_size, num_classes)
@@ -338,7 +349,7 @@ class Backbone(nn.Module, ABC):
         return head.to(next(self.parameters()).device)
 
     def init_scaled(self) -> None:
-        """Start from weights scaled by each layer's inputs instead of the paper's (see `layers.init.init_scaled`)."""
+        """Reinitialise weights by each layer's number of inputs (see `layers.init.init_scaled`)."""
         init_scaled(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -346,20 +357,20 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that published training leaves without weight decay, besides vectors and biases."""
+        """Names of parameters that published training excludes from weight decay, in addition to vectors and biases."""
 
     @abstractmethod
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort parameters into layers (timm: layer-wise learning rates, freezing)."""
+        """Regular expressions that group parameters by layer, as in timm (layer-wise learning rates, freezing)."""
 
     @abstractmethod
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Delete what the levels `indices` do not need; returns their indices in the shortened model."""
+        """Remove what the levels `indices` do not need; returns their indices in the shortened model."""
 
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, **_: Any) -> None:
-        """For callers written for fixed-size models: checks the size; there is nothing to set, every size works."""
+        """Check the size, for code written for fixed-size models; nothing needs to be set, as every size works."""
         if img_size is not None:
             height, width = pair(img_size)
             if min(height, width) < self.minimum_size:
@@ -369,7 +380,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def default_cfg(self) -> dict[str, Any]:
-        """timm's older name of `pretrained_cfg`."""
+        """timm's older name for `pretrained_cfg`."""
         return self.pretrained_cfg
 
     @default_cfg.setter
@@ -380,7 +391,7 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict in the published code's names → in ours. Names that are ours already stay."""
+        """Convert a state dict from published names to ours; names that are already ours are unchanged."""
         return dict(
             rename(name, tensor, cls.published_keys)
             for name, tensor in state.items()
@@ -389,32 +400,36 @@ class Backbone(nn.Module, ABC):
 
     @classmethod
     def to_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `from_published`."""
+        """Undo `from_published`."""
         return dict(rename(name, tensor, cls.published_keys, back=True) for name, tensor in state.items())
 
     def fold_norms(self) -> Self:
-        """Fold every batch norm that directly follows a convolution into it, in place, for inference. The state dict
-        loses the folded norms, so save or load weights before."""
+        """Fuse every batch norm directly after a convolution into it, in place, for inference.
+
+        The fused norms disappear from the state dict, so save or load weights first.
+        """
         for module in self.modules():
             if callable(fold := getattr(module, "fold", None)):
                 fold()
         return self
 
     def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resize the tables in `state` that belong to another native size; returns only what changed."""
+        """Return resized versions of the tables in `state` that have another native size, and nothing else."""
         return {}
 
     @classmethod
     def default_out_indices(cls, args: dict[str, Any]) -> tuple[int, ...]:
-        """The levels that `features_only` returns if the caller does not choose, given the constructor's arguments."""
+        """Return the default levels of `features_only`, given the constructor's arguments."""
         return (0, 1, 2, 3)
 
     # On disk --------------------------------------------------------------------------------------------------------
 
     @property
     def config(self) -> dict[str, Any]:
-        """`config.json`: enough to build this network again, in timm's layout; what timm does not know is under
-        "anyres"."""
+        """Return the content of `config.json`, from which the network can be rebuilt.
+
+        It has timm's layout; entries unknown to timm are under "anyres".
+        """
         if self.architecture is None:
             raise UserError(
                 "This model was built from its class, so its configuration is not known: build it with create_model."
@@ -431,25 +446,31 @@ class Backbone(nn.Module, ABC):
         }
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json`, `model.safetensors` and a model card: whole or not at all. timm reads it as
-        `local-dir:FOLDER`. Raises UserError if the folder holds anything but such a model as anyres wrote it."""
+        """Write `config.json`, `model.safetensors` and a model card, atomically.
+
+        timm can read the result as `local-dir:FOLDER`. Raises UserError if the folder contains anything but a model
+        written by anyres.
+        """
         return hub.write_folder(folder, self.config, self.state_dict(), "image-classification")
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
-        """Upload to the Hugging Face Hub as OWNER/NAME; returns the address."""
+        """Upload to the Hugging Face Hub as OWNER/NAME; returns the URL."""
         with tempfile.TemporaryDirectory() as folder:
             return hub.upload_folder(self.save_pretrained(Path(folder) / "model"), repository, private)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **overrides: Any) -> Self:
-        """A model of this class from a folder or `hf-hub:OWNER/NAME`, in eval mode. `anyres.load_pretrained` finds the
-        class itself."""
+        """Load a model of this class from a folder or `hf-hub:OWNER/NAME`, in eval mode.
+
+        `anyres.load_pretrained` also finds the class.
+        """
         config, state = hub.read_folder(hub.find_folder(name))
         return cls.from_config(config, state, **overrides)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], state: dict[str, Tensor], **overrides: Any) -> Self:
-        """The model of a folder's `config.json` with its weights, in eval mode. Error: UserError if they do not fit."""
+        """Build the model of a folder's `config.json` with its weights, in eval mode. Raises UserError if they do not
+        match."""
         name, args = config["architecture"], {**config.get("model_args", {}), **overrides}
         plain = name.removeprefix("anyres_")
         cls.check_args(plain, args)
@@ -460,7 +481,7 @@ class Backbone(nn.Module, ABC):
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """A side or (height, width) → (height, width)."""
+    """Return a side or (height, width) as (height, width)."""
     if isinstance(size, int):
         return size, size
     height, width = size
@@ -468,7 +489,7 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def take_indices(levels: int, indices: int | Sequence[int] | None, output_fmt: str = "NCHW") -> tuple[list[int], int]:
-    """The chosen levels (last n if an int, all if None) as non-negative numbers, and the deepest of them."""
+    """Return the chosen levels (last n if an int, all if None) as non-negative indices, and the deepest of them."""
     if output_fmt not in ("NCHW", "NLC"):
         raise UserError(f"output_fmt={output_fmt!r} is not known: choose 'NCHW' or 'NLC'.")
     return feature_take_indices(levels, list(indices) if isinstance(indices, Sequence) else indices)

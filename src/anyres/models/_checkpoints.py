@@ -1,4 +1,4 @@
-"""Weights files: read them safely, recognise published layouts, say what did not fit."""
+"""Weights files: safe reading, recognising published layouts, and reporting what did not fit."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from anyres.models._backbone import Backbone
 _NESTS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
 _EMA_NESTS = ("model_ema", "state_dict_ema", "ema")
 _CLASSIFIER = ("head.", "head_dist.", "aux_head.", "hidden.", "norm.", "cls_token", "dist_token")
-"""Where our models keep what the dense form has not."""
+"""Names of the parts of our models that the dense form does not have."""
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "bottom_up.", "model.", "encoder.")
 
 
 @dataclass
 class LoadReport:
-    """What a checkpoint brought and what it did not."""
+    """The result of loading a checkpoint: what was loaded and what was not."""
 
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -34,11 +34,11 @@ class LoadReport:
     mismatched: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
-    """Classes and functions that the file refers to besides tensors and plain values: their objects were left out."""
+    """Non-tensor classes and functions that the file refers to; their objects were left out."""
 
     @property
     def complete(self) -> bool:
-        """Every parameter of the model came from the file, and nothing in the file was left over."""
+        """True if every parameter of the model came from the file and nothing in the file was left over."""
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
@@ -55,16 +55,16 @@ def _some(names: Sequence[str]) -> str:
 
 
 class Weights(dict[str, Any]):
-    """The content of a weights file; `foreign` names the classes whose objects were left out of it."""
+    """The content of a weights file; `foreign` has the names of classes whose objects were left out."""
 
     foreign: Sequence[str] = ()
 
 
 def read_state(path: str | Path) -> Weights:
-    """The content of a `.safetensors`, a torch file or a `.pkl` of NumPy arrays, without running code from it.
+    """Read a `.safetensors` file, a torch file or a `.pkl` file of NumPy arrays, without running any code in it.
 
-    Objects of other classes than tensors, arrays and plain values are left out. Errors: FileNotFoundError; UserError
-    for a damaged file and one without tensors.
+    Objects other than tensors, arrays and plain values are left out. Raises FileNotFoundError, and UserError for a
+    damaged file or one without tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -75,7 +75,7 @@ def read_state(path: str | Path) -> Weights:
         content, foreign = read_pickle(path)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged pickle is a program with any mistake there is
+    except Exception as error:  # a damaged pickle is a program with arbitrary mistakes
         raise UserError(
             f"{path} is damaged or no weights file ({first_line(error)}): download or copy it again."
         ) from error
@@ -94,8 +94,10 @@ def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _nested(content: Mapping[str, Any], nests: Sequence[str]) -> Mapping[str, Any]:
-    """What lies under the first of the names `nests` with tensors, and there under `_NESTS` again, three times at
-    most."""
+    """Return the content under the first of the names `nests` that contains tensors.
+
+    `_NESTS` are then looked for in it again, up to three times.
+    """
     for _ in range(3):
         found = (content.get(nest) for nest in nests)
         inner = next((each for each in found if isinstance(each, Mapping) and _tensors(each)), None)
@@ -108,11 +110,11 @@ def _nested(content: Mapping[str, Any], nests: Sequence[str]) -> Mapping[str, An
 def pick_state(
     content: Mapping[str, Any], model: type[Backbone], names: set[str], ema: bool = False, part: bool = False
 ) -> dict[str, Tensor]:
-    """Find the weights in a checkpoint's content and rename them to ours.
+    """Find the weights in a checkpoint's content and convert their names to ours.
 
-    Looks under "model", "state_dict", … (with `ema`, under "model_ema", …), takes off prefixes such as "module." or
-    "backbone.", and applies the model's key map. `names`: our parameter names, which decide which prefix is right.
-    `part`: the file may be that of a larger network, whose other parts have not the prefix: they are left out.
+    Looks under "model", "state_dict", … (with `ema`, under "model_ema", …), removes prefixes such as "module." or
+    "backbone.", and applies the model's key map. `names` are our parameter names, which decide which prefix is right.
+    With `part`, the file may be of a larger network, whose other parts lack the prefix and are left out.
     """
     state = _tensors(_nested(content, (*(_EMA_NESTS if ema else ()), *_NESTS)))
     return max(
@@ -122,8 +124,10 @@ def pick_state(
 
 
 def _without_prefixes(state: dict[str, Tensor], part: bool) -> list[dict[str, Tensor]]:
-    """The state itself, then with each known prefix taken off, and off that again (at most three deep); of a `part`
-    only what has the prefix."""
+    """Return the state itself, then versions with known prefixes removed, up to three levels deep.
+
+    With `part`, only the entries that have the prefix are kept.
+    """
     found = [state]
     frontier = [state]
     for _ in range(3):
@@ -144,11 +148,11 @@ def _without_prefixes(state: dict[str, Tensor], part: bool) -> list[dict[str, Te
 def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema: bool = False) -> LoadReport:
     """Load a published or own weights file into a model.
 
-    Position tables of another native size are resized (and reported). With `strict` everything must fit; without, what
-    fits is loaded and the rest reported. `ema` prefers the averaged weights where a file has both.
+    Position tables with another native size are resized (and reported). With `strict` everything must match; otherwise
+    whatever matches is loaded and the rest is reported. `ema` prefers the averaged weights if a file has both.
 
-    Errors: FileNotFoundError; UserError for a damaged file or weights that belong to another model; the model is then
-        unchanged.
+    Raises FileNotFoundError, and UserError for a damaged file or weights of a different model. The model is then
+    unchanged.
     """
     if not isinstance(model, Backbone):
         raise UserError(
@@ -166,7 +170,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema
     resized = model.fit_tables(tables)
     state |= resized
     report = LoadReport(resized=list(resized), foreign=list(file.foreign))
-    if dense:  # a file of the whole network serves as well; its classifier is not wanted
+    if dense:  # a file of the whole network is fine too; its classifier is not needed
         state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(_CLASSIFIER)}
     for name, tensor in state.items():
         if name not in own:
@@ -183,7 +187,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema
         only_head = report.loaded and all(
             item.split(".")[0].startswith("head") for item in report.mismatched + report.missing + report.unexpected
         )
-        # Said on the command line, too, which has no `strict`.
+        # Also shown on the command line, which has no `strict`.
         fix = (
             "build the model with the file's number of classes (num_classes), or start a training from it with "
             "init_from, which leaves out the head"
@@ -196,7 +200,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema
 
 
 def save_weights(state: dict[str, Tensor], path: str | Path) -> None:
-    """Write a flat state dict: `.safetensors`, or a torch file under the key "model" as published ones are. Atomic."""
+    """Write a flat state dict atomically: `.safetensors`, or a torch file under the key "model", as published files
+    are."""
     path = Path(path)
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
     with atomic_write(path, "weights") as temporary:

@@ -1,4 +1,4 @@
-"""Skeleton of the plain transformers: one grid of tokens, one width, prefix tokens first (ViT and its descendants)."""
+"""Skeleton of plain transformers (ViT and its descendants): one token grid, one width, prefix tokens first."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from anyres.shapes import Grid
 
 @dataclass(frozen=True)
 class Position:
-    """Which position mechanisms a plain model combines: one per place where they can act."""
+    """The combination of position encodings in a plain model, at most one for each point where they can act."""
 
     tokens: Literal["table", "sine", "gpe"] | None = None
     resize: Literal["bicubic", "bilinear"] = "bicubic"
@@ -57,17 +57,19 @@ POSITIONS = {
     "rope": Position(rotary=True),
     "rlpe": Position(rotary=True, local=True, jitter=(0.75, 1.25), log_scale=True),
 }
-"""Position information by name: the rows of ResFormer's ablation (Table 6), rotary positions, and rotary + LPE."""
+"""Position encodings by name: the rows of ResFormer's ablation (Table 6), rotary positions, and rotary + LPE."""
 
 
 def window_divisions(windows: str | Sequence[int], depth: int) -> tuple[int, ...]:
-    """The schedule of UViT (section 3.3) by name, or one division per block: the sides of a block's attention windows
-    are the grid's divided by it."""
+    """Return one division per block, from the name of a UViT schedule (section 3.3) or from a list.
+
+    The sides of a block's attention windows are the grid's sides divided by it.
+    """
     if windows == "global":
         return (1,) * depth
     if windows == "constant":
         return (2,) * depth
-    if windows == "progressive":  # 14, 2 and 2 of 18 blocks
+    if windows == "progressive":  # 14, 2 and 2 of the 18 blocks
         return tuple(4 if 9 * i < 7 * depth else 2 if 9 * i < 8 * depth else 1 for i in range(depth))
     if isinstance(windows, str) or len(windows) != depth or min(windows) < 1:
         raise UserError(
@@ -78,33 +80,30 @@ def window_divisions(windows: str | Sequence[int], depth: int) -> tuple[int, ...
 
 
 WINDOWED: dict[str, Any] = {"dense": True, "prefix_tokens": (), "global_pool": "avg", "window_size": 14}
-"""The dense form of ViTDet (Li et al., ECCV 2022, section 3): no class token, windows of 14x14 tokens in all but four
-blocks."""
+"""The dense form of ViTDet (Li et al., ECCV 2022, section 3): no class token, 14x14 windows in all but four blocks."""
 
 
 class Plain(Backbone):
     """A plain transformer for any input size.
 
-    Args, by position and from the subclass, where its paper has its own:
+    Args, positional, set by the subclass:
         patch_embed: module (B, in_chans, H, W) → (B, C, h, w) with a method `grid(H, W) -> (h, w)`; `patch_size` then
-            says its stride.
-        blocks: modules that take tokens, the grid and what else the attention of `layers.attention` takes, and return
-            tokens.
+            only states its stride.
+        blocks: modules that take tokens, the grid and the other inputs of `layers.attention`, and return tokens.
 
-    Args, by keyword and from the user:
-        img_size: native size, a side or (height, width): the size of stored position tables, nothing else.
-        patch_size: side of a patch in pixels; `remainder` ("pad" or "truncate") says what happens to sides it does not
-            divide.
-        stride: side of the patches that images are cut into, if it is not `patch_size`, which remains that of the
-            stored kernel (resized to the stride) and of the native grid.
+    Args, by keyword, set by the user:
+        img_size: native size, a side or (height, width); it sets only the size of stored position tables.
+        patch_size: side of a patch in pixels; `remainder` ("pad" or "truncate") controls sides that are not a multiple.
+        stride: side of the patches that images are cut into, if not `patch_size`. The stored kernel (resized to the
+            stride) and the native grid keep `patch_size`.
         position: a name in `POSITIONS`.
         windows: "global"; "constant": windows of half the grid's sides; "progressive": quarters, halves, global
-            (UViT+); or one division per block. Prefix tokens see all and are seen by all.
-        window_size: side, in tokens, of the windows of all blocks but the last of each quarter, which are global
-            (ViTDet). There are no prefix tokens then. 0 or None for none.
+            (UViT+); or one division per block. Prefix tokens attend to, and are attended to by, every token.
+        window_size: window side in tokens for all blocks but the last of each quarter, which are global (ViTDet). There
+            are no prefix tokens then. 0 or None turns windows off.
         prefix_tokens: names of the learned tokens put before the patches, in order.
-        dense: the form that detectors and segmenters take: no head; `model(x)` returns the list of maps (B, C, h, w) of
-            the levels in `default_out_indices`, the last one normed.
+        dense: the form for detectors and segmenters, without a head; `model(x)` returns the list of maps (B, C, h, w)
+            of the levels in `default_out_indices`, the last one normed.
         global_pool: "token" (first prefix token), "avg" (mean patch token), or "" (no pooling).
     """
 
@@ -239,7 +238,7 @@ class Plain(Backbone):
     # Forward --------------------------------------------------------------------------------------------------------
 
     def embed(self, x: Tensor) -> tuple[Tensor, Grid, Rotation | None]:
-        """Image → (tokens (B, prefix + h·w, C) with token positions added, grid (h, w), rotation for the attention)."""
+        """Return (tokens (B, prefix + h·w, C) with token positions added, grid (h, w), rotation for the attention)."""
         self.check_size(x)
         patches = self.patch_embed(x)
         grid = (patches.shape[-2], patches.shape[-1])
@@ -263,9 +262,10 @@ class Plain(Backbone):
         queries: int | None = None,
         run: Callable[..., Tensor] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Tokens through the first `count` blocks (default: all) → (the result, what the blocks `levels` gave). With
-        `queries` the last block computes only that many first rows. `run(block, tokens, *context)` calls a block in
-        place of the model's own `run`.
+        """Run the first `count` blocks (default: all); returns their output, and the outputs of the blocks `levels`.
+
+        With `queries`, the last block computes only that many first rows. `run(block, tokens, *context)` replaces the
+        model's own `run`.
         """
         run = run or self.run
         kept = []
@@ -279,14 +279,18 @@ class Plain(Backbone):
         return tokens, kept
 
     def encode(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Image → tokens after the final norm (B, N, C); with `queries` only that many first rows, which the last
-        block computes alone."""
+        """Return tokens after the final norm (B, N, C).
+
+        With `queries`, the last block computes only that many first rows.
+        """
         tokens, _ = self.through_blocks(*self.embed(x), queries=queries)
         return self.norm(tokens)
 
     def rows_read(self) -> int | None:
-        """How many first tokens the head reads, which the last block may then compute alone; None for all. All too if
-        hooks watch that block or the norm behind it: what they see does not depend on the head."""
+        """Return how many first tokens the head reads, so that the last block can compute only those; None for all.
+
+        It is None if hooks watch that block or the norm after it, so that what they see does not depend on the head.
+        """
         if self.global_pool != "token" or is_watched(self.blocks[-1], self.norm):
             return None
         return self.num_prefix_tokens
@@ -295,8 +299,10 @@ class Plain(Backbone):
         return self.encode(x)
 
     def forward(self, x: Tensor) -> Any:
-        """(B, in_chans, H, W) → (B, num_classes), in the dense form the list of maps (B, C, h, w). A head that reads
-        only prefix tokens does not pay for the last block's patches."""
+        """Return logits (B, num_classes), or in the dense form the list of maps (B, C, h, w).
+
+        If the head reads only prefix tokens, the last block does not compute the patches.
+        """
         if self.dense:
             maps = self.forward_intermediates(x, self.dense_levels, intermediates_only=True)
             norms: list[nn.Module] = [*self.out_norms, self.norm]
@@ -304,7 +310,7 @@ class Plain(Backbone):
         return self.forward_head(self.encode(x, self.rows_read()))
 
     def pool(self, x_BNC: Tensor) -> Tensor:
-        """(B, N, C) → (B, C) as `global_pool` says."""
+        """Pool tokens (B, N, C) to (B, C) according to `global_pool`."""
         if self.global_pool == "avg":
             return x_BNC[:, self.num_prefix_tokens :].mean(1)
         return x_BNC[:, 0] if self.global_pool == "token" else x_BNC
@@ -340,7 +346,7 @@ class Plain(Backbone):
         if norm:
             collected = [self.norm(t) for t in collected]
         patches = [t[:, self.num_prefix_tokens :] for t in collected]
-        if output_fmt == "NCHW":  # a channels-last view: no copy
+        if output_fmt == "NCHW":  # a channels-last view, no copy
             patches = [p.unflatten(1, grid).permute(0, 3, 1, 2) for p in patches]
         features: list[Any] = patches
         if return_prefix_tokens:
@@ -375,7 +381,7 @@ class Plain(Backbone):
 
     @classmethod
     def default_out_indices(cls, args: dict[str, Any]) -> tuple[int, ...]:
-        """Four evenly spaced blocks, as dense heads on plain models take them."""
+        """Return four evenly spaced blocks, as dense heads on plain models use them."""
         depth = args.get("depth", 12)
         return tuple(sorted({max(depth * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4)}))
 

@@ -1,4 +1,4 @@
-"""Skeleton of the pyramids: stages of falling resolution and growing width (Swin, PVT, CvT and the rest)."""
+"""Skeleton of pyramids: stages of decreasing resolution and increasing width (Swin, PVT, CvT and others)."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ Run = Callable[..., Any]
 
 
 def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
-    """Rates rising linearly from 0 at the first block of the network to `rate` at the last, grouped by stage."""
+    """Return rates that rise linearly from 0 at the first block of the network to `rate` at the last, by stage."""
     total = sum(depths)
     flat = iter([rate * i / max(total - 1, 1) for i in range(total)])
     return [[next(flat) for _ in range(depth)] for depth in depths]
 
 
 class Stage(nn.Module):
-    """One resolution of a pyramid: `downsample` brings the map to it, the blocks work on it, `norm` ends it.
+    """One resolution of a pyramid: `downsample` produces the map, the blocks process it, and `norm` follows.
 
-    Most papers hand one map (B, H, W, C) from block to block and need nothing more than this class. A paper with a
-    companion to the map (a class token, messengers, a regional map) or with modules that the blocks of a stage share
-    overrides `forward`.
+    Most papers pass one map (B, H, W, C) from block to block and need only this class. Papers with a companion to the
+    map (a class token, messenger tokens, a regional map), or with modules shared by the blocks of a stage, override
+    `forward`.
 
     Args:
         downsample: module (B, H, W, C) → (B, h, w, C') with a method `grid(H, W) -> (h, w)`.
         blocks: modules that take and return the map.
-        norm: what the next stage and the outputs get the map through; nothing by default. It is called in any case:
-            what it returns is the stage's map, the place for a hook.
+        norm: applied to the map before the next stage and the outputs; an identity by default. It is always called, so
+            a hook on it sees the stage's map.
     """
 
     def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module], norm: nn.Module | None = None) -> None:
@@ -43,12 +43,14 @@ class Stage(nn.Module):
         self.norm: nn.Module = norm if norm is not None else nn.Identity()
 
     def grid(self, height: int, width: int) -> Grid:
-        """(h, w) of the stage's map, given the size of its input."""
+        """Return (h, w) of the stage's map, given the size of its input."""
         return self.downsample.grid(height, width)  # type: ignore[operator]
 
     def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
-        """(map, companion or None) of the stage before → of this stage. `run(block, *args)` calls a block, and
-        recomputes it in the backward pass if gradient checkpointing is on."""
+        """Turn the (map, companion or None) of the previous stage into that of this stage.
+
+        `run(block, *args)` calls a block, and recomputes it in the backward pass if gradient checkpointing is on.
+        """
         x = self.downsample(x)
         for block in self.blocks:
             x = run(block, x)
@@ -56,8 +58,7 @@ class Stage(nn.Module):
 
 
 class PositionedStage(Stage):
-    """A stage whose first block is followed by a position generator: x + depthwise(x), once per stage (CPVT; Twins,
-    ScalableViT)."""
+    """A stage with a position generator, x + depthwise(x), after its first block (CPVT; Twins, ScalableViT)."""
 
     def __init__(
         self, downsample: nn.Module, blocks: Iterable[nn.Module], dim: int, norm: nn.Module | None = None
@@ -77,24 +78,24 @@ class PositionedStage(Stage):
 class Pyramid(Backbone):
     """A hierarchical transformer for any input size.
 
-    Args, by position and from the subclass:
+    Args, positional, set by the subclass:
         stages: the stages; the first takes the image as a map (B, H, W, in_chans).
         widths: channels of each stage's map.
-        norm: norm before the head; None for none.
-        out_norms: norms of the maps that the dense form hands out (they do not feed back); None for none.
+        norm: norm before the head, or None.
+        out_norms: norms of the maps that the dense form returns (the stages themselves do not use them), or None.
 
-    Args, by keyword and from the user:
-        img_size: native size: the size of stored tables, where a model has any, and nothing else.
-        global_pool: "avg" (mean over the map), "token" (the class token, where there is one), or "" (none).
-        dense: the form that detectors and segmenters take: no final norm, no head; `model(x)` returns the list of the
-            stages' maps (B, C_i, h_i, w_i), as the published dense code hands them out.
+    Args, by keyword, set by the user:
+        img_size: native size; it sets only the size of stored tables, if the model has any.
+        global_pool: "avg" (mean over the map), "token" (the class token, if there is one), or "" (no pooling).
+        dense: the form for detectors and segmenters, without a final norm and a head; `model(x)` returns the list of
+            the stages' maps (B, C_i, h_i, w_i), as in the published dense code.
     """
 
     output_fmt = "NHWC"
     reductions: tuple[int, ...] = (4, 8, 16, 32)
     """Nominal stride of each stage."""
     no_decay: tuple[str, ...] = ()
-    """Fragments of names of parameters that published training spares from weight decay, besides vectors."""
+    """Name fragments of parameters that published training excludes from weight decay, in addition to vectors."""
 
     def __init__(
         self,
@@ -140,8 +141,10 @@ class Pyramid(Backbone):
     # Forward --------------------------------------------------------------------------------------------------------
 
     def forward_stages(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Image → for each stage its map (B, h, w, C) and its companion (a class token (B, 1, C), messengers or regions
-        (B, h', w', C), or None), as the next stage gets them."""
+        """Yield each stage's map (B, h, w, C) and its companion, as the next stage receives them.
+
+        The companion is a class token (B, 1, C), messenger tokens or regions (B, h', w', C), or None.
+        """
         self.check_size(x)
         x, extra = to_map(x), None
         for stage in self.stages:
@@ -149,7 +152,7 @@ class Pyramid(Backbone):
             yield x, extra
 
     def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
-        """Map and companion of the last stage → what `forward_features` returns: here the normed map (B, h, w, C)."""
+        """Return the output of `forward_features`, here the normed map (B, h, w, C), from the last stage's outputs."""
         return self.norm(x_BHWC)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -157,14 +160,16 @@ class Pyramid(Backbone):
         return self.finish(*last)
 
     def pool(self, features: Tensor) -> Tensor:
-        """What `forward_features` returns → (B, C) as `global_pool` says. Tokens (B, 1 + N, C) have the class token
-        first."""
+        """Pool the output of `forward_features` to (B, C) according to `global_pool`.
+
+        Tokens (B, 1 + N, C) have the class token first.
+        """
         if self.global_pool == "":
             return features
         return features[:, 0] if self.global_pool == "token" else self.mean_patch(features)
 
     def mean_patch(self, features: Tensor) -> Tensor:
-        """The mean over the map, or over the tokens behind the class token: (B, C)."""
+        """Return the mean (B, C) over the map, or over the tokens after the class token."""
         return features.mean((1, 2)) if features.ndim == 4 else features[:, 1:].mean(1)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -172,7 +177,7 @@ class Pyramid(Backbone):
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Any:
-        """(B, in_chans, H, W) → (B, num_classes); in the dense form the list of maps (B, C_i, h_i, w_i)."""
+        """Return logits (B, num_classes), or in the dense form the list of maps (B, C_i, h_i, w_i)."""
         if self.dense:
             return self.forward_intermediates(x, intermediates_only=True)
         return self.forward_head(self.forward_features(x))

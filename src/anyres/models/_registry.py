@@ -1,8 +1,7 @@
-"""Names to models. The registry is timm's own, with our names prefixed by `anyres_`.
+"""The model registry, which is timm's own; our names have the prefix `anyres_` there.
 
-Whoever imports `anyres` can therefore write `timm.create_model("anyres_resformer_small", features_only=True)`, and
-everything built on timm's registry finds our models. `create_model` here is the same door with shorter names and
-clearer errors.
+After `import anyres`, `timm.create_model("anyres_resformer_small", features_only=True)` works, and so does anything
+else that uses timm's registry. `create_model` in this file does the same with shorter names and clearer errors.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ __all__ = ["create_model", "guess_model", "list_models", "model_info", "model_of
 
 PREFIX = "anyres_"
 _ALWAYS_ON = {"dynamic_img_size", "dynamic_img_pad", "strict_img_size"}
-"""Options of fixed-size libraries that ask for what we always do; accepted and dropped."""
+"""Options of fixed-size libraries that request what we always do; accepted and ignored."""
 
 
 class Entry(NamedTuple):
@@ -44,10 +43,10 @@ class Entry(NamedTuple):
 
 @cache
 def entries() -> dict[str, Entry]:
-    """Every registered model: each file in `anyres.models` brings a `Family` or several."""
+    """Return every registered model; each file in `anyres.models` defines one or more `Family` objects."""
     found = {}
     for module in pkgutil.iter_modules(models.__path__):
-        if module.name.startswith("_"):  # what the papers' files stand on
+        if module.name.startswith("_"):  # shared code, not a paper
             continue
         content = vars(importlib.import_module(f"{models.__name__}.{module.name}"))
         for family in (value for value in content.values() if isinstance(value, Family)):
@@ -61,22 +60,27 @@ def _natural(name: str) -> list[Any]:
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names that match a shell pattern (`*`, `?`), e.g. `deit_*`; a word without wildcards matches anywhere in the
-    name."""
+    """Return the names that match a shell pattern (`*`, `?`) such as `deit_*`.
+
+    A word without wildcards matches anywhere in the name.
+    """
     if not any(sign in pattern for sign in "*?["):
         pattern = f"*{pattern}*"
     return [name for name in entries() if fnmatch.fnmatchcase(name, pattern)]
 
 
 def resolve_name(name: str) -> str:
-    """A registered, published or timm-prefixed name → the registered one. Error: UserError with a near miss."""
+    """Return the registered name of a registered, published or timm-prefixed name.
+
+    Raises UserError with a suggestion if there is none.
+    """
     plain = name.removeprefix(PREFIX)
     if plain in entries():
         return plain
     for registered, entry in entries().items():
         if plain == entry.variant.published:
             return registered
-    for registered in entries():  # HAT_Net_tiny
+    for registered in entries():  # other spellings, such as HAT_Net_tiny
         if _letters(plain) == _letters(registered):
             return registered
     known = [*entries(), *(entry.variant.published for entry in entries().values())]
@@ -107,18 +111,20 @@ def create_model(
     """Build a model.
 
     Args:
-        name: a name of `list_models()`, a published name, either with a `.tag`; or `local-dir:FOLDER`,
+        name: a name in `list_models()`, a published name (both may have a `.tag`), `local-dir:FOLDER` or
             `hf-hub:OWNER/NAME`.
-        pretrained: load the published weights (downloads them where the authors offer a direct address).
-        num_classes: classes of the head; 0 for none. Default: as published (1000).
+        pretrained: load the published weights (downloaded if the authors offer a direct URL).
+        num_classes: classes of the head; 0 for no head. Default: as published (1000).
         in_chans: channels of the input. Default 3.
-        img_size: native size, a side or (height, width). It sizes stored position tables; inputs may have any size.
-        checkpoint_path: a published or own weights file to load, strictly.
-        features_only: a model that returns a list of feature maps (B, C, h, w), of the levels `out_indices`.
+        img_size: native size, a side or (height, width), which sets the size of stored position tables. Inputs may have
+            any size.
+        checkpoint_path: a published or own weights file to load strictly.
+        features_only: build a model that returns a list of feature maps (B, C, h, w), of the levels `out_indices`.
         kwargs: further arguments of the model's class, such as `patch_size`, `depth`, `position`; None means the
             default.
 
-    Errors: UserError for an unknown name or argument, with the nearest one that exists.
+    Raises:
+        UserError: unknown name or argument; the message suggests the nearest one that exists.
     """
     chosen = {
         "num_classes": num_classes,
@@ -150,8 +156,10 @@ def create_model(
 
 
 def check_model_args(name: str, args: dict[str, Any]) -> None:
-    """Raise UserError for arguments, given as text, that `create_model(name, **args)` does not take: a network's own,
-    `pretrained` and `checkpoint_path` are."""
+    """Raise UserError for arguments, given as text, that `create_model(name, **args)` does not accept.
+
+    Accepted are a network's own arguments, `pretrained` and `checkpoint_path`.
+    """
     rest = dict(args)
     for option, kind in (("pretrained", bool), ("checkpoint_path", str)):
         if option in rest:
@@ -162,15 +170,15 @@ def check_model_args(name: str, args: dict[str, Any]) -> None:
 
 
 def model_of_folder(config: dict[str, Any], state: dict[str, Tensor], **overrides: Any) -> Backbone:
-    """The registered model of a folder's `config.json` with its weights, in eval mode."""
+    """Build the registered model of a folder's `config.json` with its weights, in eval mode."""
     architecture = resolve_name(str(config.get("architecture")))
     return entries()[architecture].family.model.from_config(config, state, **overrides)
 
 
 def guess_model(path: str | Path) -> str:
-    """The registered model whose parameters have exactly the names and shapes of a weights file (any head).
+    """Return the registered model whose parameter names and shapes match a weights file exactly (with any head).
 
-    Error: UserError if none has, naming the closest.
+    Raises UserError if there is none; the message names the closest.
     """
     file = read_state(path)
     best: tuple[float, str] = (0.0, "")
@@ -194,8 +202,7 @@ def guess_model(path: str | Path) -> str:
 
 
 def model_info(name: str) -> dict[str, Any]:
-    """What is known of a model without running it: names, published numbers, licence, paper, size policy,
-    parameters."""
+    """Return facts about a model without running it: names, results, licence, paper, size policy, parameters."""
     name = resolve_name(name)
     family, variant = entries()[name]
     with torch.device("meta"):
@@ -251,7 +258,7 @@ _TIMM_OPTIONS = {
 
 
 class _FeatureDict(FeatureGetterNet):
-    """Maps by the number of their level as a string: what timm's `feature_cls="dict"` is expected to return."""
+    """Feature maps by level number as a string, the type that timm's `feature_cls="dict"` should return."""
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         levels = cast(Sequence[int], self.out_indices)
@@ -264,8 +271,7 @@ _FEATURE_CLASSES: dict[Any, Any] = {
     FeatureListNet: FeatureGetterNet,
     FeatureDictNet: _FeatureDict,
 }
-"""timm's own classes for lists and dictionaries run a model's children one after the other, as only plain chains can
-be."""
+"""timm's own classes for lists and dictionaries run a model's children in sequence, which suits only plain chains."""
 
 
 def _feature_class(wanted: Any) -> Any:
