@@ -61,7 +61,11 @@ def _recipe(rng: random.Random, recipe: dict[str, Any]) -> bytes:
     way = rng.random()
     if way < 0.55:
         changed = mutate_tree(rng, recipe, [*VALUES, *(word for word in WORDS if word.isprintable())], most=2)
-        return yaml.safe_dump(changed, sort_keys=False, allow_unicode=rng.random() < 0.5).encode(errors="surrogatepass")
+        try:
+            text = yaml.safe_dump(changed, sort_keys=False, allow_unicode=rng.random() < 0.5)
+        except RecursionError:  # PyYAML cannot write what is nested this deeply
+            text = "epochs: " + "[" * 3000
+        return text.encode(errors="surrogatepass")
     text = yaml.safe_dump(recipe, sort_keys=False)
     if way < 0.7:
         return f"{text if rng.random() < 0.5 else ''}{rng.choice(_CLEVER)}\n".encode()

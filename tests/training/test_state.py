@@ -124,15 +124,17 @@ def test_a_limit_on_the_size_of_files_gets_one_sentence(tmp_path: Path, monkeypa
     assert not any((tmp_path / "state").iterdir())
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lamb"])
-def test_what_an_optimiser_remembers_is_looked_at(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "fused"), [("adamw", True), ("sgd", True), ("adamw", False), ("adafactor", False), ("lamb", False)]
+)
+def test_what_an_optimiser_remembers_is_looked_at(name: str, fused: bool) -> None:
     """A value that cannot be would end the first step after the resume, when the state before is out of reach."""
     from timm.optim import create_optimizer_v2
 
     from anyres.training.resume import check_moments
 
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 40))
-    optimizer = create_optimizer_v2(network, name, lr=0.1, momentum=0.9)
+    optimizer = create_optimizer_v2(network, name, lr=0.1, momentum=0.9, **({"fused": True} if fused else {}))
     network(torch.ones(2, 4)).sum().backward()
     optimizer.step()
     check_moments(optimizer)
@@ -141,8 +143,18 @@ def test_what_an_optimiser_remembers_is_looked_at(name: str) -> None:
     whole = remembered[first]
     for damage in ("x", [whole]):
         remembered[first] = damage
-        with pytest.raises(ValueError, match=rf"optimiser's {first} is"):
+        with pytest.raises(ValueError, match=rf"for {first} of a parameter"):
             check_moments(optimizer)
+    remembered[first] = whole
+    shaped = [key for key, value in remembered.items() if isinstance(value, torch.Tensor) and value.dim() == 2]
+    for key in shaped:
+        moment = remembered[key]
+        for damage in (moment.flatten()[:1], moment.new_zeros(()), torch.cat([moment, moment])):
+            remembered[key] = damage
+            with pytest.raises(ValueError, match=f"has a {key} of another shape"):
+                check_moments(optimizer)
+        remembered[key] = moment
+    assert shaped
     del remembered[first]
-    with pytest.raises(ValueError, match="different things for parameters of one shape"):
+    with pytest.raises(ValueError, match="different entries for parameters of the same shape"):
         check_moments(optimizer)

@@ -115,13 +115,16 @@ def take_state(run: Run, position: state.Position, content: dict[str, Any]) -> N
 
 
 def check_moments(optimizer: Any) -> None:
-    """Raise ValueError for an implausible optimiser state: a damaged value would make the next step fail.
+    """Raise ValueError for an implausible optimiser state.
 
-    The names of the entries depend on the optimiser, but parameters of the same shape must have the same names, and
-    all values of a name must be of the same type.
+    A damaged value would make the next step fail, and with a tensor of another shape torch's fused kernels write beyond
+    its end. The entries depend on the optimiser, but parameters of the same shape must have the same names, and all
+    values of a name must be of the same type. With fused kernels every tensor but the step has its parameter's shape.
+    Others, such as Adafactor, also keep means of rows; but a name whose tensors mostly have that shape always does.
     """
     names: dict[Any, set[str]] = {}
     kinds: dict[str, type] = {}
+    fits: dict[str, list[bool]] = {}
     for parameter, remembered in optimizer.state.items():
         same = names.setdefault(parameter.shape, set(remembered)) == set(remembered)
         for name, value in remembered.items():
@@ -130,8 +133,15 @@ def check_moments(optimizer: Any) -> None:
             kind = Tensor if isinstance(value, Tensor) else type(value)  # includes sharded tensors
             if kinds.setdefault(name, kind) is not kind or not issubclass(kind, Tensor | int | float):
                 raise ValueError(f"its optimiser has the type {type(value).__name__} for {name} of a parameter")
+            if isinstance(value, Tensor):
+                shape = torch.Size() if name == "step" else parameter.shape
+                fits.setdefault(name, []).append(value.shape == shape)
         if not same:
             raise ValueError("its optimiser has different entries for parameters of the same shape")
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    for name, fitting in fits.items():
+        if not all(fitting) and (fused or 2 * sum(fitting) > len(fitting)):
+            raise ValueError(f"its optimiser has a {name} of another shape than its parameter")
 
 
 def take_share(run: Run, ranks: list[dict[str, Any]]) -> None:
