@@ -134,7 +134,8 @@ def test_what_an_optimiser_remembers_is_looked_at(name: str, fused: bool) -> Non
     from anyres.training.resume import check_moments
 
     network = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 40))
-    optimizer = create_optimizer_v2(network, name, lr=0.1, momentum=0.9, **({"fused": True} if fused else {}))
+    options: Any = {"fused": True} if fused else {}
+    optimizer = create_optimizer_v2(network, name, lr=0.1, momentum=0.9, **options)
     network(torch.ones(2, 4)).sum().backward()
     optimizer.step()
     check_moments(optimizer)
@@ -149,8 +150,8 @@ def test_what_an_optimiser_remembers_is_looked_at(name: str, fused: bool) -> Non
     shaped = [key for key, value in remembered.items() if isinstance(value, torch.Tensor) and value.dim() == 2]
     for key in shaped:
         moment = remembered[key]
-        for damage in (moment.flatten()[:1], moment.new_zeros(()), torch.cat([moment, moment])):
-            remembered[key] = damage
+        for misshapen in (moment.flatten()[:1], moment.new_zeros(()), torch.cat([moment, moment])):
+            remembered[key] = misshapen
             with pytest.raises(ValueError, match=f"has a {key} of another shape"):
                 check_moments(optimizer)
         remembered[key] = moment
