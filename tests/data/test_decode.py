@@ -1,6 +1,8 @@
+import contextlib
 import io
 import pickle
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -289,3 +291,19 @@ def test_a_source_tells_the_depth_of_its_pictures(tmp_path: Path, workers: int) 
     source.bit_depth = 12
     loader = EvalLoader(source, ImageTest((8, 8), (0.0,), (1.0,), 1.0, "bilinear"), 4, workers)
     assert all(batch.inputs.max() > 0.5 for batch in loader)
+
+
+def test_a_length_that_a_file_claims_takes_no_memory(tmp_path: Path) -> None:
+    """Pillow reads as much of a PNG as a chunk says it has."""
+    data = bytearray(encode(noise(20, 24), "PNG"))
+    at = data.rindex(b"IDAT") - 4
+    data[at : at + 4] = (2**31 - 1).to_bytes(4, "big")
+    file = tmp_path / "a.png"
+    file.write_bytes(data)
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(BadImage):
+            load_image(file, "a")
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()

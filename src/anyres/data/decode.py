@@ -9,7 +9,7 @@ import stat
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
-from io import BytesIO
+from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -184,13 +184,25 @@ def _layout(image: Image.Image) -> str:
     return str(mode).partition(";")[2]
 
 
+class _Bounded(BufferedReader):
+    """A file that is never asked for more than it has, whatever length it claims for a part of itself.
+
+    A read allocates what it is asked for in advance: up to 4 GB for a PNG of a kilobyte.
+    """
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            return super().read()
+        return super().read(min(size, max(0, os.fstat(self.fileno()).st_size - self.tell())))
+
+
 @contextmanager
 def _opened(data: bytes | Path, name: str, max_pixels: int) -> Iterator[Image.Image]:
     """Open an image file without decoding it, and check its size limit."""
     with _reading(name):
         if isinstance(data, Path) and data.exists() and not data.is_file():  # reading a pipe would block
             raise BadImage(name, "it is no regular file")
-        handle = BytesIO(data) if isinstance(data, bytes) else data.open("rb")
+        handle = BytesIO(data) if isinstance(data, bytes) else _Bounded(FileIO(data))
     with handle:
         with _reading(name):
             if not handle.read(1):
