@@ -57,7 +57,7 @@ POSITIONS = {
     "rope": Position(rotary=True),
     "rlpe": Position(rotary=True, local=True, jitter=(0.75, 1.25), log_scale=True),
 }
-"""Position encodings by name: the rows of ResFormer's ablation (Table 6), rotary positions, and rotary + LPE."""
+"""Position encodings by name: the rows of ResFormer's ablation (Table 5), rotary positions, and rotary + LPE."""
 
 
 def window_divisions(windows: str | Sequence[int], depth: int) -> tuple[int, ...]:

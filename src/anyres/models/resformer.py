@@ -27,7 +27,7 @@ from anyres.models._plain import WINDOWED, Plain
 
 class ResFormer(Plain):
     """Plain transformer with global–local position embedding (section 3.3); `position` chooses another for ablations
-    (Table 6)."""
+    (Table 5)."""
 
     published_keys = (
         KeyRule("pos_embed.embed_layer", "position.conv"),
