@@ -13,7 +13,8 @@ from PIL import Image
 
 from anyres.data import Augmentation, Item, SizeSchedule, TrainLoader
 from anyres.data.base import MapSource
-from anyres.data.decode import EXTENSIONS, MAX_PIXELS, BadImage, load_indices, open_picture
+from anyres.data.decode import MAX_PIXELS, BadImage, load_indices, open_picture
+from anyres.data.listing import EXTENSIONS
 from anyres.data.segmentation import Mask
 from anyres.data.views import ImageViews
 from anyres.errors import UserError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from anyres.layers.attention import Attention
-from anyres.models._plain import POSITIONS, Plain
+from anyres.models._plain import Plain
+from anyres.models._positions import POSITIONS
 from anyres.models._registry import create_model
 from tests.typed import as_a
 
@@ -67,6 +69,58 @@ def test_positions_tell_tokens_apart(position: str) -> None:
     assert (model(x) - model(swapped)).norm() > 1e-3 * model(x).norm()
 
 
+@pytest.mark.parametrize("position", POSITIONS)
+def test_every_position_is_trained_without_a_state(position: str) -> None:
+    # The class token alone would not read what the last block's patches do with their positions.
+    model = filled(
+        create_model(
+            "resformer_tiny", **SMALL, position=position, position_args={"log_scale": "learnt"}, global_pool="avg"
+        )
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith("log_threshold"):  # which counts for images below it
+            torch.nn.init.constant_(parameter, 3.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.randn(3, 3, 24, 40)  # not the native size, at which the exponent of the log scale has nothing to do
+    together = model(x)
+    model(torch.randn(1, 3, 64, 16))
+    torch.testing.assert_close(torch.cat([model(image[None]) for image in x]), together, atol=1e-5, rtol=1e-5)
+    together.square().sum().backward()
+    still = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert still == []
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_position_args_change_one_part_of_a_position() -> None:
+    """The whole position, taken apart and put together from another: the same network, to the last number."""
+    parts = {"rotary": True, "jitter": [0.75, 1.25], "log_scale": "fixed"}
+    whole = filled(create_model("resformer_tiny", **SMALL, position="rlpe"))
+    built = as_a(Plain, create_model("resformer_tiny", **SMALL, position="lpe", position_args=parts)).eval()
+    without = as_a(
+        Plain, create_model("resformer_tiny", **SMALL, position="rlpe", position_args={"log_scale": None})
+    ).eval()
+    for model in (built, without):
+        model.load_state_dict(whole.state_dict())
+    x = torch.randn(1, 3, 48, 40)
+    assert torch.equal(built(x), whole(x))
+    assert (without(x) - whole(x)).norm() > 1e-3 * whole(x).norm()
+    steady = as_a(Plain, create_model("resformer_tiny", **SMALL, position="rlpe", position_args={"jitter": None}))
+    for model, steadily in ((built, False), (steady, True)):
+        model.train()
+        assert torch.equal(model(x), model(x)) is steadily
+
+
+def test_position_args_are_part_of_a_saved_model(tmp_path: Path) -> None:
+    args = {"log_scale": "learnt", "jitter": None}
+    model = filled(create_model("resformer_tiny", **SMALL, position="rlpe", position_args=args))
+    model.save_pretrained(tmp_path / "model")
+    again = create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    x = torch.randn(1, 3, 48, 40)
+    assert torch.equal(again(x), model(x))
+    assert "log_scale.exponent" in model.no_weight_decay()
+
+
 def test_padding_and_truncation() -> None:
     pad = filled(create_model("resformer_tiny", **SMALL))
     x = torch.randn(1, 3, 33, 40)
@@ -96,6 +150,15 @@ def test_published_training_leaves_these_without_decay() -> None:
     ("options", "message"),
     [
         ({"position": "rop"}, "position='rop'"),
+        (
+            {"position": "rlpe", "position_args": {"jiter": None}},
+            "jiter.*tokens, resize, logits, rotary, local, ji",
+        ),
+        ({"position_args": "jitter"}, "must map names to values"),
+        ({"position_args": {"logits": "tabel"}}, "logits is 'tabel'; it must be one of table, "),
+        ({"position_args": {"log_scale": True}}, "log_scale is True; it must be one of fixed, learnt, clamped or none"),
+        ({"position": "rope", "position_args": {"jitter": [2, 1]}}, "jitter is .* two rising numbers"),
+        ({"position": "rlpe", "position_args": {"rotary": False}}, "jitter=.* set jitter=None"),
         ({"remainder": "crop"}, "remainder of resformer_tiny is 'crop'"),
         ({"num_heads": 5}, "5 heads"),
         ({"global_pool": "max"}, "global_pool='max'"),

@@ -2,8 +2,9 @@
 
 from anyres.data.base import Item, MapSource, Source, StreamSource
 from anyres.data.config import DataConfig
-from anyres.data.decode import BadImage, list_images, load_image
+from anyres.data.decode import BadImage, load_image
 from anyres.data.eval_loader import EvalLoader
+from anyres.data.listing import list_images
 from anyres.data.mixing import Mixing, smooth_labels
 from anyres.data.samples import EvalBatch
 from anyres.data.schedule import SizeSchedule, parse_sizes

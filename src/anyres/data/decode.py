@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 import os
-import stat
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
@@ -20,7 +18,6 @@ from anyres.data.schedule import Size
 from anyres.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 MAX_PIXELS = 64_000_000
 INDEX_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L", "I;16N")
 SHALLOW = 14
@@ -372,36 +369,3 @@ def _stated_depth(image: Image.Image) -> int | None:
         return int(bits)
     depth = int(highest).bit_length()
     return depth if depth >= 8 and highest == 2**depth - 1 else None
-
-
-def list_images(folder: str | Path, extensions: Collection[str] = EXTENSIONS) -> list[str]:
-    """Return the image files below `folder` as sorted relative paths with forward slashes, skipping hidden ones.
-
-    `extensions` selects other kinds of files. Links are followed. A file or folder that can be reached by several paths
-    is listed once, by the path with the fewest links. Circular links are cut, and links that lead nowhere, or to a
-    parent of this folder, are ignored.
-    """
-    found: list[str] = []
-    above = [os.stat(path) for path in Path(folder).resolve().parents]
-    seen = {(status.st_dev, status.st_ino) for status in above}
-    waiting = [(0, "")]  # paths by number of links
-    while waiting:
-        links, inside = heapq.heappop(waiting)
-        path = os.path.join(folder, inside)
-        status = os.stat(path)
-        real = status.st_dev, status.st_ino
-        # Without a symbolic or hard link it must be new, even if the file system reuses inode numbers.
-        if real in seen and (links or status.st_nlink > 1):
-            continue
-        seen.add(real)
-        if not stat.S_ISDIR(status.st_mode):
-            found.append(inside)
-            continue
-        with os.scandir(path) as entries:
-            for entry in entries:
-                link = entry.is_symlink()
-                if entry.name.startswith(".") or (link and not os.path.exists(entry.path)):
-                    continue
-                if entry.is_dir() or (os.path.splitext(entry.name)[1].lower() in extensions and entry.is_file()):
-                    heapq.heappush(waiting, (links + link, f"{inside}/{entry.name}".lstrip("/")))
-    return sorted(found)

@@ -1,4 +1,7 @@
-"""Segmentation datasets: images with a class for every pixel, and how their masks encode the classes."""
+"""Segmentation datasets: images with a class for every pixel, and how their masks encode the classes.
+
+One file, though long: it holds every layout in which images and masks come.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,9 @@ import numpy as np
 from anyres.data.base import Item, MapSource
 from anyres.data.classes import check_classes
 from anyres.data.composed import Scenes
-from anyres.data.decode import MAX_PIXELS, BadImage, Data, list_images, load_indices
+from anyres.data.decode import MAX_PIXELS, BadImage, Data, load_indices
 from anyres.data.huggingface import cell, open_table, rows
+from anyres.data.listing import list_images
 from anyres.data.sources import check_beside_splits, folders, held_out
 from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, check_split, find_split
 from anyres.errors import UserError
@@ -145,18 +149,18 @@ def open_segmentation(
       with FOLDER/masks/*.png, where a fixed tenth of the images is the validation split. A mask has the same name as
       its image. FOLDER/images/training with FOLDER/annotations/training is ADE20K's layout, whose masks store 1 to 150,
       and 0 for everything else;
-    - "hf:NAME" or "hf:NAME@CONFIG": a Hugging Face dataset by hub id or local folder, with an image column and a second
-      image column called label, annotation, mask or segmentation.
+    - "hf:NAME" or "hf:NAME@CONFIG": a Hugging Face dataset by hub id or local folder, with an image column and one of
+      masks called label, annotation, mask or segmentation.
 
     Masks store the class number of each pixel, from 0, as a palette index or grey value; 255 is ignored. With
     `reduce_zero_label`, class numbers start at 1, and 0 is ignored too; this is the default only for 150 classes in
     ADE20K's layout. `mask_values` are the stored values of the classes, in order: 0, 255 for black-and-white masks. 255
     is ignored unless it is one of them. `num_classes` is needed unless `mask_values` is given, the folder names the
     classes (one per line in classes.txt or names.txt, or ADE20K's objectInfo150.txt), or it has ADE20K's layout.
-    `label_names` numbers the classes by a given list, such as a checkpoint's. `whole` reads everything if the dataset
-    has no splits of its own, instead of a "train" or "val" share.
+    `label_names` numbers the classes by a given list, such as a checkpoint's. `whole` reads all of a dataset without
+    splits instead of a share. Masks are checked when read; see also `check_masks`.
 
-    Raises UserError or FileNotFoundError if something is missing. Masks are checked when read; see also `check_masks`.
+    Raises UserError or FileNotFoundError if something is missing.
     """
     text = os.fspath(spec)
     source: SegmentationSource

@@ -20,7 +20,8 @@ from typing import Any
 
 from anyres.data.base import Item, StreamSource
 from anyres.data.classes import NUMBER, name_labels, plain_number
-from anyres.data.decode import EXTENSIONS, BadImage, Data
+from anyres.data.decode import BadImage, Data
+from anyres.data.listing import EXTENSIONS
 from anyres.data.seeding import generator
 from anyres.data.splits import TRAIN_NAMES, VALIDATION_NAMES, check_split
 from anyres.errors import UserError

@@ -13,9 +13,9 @@ import numpy as np
 
 from anyres.data.base import Item, MapSource, StreamSource
 from anyres.data.classes import check_classes, match_classes, tell_subset
-from anyres.data.decode import EXTENSIONS, list_images
 from anyres.data.huggingface import open_huggingface
 from anyres.data.letters import Letters
+from anyres.data.listing import EXTENSIONS, list_images
 from anyres.data.shards import Shards
 from anyres.data.splits import VALIDATION_NAMES, check_split, differ_by_split, find_split, looks_like_split
 from anyres.errors import UserError

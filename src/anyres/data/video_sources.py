@@ -13,7 +13,7 @@ from PIL import Image
 
 from anyres.data.base import Item, MapSource
 from anyres.data.classes import check_classes, match_classes, name_labels, plain_number, tell_subset
-from anyres.data.decode import list_images
+from anyres.data.listing import list_images
 from anyres.data.sources import Digits, ImageFolder
 from anyres.data.splits import check_split, find_split
 from anyres.errors import UserError

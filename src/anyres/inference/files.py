@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from anyres.data import Item, list_images
-from anyres.data.decode import EXTENSIONS
+from anyres.data.listing import EXTENSIONS
 from anyres.data.video_sources import EXTENSIONS as VIDEO_EXTENSIONS
 from anyres.errors import UserError
 from anyres.extras import require

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from timm.layers import DropPath
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from anyres.layers.divisions import Windows, divide, divided_attention
 from anyres.layers.parts import parts_of
-from anyres.layers.positions import ContinuousBias, LocalPositionEmbedding, RelativeBiasTable, Rotation
+from anyres.layers.positions import LocalPositionEmbedding, LogitBias, ParabolicBias, Turn
 from anyres.layers.windows import merge, partition, window_attention
 from anyres.shapes import Grid
 
@@ -32,7 +32,8 @@ class Attention(nn.Module):
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-        bias: RelativeBiasTable | ContinuousBias | None = None,
+        bias: LogitBias | None = None,
+        parabolas: ParabolicBias | None = None,
         local: LocalPositionEmbedding | None = None,
         window: int | None = None,
         division: int = 1,
@@ -42,22 +43,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.attn_drop = attn_drop
         self.bias = bias
+        self.parabolas = parabolas
         self.local = local
         self.window = window
         self.division = division
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(
-        self, x_BNC: Tensor, grid: Grid, rotation: Rotation | None = None, queries: int | None = None
-    ) -> Tensor:
+    def forward(self, x_BNC: Tensor, grid: Grid, turns: Sequence[Turn] = (), queries: int | None = None) -> Tensor:
         """Apply attention: (B, N, C) → (B, N, C), or (B, queries, C) for only the first `queries` rows."""
         if self.window is not None:
             return self.attend_in_windows(x_BNC, grid, (self.window, self.window))
         num_prefix = x_BNC.shape[1] - grid[0] * grid[1]
         qkv_BNC = self.qkv(x_BNC)
         if self.division == 1:
-            out_BNC = self.attend(qkv_BNC, grid, num_prefix, rotation, queries)
+            out_BNC = self.attend(qkv_BNC, grid, num_prefix, turns, queries)
         else:
             windows = divide(grid, self.division, num_prefix, x_BNC.device)
             out_BNC = self.attend_in_divisions(qkv_BNC, windows, num_prefix)[:, :queries]
@@ -71,16 +71,23 @@ class Attention(nn.Module):
         return (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in qkv_BNC.chunk(3, dim=-1))
 
     def attend(
-        self, qkv_BNC: Tensor, grid: Grid, num_prefix: int, rotation: Rotation | None, queries: int | None
+        self, qkv_BNC: Tensor, grid: Grid, num_prefix: int, turns: Sequence[Turn], queries: int | None
     ) -> Tensor:
         """Attend from every row to every row: (B, N, 3·C) → (B, N or queries, C)."""
         q, k, v = self.heads(qkv_BNC)
         q = q[:, :, :queries]
-        if rotation is not None:
-            q, k = rotation.queries(q), rotation.keys(k)
+        if self.parabolas is not None:  # read from the queries as they are, added when all else is done to them
+            turns = (*turns, self.parabolas(q, grid, num_prefix))
+        for turn in turns:
+            q, k = turn.queries(q), turn.keys(k)
         mask = None if self.bias is None else self.bias(grid, num_prefix, q)[:, :, :queries]
         dropout = self.attn_drop if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
+        # Fused kernels want values of the width of queries and keys, which may have become wider.
+        width = v.shape[-1]
+        if q.shape[-1] > width:
+            v = F.pad(v, (0, q.shape[-1] - width))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=width**-0.5)
+        return out[..., :width].transpose(1, 2).flatten(2)
 
     def attend_in_divisions(self, qkv_BNC: Tensor, windows: Windows, num_prefix: int) -> Tensor:
         """Attend within the windows of `division`: (B, N, 3·C) → (B, N, C)."""
