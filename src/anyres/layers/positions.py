@@ -417,7 +417,7 @@ class ParabolicBias(nn.Module):
 # Turning queries and keys -------------------------------------------------------------------------------------------
 
 
-class Turn(Protocol):
+class QueryKeyMap(Protocol):
     """What is done to queries (B, heads, N, d), all or the first few, and keys before their products are taken."""
 
     def queries(self, q_BhNd: Tensor) -> Tensor: ...
@@ -452,8 +452,8 @@ class QueryScale(NamedTuple):
 
 
 class LogScale(nn.Module):
-    """Queries times (log(tokens) / log(native tokens))^p, which keeps the entropy of the attention at other token
-    counts (Chiang & Cholak 2022; Su 2021).
+    """Scaling of queries by (log(tokens) / log(native tokens))^p, which preserves the entropy of the attention at other
+    numbers of tokens (Chiang & Cholak 2022; Su 2021).
 
     `kind` "fixed": p = 1. "learnt": one exponent for the model, which starts at 1. "clamped": p = 1, but at least 1, so
     that nothing changes below the native size, and at most what it is at 4 times the native tokens.
@@ -466,8 +466,8 @@ class LogScale(nn.Module):
         self.exponent = nn.Parameter(torch.ones(1)) if kind == "learnt" else None
 
     def forward(self, tokens_BNC: Tensor) -> QueryScale:
-        """The scale for so many tokens, in their dtype and on their device."""
-        # A tensor, not a Python number: a compiled graph would otherwise be made anew for every token count.
+        """Return the scale for this number of tokens, with their dtype and device."""
+        # A tensor, not a Python number, which would cause a recompilation for every number of tokens.
         count = torch.full((), tokens_BNC.shape[1], dtype=torch.float32, device=tokens_BNC.device).clamp(min=2)
         factor = count.log() / math.log(self.native_tokens)
         if self.clamped:

@@ -26,9 +26,9 @@ from anyres.layers.positions import (
     LogitBias,
     LogScale,
     ParabolicBias,
+    QueryKeyMap,
     RelativeBiasTable,
     SineMap,
-    Turn,
 )
 from anyres.models._backbone import Backbone, DetectorForm, pair, take_indices
 from anyres.models._positions import Position, choose_position
@@ -77,7 +77,7 @@ class Plain(Backbone):
         windows: "global"; "constant": windows of half the grid's sides; "progressive": quarters, halves, global
             (UViT+); or one division per block. Prefix tokens attend to, and are attended to by, every token.
         window_size: window side in tokens for all blocks but the last of each quarter, which are global (ViTDet). There
-            are no prefix tokens then. 0 or None turns windows off.
+            are no prefix tokens then. 0 or None transforms windows off.
         prefix_tokens: names of the learned tokens put before the patches, in order.
         dense: the form for detectors and segmenters, without a head; `model(x)` returns the list of maps (B, C, h, w)
             of the levels in `default_out_indices`, the last one normed.
@@ -215,7 +215,7 @@ class Plain(Backbone):
 
     # Forward --------------------------------------------------------------------------------------------------------
 
-    def embed(self, x: Tensor) -> tuple[Tensor, Grid, tuple[Turn, ...]]:
+    def embed(self, x: Tensor) -> tuple[Tensor, Grid, tuple[QueryKeyMap, ...]]:
         """Return (tokens (B, prefix + h·w, C) with token positions added, grid (h, w), what every attention does to its
         queries and keys)."""
         self.check_size(x)
@@ -229,18 +229,18 @@ class Plain(Backbone):
             tokens = tokens + self.position(grid)
         elif self.position is not None:
             tokens = tokens + self.position(grid, tokens)
-        turns: list[Turn] = []
+        transforms: list[QueryKeyMap] = []
         if self.rotary is not None:
-            turns.append(self.rotary(grid, tokens))
+            transforms.append(self.rotary(grid, tokens))
         if self.log_scale is not None:
-            turns.append(self.log_scale(tokens))
-        return tokens, grid, tuple(turns)
+            transforms.append(self.log_scale(tokens))
+        return tokens, grid, tuple(transforms)
 
     def through_blocks(
         self,
         tokens: Tensor,
         grid: Grid,
-        turns: tuple[Turn, ...],
+        transforms: tuple[QueryKeyMap, ...],
         levels: Sequence[int] = (),
         count: int | None = None,
         queries: int | None = None,
@@ -257,7 +257,7 @@ class Plain(Backbone):
         for i, block in enumerate(self.blocks):
             if i == count:
                 break
-            tokens = run(block, tokens, grid, turns, queries if i == last else None)
+            tokens = run(block, tokens, grid, transforms, queries if i == last else None)
             if i in levels:
                 kept.append(tokens)
         return tokens, kept
@@ -324,9 +324,9 @@ class Plain(Backbone):
         intermediates_only: bool = False,
     ) -> Any:
         wanted, deepest = take_indices(len(self.blocks), indices, output_fmt)
-        tokens, grid, turns = self.embed(x)
+        tokens, grid, transforms = self.embed(x)
         count = deepest + 1 if stop_early or intermediates_only else None
-        tokens, collected = self.through_blocks(tokens, grid, turns, wanted, count)
+        tokens, collected = self.through_blocks(tokens, grid, transforms, wanted, count)
         if norm:
             collected = [self.norm(t) for t in collected]
         patches = [t[:, self.num_prefix_tokens :] for t in collected]
