@@ -123,7 +123,7 @@ def read(value: Any, hint: Any) -> Any:
     if origin is Annotated:
         return read(value, arguments[0])
     if origin in (Union, UnionType):
-        if value == "none" and NoneType in arguments:
+        if value in (None, "none") and NoneType in arguments:
             return None
         kinds = [kind for kind in arguments if kind is not NoneType]
         return read(value, kinds[0]) if len(kinds) == 1 else value

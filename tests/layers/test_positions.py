@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -112,13 +113,11 @@ def test_rotation_keeps_lengths_and_depends_on_normalised_distance() -> None:
     assert (small[0, 0, 1, 0] - large[0, 0, 1, 0]).abs() > 1e-3
 
 
-def test_jitter_only_in_training_and_query_scale_by_tokens() -> None:
-    rotary = positions.AxialRotary(8, 1, jitter=(0.5, 2.0), log_scale_tokens=17)
+def test_jitter_only_in_training() -> None:
+    rotary = positions.AxialRotary(8, 1, jitter=(0.5, 2.0))
     like = torch.zeros(1)
     rotary.eval()
     assert torch.equal(rotary((3, 3), like).cos, rotary((3, 3), like).cos)
-    assert rotary((4, 4), like).query_scale == 1
-    torch.testing.assert_close(rotary((8, 8), like).query_scale, torch.tensor(math.log(65) / math.log(17)))
     rotary.train()
     torch.manual_seed(0)
     first, second = rotary((3, 3), like), rotary((3, 3), like)
@@ -126,6 +125,24 @@ def test_jitter_only_in_training_and_query_scale_by_tokens() -> None:
     slowest = positions.axial_angles((3, 3), 8, 1, 100.0, CPU)[1, 0]
     factors = [torch.atan2(r.sin[1, 0], r.cos[1, 0]) / slowest for r in (first, second)]
     assert len(set(factors)) == 2
+
+
+@pytest.mark.parametrize("kind", ["fixed", "learnt", "clamped"])
+def test_queries_are_scaled_by_the_logarithm_of_the_tokens(kind: Literal["fixed", "learnt", "clamped"]) -> None:
+    scale = positions.LogScale(17, kind)
+    if scale.exponent is not None:
+        assert scale.exponent.item() == 1
+        torch.nn.init.constant_(scale.exponent, 0.5)
+    expected = {
+        "fixed": lambda ratio: ratio,
+        "learnt": lambda ratio: ratio**0.5,
+        "clamped": lambda ratio: min(max(ratio, 1), math.log(4 * 17) / math.log(17)),
+    }[kind]
+    for tokens in (5, 17, 40, 400):
+        factor = scale(torch.zeros(2, tokens, 8)).factor
+        assert factor.item() == pytest.approx(expected(math.log(tokens) / math.log(17)))
+        assert factor.shape == ()  # a scalar does not widen half-precision queries
+    assert scale(torch.zeros(2, 1, 8)).factor.isfinite()
 
 
 def test_the_cache_is_bounded_and_its_tables_can_be_trained_on() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +68,35 @@ def test_positions_tell_tokens_apart(position: str) -> None:
     assert (model(x) - model(swapped)).norm() > 1e-3 * model(x).norm()
 
 
+def test_position_args_change_one_part_of_a_position() -> None:
+    """The whole position, taken apart and put together from another: the same network, to the last number."""
+    parts = {"rotary": True, "jitter": [0.75, 1.25], "log_scale": "fixed"}
+    whole = filled(create_model("resformer_tiny", **SMALL, position="rlpe"))
+    built = as_a(Plain, create_model("resformer_tiny", **SMALL, position="lpe", position_args=parts)).eval()
+    without = as_a(
+        Plain, create_model("resformer_tiny", **SMALL, position="rlpe", position_args={"log_scale": None})
+    ).eval()
+    for model in (built, without):
+        model.load_state_dict(whole.state_dict())
+    x = torch.randn(1, 3, 48, 40)
+    assert torch.equal(built(x), whole(x))
+    assert (without(x) - whole(x)).norm() > 1e-3 * whole(x).norm()
+    steady = as_a(Plain, create_model("resformer_tiny", **SMALL, position="rlpe", position_args={"jitter": None}))
+    for model, steadily in ((built, False), (steady, True)):
+        model.train()
+        assert torch.equal(model(x), model(x)) is steadily
+
+
+def test_position_args_are_part_of_a_saved_model(tmp_path: Path) -> None:
+    args = {"log_scale": "learnt", "jitter": None}
+    model = filled(create_model("resformer_tiny", **SMALL, position="rlpe", position_args=args))
+    model.save_pretrained(tmp_path / "model")
+    again = create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    x = torch.randn(1, 3, 48, 40)
+    assert torch.equal(again(x), model(x))
+    assert "log_scale.exponent" in model.no_weight_decay()
+
+
 def test_padding_and_truncation() -> None:
     pad = filled(create_model("resformer_tiny", **SMALL))
     x = torch.randn(1, 3, 33, 40)
@@ -96,6 +126,15 @@ def test_published_training_leaves_these_without_decay() -> None:
     ("options", "message"),
     [
         ({"position": "rop"}, "position='rop'"),
+        (
+            {"position": "rlpe", "position_args": {"jiter": None}},
+            "jiter.*tokens, resize, logits, rotary, local, ji",
+        ),
+        ({"position_args": "jitter"}, "must map names to values"),
+        ({"position_args": {"logits": "tabel"}}, "logits is 'tabel'; it must be one of table, "),
+        ({"position_args": {"log_scale": True}}, "log_scale is True; it must be one of fixed, learnt, clamped or none"),
+        ({"position": "rope", "position_args": {"jitter": [2, 1]}}, "jitter is .* two rising numbers"),
+        ({"position": "rlpe", "position_args": {"rotary": False}}, "jitter=.* set jitter=None"),
         ({"remainder": "crop"}, "remainder of resformer_tiny is 'crop'"),
         ({"num_heads": 5}, "5 heads"),
         ({"global_pool": "max"}, "global_pool='max'"),

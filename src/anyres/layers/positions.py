@@ -4,16 +4,17 @@ They act at one of four points, and a model may combine them:
 
 | applied to | classes | source |
 |---|---|---|
-| the tokens, added once | `AbsoluteTable`, `SineMap`, `GlobalPositionEmbedding` | ViT; DETR; ResFormer (GPE) |
-| the attention logits, added | `RelativeBiasTable`, `ContinuousBias` | Swin; Swin v2 |
-| queries and keys, rotated | `AxialRotary` | RoFormer, in normalised axial coordinates |
-| the attention output, added | `LocalPositionEmbedding` | ResFormer (LPE) |
+| added to the tokens once | `AbsoluteTable`, `SineMap`, `GlobalPositionEmbedding` | ViT; DETR; ResFormer (GPE) |
+| added to the attention logits | `RelativeBiasTable`, `ContinuousBias` | Swin; Swin v2 |
+| turning or scaling queries and keys | `AxialRotary`, `LogScale` | RoFormer, in normalised axial coordinates |
+| added to the attention output | `LocalPositionEmbedding` | ResFormer (LPE) |
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -225,23 +226,64 @@ class ContinuousBias(nn.Module):
 # Turning queries and keys -------------------------------------------------------------------------------------------
 
 
+class Turn(Protocol):
+    """What is done to queries (B, heads, N, d), all or the first few, and keys before their products are taken."""
+
+    def queries(self, q_BhNd: Tensor) -> Tensor: ...
+
+    def keys(self, k_BhNd: Tensor) -> Tensor: ...
+
+
 class Rotation(NamedTuple):
-    """cos and sin of each token's angles, (prefix + N, head_dim / 2), and a scale for the queries (a scalar tensor)."""
+    """cos and sin of each token's angles, (prefix + N, head_dim / 2)."""
 
     cos: Tensor
     sin: Tensor
-    query_scale: Tensor | None = None
 
     def queries(self, q_BhNd: Tensor) -> Tensor:
-        """Rotate and scale queries, either all of them or the first few."""
-        cos, sin = self.cos[: q_BhNd.shape[2]], self.sin[: q_BhNd.shape[2]]
-        if self.query_scale is not None:
-            cos, sin = cos * self.query_scale, sin * self.query_scale
-        return rotate(q_BhNd, cos, sin)
+        tokens = q_BhNd.shape[2]
+        return rotate(q_BhNd, self.cos[:tokens], self.sin[:tokens])
 
     def keys(self, k_BhNd: Tensor) -> Tensor:
-        """Rotate keys."""
         return rotate(k_BhNd, self.cos, self.sin)
+
+
+class QueryScale(NamedTuple):
+    """A factor for the queries, a scalar tensor."""
+
+    factor: Tensor
+
+    def queries(self, q_BhNd: Tensor) -> Tensor:
+        return q_BhNd * self.factor
+
+    def keys(self, k_BhNd: Tensor) -> Tensor:
+        return k_BhNd
+
+
+class LogScale(nn.Module):
+    """Queries times (log(tokens) / log(native tokens))^p, which keeps the entropy of the attention at other token
+    counts (Chiang & Cholak 2022; Su 2021).
+
+    `kind` "fixed": p = 1. "learnt": one exponent for the model, which starts at 1. "clamped": p = 1, but at least 1, so
+    that nothing changes below the native size, and at most what it is at 4 times the native tokens.
+    """
+
+    def __init__(self, native_tokens: int, kind: Literal["fixed", "learnt", "clamped"]) -> None:
+        super().__init__()
+        self.native_tokens = max(native_tokens, 2)  # one token has nothing to choose from, and log(1) = 0
+        self.clamped = kind == "clamped"
+        self.exponent = nn.Parameter(torch.ones(1)) if kind == "learnt" else None
+
+    def forward(self, tokens_BNC: Tensor) -> QueryScale:
+        """The scale for so many tokens, in their dtype and on their device."""
+        # A tensor, not a Python number: a compiled graph would otherwise be made anew for every token count.
+        count = torch.full((), tokens_BNC.shape[1], dtype=torch.float32, device=tokens_BNC.device).clamp(min=2)
+        factor = count.log() / math.log(self.native_tokens)
+        if self.clamped:
+            factor = factor.clamp(1, math.log(4 * self.native_tokens) / math.log(self.native_tokens))
+        if self.exponent is not None:
+            factor = factor ** self.exponent.squeeze()
+        return QueryScale(factor.to(tokens_BNC.dtype))
 
 
 @cached_by_size()
@@ -267,10 +309,8 @@ def axial_angles(grid: Grid, head_dim: int, num_prefix: int, base: float, device
 class AxialRotary(nn.Module):
     """Axial rotary position encoding in normalised coordinates; no parameters.
 
-    `jitter` (low, high): in training, the coordinates are multiplied by a factor drawn log-uniformly from this range
-    once per forward pass, so that the network sees more scales than its training sizes provide. `log_scale_tokens`: if
-    given, logits are multiplied by log(tokens) / log(log_scale_tokens), which preserves the entropy of the attention at
-    other numbers of tokens (Chiang & Cholak 2022; Su 2021).
+    `jitter` (low, high): in training the coordinates are multiplied by a factor drawn log-uniformly from this range,
+    one per forward, so that the network meets more scales than the sizes it is trained at.
     """
 
     def __init__(
@@ -278,8 +318,7 @@ class AxialRotary(nn.Module):
         head_dim: int,
         num_prefix: int,
         base: float = 100.0,
-        jitter: tuple[float, float] | None = None,
-        log_scale_tokens: int | None = None,
+        jitter: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         _check_multiple(head_dim, 4, "rotary positions (channels per head)")
@@ -287,7 +326,6 @@ class AxialRotary(nn.Module):
         self.num_prefix = num_prefix
         self.base = base
         self.jitter = jitter
-        self.log_scale_tokens = log_scale_tokens
 
     def forward(self, grid: Grid, like: Tensor) -> Rotation:
         """Return the rotation for this grid, with the dtype and device of `like`."""
@@ -295,12 +333,7 @@ class AxialRotary(nn.Module):
         if self.training and self.jitter is not None:
             low, high = math.log(self.jitter[0]), math.log(self.jitter[1])
             angles = angles * torch.empty(1, device=like.device).uniform_(low, high).exp()
-        scale = None
-        if self.log_scale_tokens is not None:
-            # A tensor, not a Python number, which would cause a recompilation for every number of tokens.
-            tokens = torch.full((), self.num_prefix + grid[0] * grid[1], dtype=like.dtype, device=like.device)
-            scale = tokens.log() / math.log(self.log_scale_tokens)
-        return Rotation(angles.cos().to(like.dtype), angles.sin().to(like.dtype), scale)
+        return Rotation(angles.cos().to(like.dtype), angles.sin().to(like.dtype))
 
 
 def rotate(x_BhNd: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -152,7 +152,7 @@ class PolicyAttention(Attention):
         """
         if keep_BN is None:
             one_row: Grid = (1, x_BNC.shape[1] - 1)
-            return super().forward(x_BNC, one_row, None, queries)
+            return super().forward(x_BNC, one_row, (), queries)
         n, eps = x_BNC.shape[1], 1e-6
         q, k, v = self.qkv(x_BNC).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         logits = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).float()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import model_validator
 from timm.layers import Mlp
 from torch import Tensor, nn
 
@@ -22,26 +22,39 @@ from anyres.layers.positions import (
     ContinuousBias,
     GlobalPositionEmbedding,
     LocalPositionEmbedding,
+    LogScale,
     RelativeBiasTable,
-    Rotation,
     SineMap,
+    Turn,
 )
 from anyres.models._backbone import Backbone, DetectorForm, pair, take_indices
-from anyres.options import Count, Depth, Factor, Rate, SideOrPair, WholeNumber
+from anyres.options import Count, Depth, Factor, Options, Range, Rate, SideOrPair, WholeNumber, option
 from anyres.shapes import Grid
 
 
-@dataclass(frozen=True)
-class Position:
-    """The combination of position encodings in a plain model, at most one for each point where they can act."""
+class Position(Options):
+    """Which position mechanisms a plain model combines: one per place where they can act."""
 
-    tokens: Literal["table", "sine", "gpe"] | None = None
-    resize: Literal["bicubic", "bilinear"] = "bicubic"
-    logits: Literal["table", "continuous"] | None = None
-    rotary: bool = False
-    local: bool = False
-    jitter: tuple[float, float] | None = None
-    log_scale: bool = False
+    tokens: Literal["table", "sine", "gpe"] | None = option(None, "What is added to the tokens once.")
+    resize: Literal["bicubic", "bilinear"] = option("bicubic", "How the table of tokens=table is resized.")
+    logits: Literal["table", "continuous"] | None = option(None, "What is added to the attention's logits.")
+    rotary: bool = option(False, "Queries and keys are turned by their coordinates.")
+    local: bool = option(False, "A convolution of the values is added to the attention's output.")
+    jitter: Range | None = option(None, "In training the coordinates of rotary are scaled by a factor from this range.")
+    log_scale: Literal["fixed", "learnt", "clamped"] | None = option(
+        None, "Queries are scaled by the logarithm of the number of tokens (see LogScale)."
+    )
+
+    @model_validator(mode="after")
+    def _jitter_has_coordinates(self) -> Self:
+        if self.jitter is not None and not self.rotary:
+            raise UserError(f"jitter={self.jitter} scales the coordinates of rotary=True: add that, or set jitter=None")
+        return self
+
+    @property
+    def acts_between_tokens(self) -> bool:
+        """Whether the attention itself has to know the positions, of all tokens at once."""
+        return self.logits is not None or self.rotary or self.log_scale is not None
 
 
 POSITIONS = {
@@ -55,9 +68,22 @@ POSITIONS = {
     "rpb": Position(logits="table"),
     "cpb": Position(logits="continuous"),
     "rope": Position(rotary=True),
-    "rlpe": Position(rotary=True, local=True, jitter=(0.75, 1.25), log_scale=True),
+    "rlpe": Position(rotary=True, local=True, jitter=[0.75, 1.25], log_scale="fixed"),
 }
 """Position encodings by name: the rows of ResFormer's ablation (Table 5), rotary positions, and rotary + LPE."""
+
+
+def choose_position(name: str, args: Mapping[str, Any] | None = None) -> Position:
+    """The position of this name, with other values for some of its fields."""
+    if name not in POSITIONS:
+        raise UserError(f"position={name!r} is not known: choose one of {', '.join(POSITIONS)}.")
+    fields = Position.model_fields
+    if not isinstance(args or {}, Mapping) or not fields.keys() >= (args or {}).keys():
+        raise UserError(f"position_args={args!r:.200} must map names to values; there are {', '.join(fields)}.")
+    try:
+        return POSITIONS[name].changed(**(args or {}))
+    except UserError as error:
+        raise UserError(f"In position_args of position={name!r}, {error}.") from None
 
 
 def window_divisions(windows: str | Sequence[int], depth: int) -> tuple[int, ...]:
@@ -97,6 +123,7 @@ class Plain(Backbone):
         stride: side of the patches that images are cut into, if not `patch_size`. The stored kernel (resized to the
             stride) and the native grid keep `patch_size`.
         position: a name in `POSITIONS`.
+        position_args: other values for fields of that `Position`, such as {"jitter": None} to leave a part out.
         windows: "global"; "constant": windows of half the grid's sides; "progressive": quarters, halves, global
             (UViT+); or one division per block. Prefix tokens attend to, and are attended to by, every token.
         window_size: window side in tokens for all blocks but the last of each quarter, which are global (ViTDet). There
@@ -127,6 +154,7 @@ class Plain(Backbone):
         mlp_ratio: Factor = 4.0,
         qkv_bias: bool = True,
         position: str = "ape",
+        position_args: Mapping[str, Any] | None = None,
         windows: str | Sequence[Count] = "global",
         window_size: WholeNumber | None = None,
         prefix_tokens: Sequence[str] = ("cls_token",),
@@ -139,8 +167,7 @@ class Plain(Backbone):
         dense: bool = False,
     ) -> None:
         super().__init__()
-        if position not in POSITIONS:
-            raise UserError(f"position={position!r} is not known: choose one of {', '.join(POSITIONS)}.")
+        choice = choose_position(position, position_args)
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
@@ -151,21 +178,12 @@ class Plain(Backbone):
         self.patch_embed = patch_embed or PatchEmbed(stride or patch_size, in_chans, embed_dim, remainder, patch_size)
         for name in self.prefix_names:
             self.register_parameter(name, nn.Parameter(torch.zeros(1, 1, embed_dim)))
-        choice = POSITIONS[position]
         native_grid = patches_of(*pair(img_size), patch_size, remainder)
         head_dim = embed_dim // num_heads
         self.position = self._token_position(choice, native_grid)
         native_tokens = self.num_prefix_tokens + native_grid[0] * native_grid[1]
-        self.rotary = (
-            AxialRotary(
-                head_dim,
-                self.num_prefix_tokens,
-                jitter=choice.jitter,
-                log_scale_tokens=native_tokens if choice.log_scale else None,
-            )
-            if choice.rotary
-            else None
-        )
+        self.rotary = AxialRotary(head_dim, self.num_prefix_tokens, jitter=choice.jitter) if choice.rotary else None
+        self.log_scale = LogScale(native_tokens, choice.log_scale) if choice.log_scale else None
         quarters = Plain.default_out_indices({"depth": depth})
         divisions = window_divisions(windows, depth)
         if blocks is None:
@@ -190,9 +208,9 @@ class Plain(Backbone):
             )
         self.blocks = nn.ModuleList(blocks)
         depth = len(self.blocks)
-        if set(divisions) != {1} and (choice.logits or choice.rotary):
+        if set(divisions) != {1} and choice.acts_between_tokens:
             raise UserError(f"windows={windows!r} does not go with position={position!r}: choose 'ape' or 'glpe'.")
-        if window_size and (prefix_tokens or choice.logits or choice.rotary or set(divisions) != {1}):
+        if window_size and (prefix_tokens or choice.acts_between_tokens or set(divisions) != {1}):
             raise UserError(
                 f"window_size={window_size} needs prefix_tokens=(), windows='global' and a position that is not "
                 "between tokens, such as 'ape' or 'glpe'."
@@ -237,8 +255,9 @@ class Plain(Backbone):
 
     # Forward --------------------------------------------------------------------------------------------------------
 
-    def embed(self, x: Tensor) -> tuple[Tensor, Grid, Rotation | None]:
-        """Return (tokens (B, prefix + h·w, C) with token positions added, grid (h, w), rotation for the attention)."""
+    def embed(self, x: Tensor) -> tuple[Tensor, Grid, tuple[Turn, ...]]:
+        """Image → (tokens (B, prefix + h·w, C) with token positions added, grid (h, w), what every attention does to
+        its queries and keys)."""
         self.check_size(x)
         patches = self.patch_embed(x)
         grid = (patches.shape[-2], patches.shape[-1])
@@ -250,13 +269,18 @@ class Plain(Backbone):
             tokens = tokens + self.position(grid)
         elif self.position is not None:
             tokens = tokens + self.position(grid, tokens)
-        return tokens, grid, None if self.rotary is None else self.rotary(grid, tokens)
+        turns: list[Turn] = []
+        if self.rotary is not None:
+            turns.append(self.rotary(grid, tokens))
+        if self.log_scale is not None:
+            turns.append(self.log_scale(tokens))
+        return tokens, grid, tuple(turns)
 
     def through_blocks(
         self,
         tokens: Tensor,
         grid: Grid,
-        rotation: Rotation | None,
+        turns: tuple[Turn, ...],
         levels: Sequence[int] = (),
         count: int | None = None,
         queries: int | None = None,
@@ -273,7 +297,7 @@ class Plain(Backbone):
         for i, block in enumerate(self.blocks):
             if i == count:
                 break
-            tokens = run(block, tokens, grid, rotation, queries if i == last else None)
+            tokens = run(block, tokens, grid, turns, queries if i == last else None)
             if i in levels:
                 kept.append(tokens)
         return tokens, kept
@@ -340,9 +364,9 @@ class Plain(Backbone):
         intermediates_only: bool = False,
     ) -> Any:
         wanted, deepest = take_indices(len(self.blocks), indices, output_fmt)
-        tokens, grid, rotation = self.embed(x)
+        tokens, grid, turns = self.embed(x)
         count = deepest + 1 if stop_early or intermediates_only else None
-        tokens, collected = self.through_blocks(tokens, grid, rotation, wanted, count)
+        tokens, collected = self.through_blocks(tokens, grid, turns, wanted, count)
         if norm:
             collected = [self.norm(t) for t in collected]
         patches = [t[:, self.num_prefix_tokens :] for t in collected]
@@ -356,16 +380,17 @@ class Plain(Backbone):
     # Head and training hooks ----------------------------------------------------------------------------------------
 
     def no_weight_decay(self) -> set[str]:
-        positional = ("position.", ".attn.local.", ".attn.bias.")
+        own = ("position.", "log_scale.")
+        in_blocks = (".attn.local.", ".attn.bias.")
         return {
             name
             for name, _ in self.named_parameters()
-            if name in self.prefix_names or name.startswith("position.") or any(part in name for part in positional)
+            if name in self.prefix_names or name.startswith(own) or any(part in name for part in in_blocks)
         }
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         return {
-            "stem": rf"^(?:{'|'.join((*self.prefix_names, 'position', 'patch_embed'))})",
+            "stem": rf"^(?:{'|'.join((*self.prefix_names, 'position', 'log_scale', 'patch_embed'))})",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 

@@ -66,7 +66,7 @@ class DynamicViT(Plain):
         position: "ape", "sine", "gpe" or "none": positions that are added to the tokens, and so stay with them.
     """
 
-    fixed_options: tuple[str, ...] = ("prefix_tokens", "windows", "window_size")
+    fixed_options: tuple[str, ...] = ("prefix_tokens", "position_args", "windows", "window_size")
     block: type[Block] = Block
     eps = 1e-6
     published_keys: tuple[KeyRule, ...] = (
