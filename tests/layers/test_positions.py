@@ -145,6 +145,141 @@ def test_queries_are_scaled_by_the_logarithm_of_the_tokens(kind: Literal["fixed"
     assert scale(torch.zeros(2, 1, 8)).factor.isfinite()
 
 
+def between_patches(bias: torch.Tensor, grid: tuple[int, int], num_prefix: int) -> torch.Tensor:
+    """(heads, h, w, h, w): query, key."""
+    return bias[0, :, num_prefix:, num_prefix:].unflatten(2, grid).unflatten(1, grid)
+
+
+def parabolic(num_heads: int, isotropic: bool = False) -> positions.ParabolicBias:
+    torch.manual_seed(0)
+    layer = positions.ParabolicBias(num_heads, 16, isotropic)
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return layer
+
+
+def folded(layer: positions.ParabolicBias, q: torch.Tensor, grid: tuple[int, int], num_prefix: int) -> torch.Tensor:
+    """The bias that the further channels of queries and keys amount to: (B, heads, N, N)."""
+    widening = layer(q, grid, num_prefix)
+    return widening.of_queries @ widening.of_keys.mT / q.shape[-1] ** 0.5
+
+
+@pytest.mark.parametrize("isotropic", [False, True])
+@pytest.mark.parametrize(("grid", "num_prefix"), [((3, 5), 1), ((7, 7), 2), ((1, 4), 0)])
+def test_folding_equals_the_sum_of_parabolas(isotropic: bool, grid: tuple[int, int], num_prefix: int) -> None:
+    layer = parabolic(3, isotropic)
+    tokens = num_prefix + grid[0] * grid[1]
+    q = torch.randn(2, 3, tokens, 16)
+    row, column = torch.arange(grid[0] * grid[1]) // grid[1], torch.arange(grid[0] * grid[1]) % grid[1]
+    places = torch.stack((row, column), dim=-1) * 2 / (grid[0] * grid[1]) ** 0.5
+    delta = places[None] - places[:, None]  # [query, key]: from query to key
+    found = torch.einsum("bhnd,hdm->bhnm", q, layer.weight) + layer.bias[:, None]
+    found = found[:, :, num_prefix:, None]
+    if layer.directions is None:
+        expected = -found.exp().log1p()[..., 0] * (delta**2).sum(-1)
+    else:
+        along = torch.einsum("hmi,nki->hnkm", layer.directions, delta)
+        curvatures, slopes = found.exp().log1p()[..., :4], found[..., 4:]
+        expected = (-curvatures * along**2 + slopes * along).sum(-1)
+    bias = folded(layer, q, grid, num_prefix)
+    torch.testing.assert_close(
+        bias, F.pad(expected, (num_prefix, 0, num_prefix, 0)), atol=1e-6 * expected.abs().max().item(), rtol=1e-6
+    )
+    # The first few queries alone, as the last block computes them.
+    few = q[:, :, : num_prefix + 1]
+    torch.testing.assert_close(
+        layer(few, grid, num_prefix).of_queries, layer(q, grid, num_prefix).of_queries[:, :, : num_prefix + 1]
+    )
+
+
+def test_the_isotropic_parabola_does_not_see_that_an_image_is_turned() -> None:
+    q = torch.randn(1, 2, 1, 16).expand(-1, -1, 15, -1)  # every token has the same content
+    for isotropic in (True, False):
+        layer = parabolic(2, isotropic)
+        upright = between_patches(folded(layer, q, (3, 5), 0), (3, 5), 0)
+        turned = between_patches(folded(layer, q, (5, 3), 0), (5, 3), 0)
+        back = turned.rot90(1, (1, 2)).rot90(1, (3, 4))
+        assert torch.allclose(back, upright, atol=1e-4) is isotropic
+        # A translation is seen by neither.
+        torch.testing.assert_close(upright[:, :2, :4, :2, :4], upright[:, 1:, 1:, 1:, 1:], atol=1e-4, rtol=1e-4)
+
+
+def test_parabolas_change_smoothly_with_the_size() -> None:
+    """A displacement of half an image has the same bias whatever the number of patches."""
+    layer = parabolic(2)
+    biases = []
+    for side in (2, 4, 16):
+        q = torch.ones(1, 2, side * side, 16)
+        biases.append(between_patches(folded(layer, q, (side, side), 0), (side, side), 0)[:, 0, 0, side // 2, 0])
+    torch.testing.assert_close(biases[0], biases[1])
+    torch.testing.assert_close(biases[0], biases[2])
+
+
+def test_functional_bias_by_the_formula() -> None:
+    layer = positions.FunctionalBias(2, (4, 6))
+    torch.nn.init.constant_(layer.log_slope, -0.3)
+    for grid in ((3, 5), (9, 6)):
+        bias = layer(grid, 1, torch.zeros(1))
+        assert not bias[:, :, 0].any()
+        assert not bias[:, :, :, 0].any()
+        pairs = between_patches(bias, grid, 1)
+
+        def psi(x: float) -> float:
+            return math.log1p(math.exp(-0.3) * x)
+
+        for query, key in (((0, 0), (2, 3)), ((2, 4), (1, 0)), ((1, 1), (1, 1))):
+            axes = []
+            for i in range(2):
+                offset = query[i] - key[i]
+                axes.append(math.copysign(psi(abs(offset)) / psi(max((4, 6)[i], grid[i])), offset))
+            expected = layer.fc2(layer.fc1(torch.tensor(axes)).relu())
+            torch.testing.assert_close(pairs[:, query[0], query[1], key[0], key[1]], expected)
+
+
+def test_heads_look_in_their_directions_and_less_at_what_is_far() -> None:
+    for heads in (1, 2, 3, 6, 12):
+        layer = positions.FieldsOfView(heads, block=0, depth=3)
+        bias = layer((5, 7), 1, torch.zeros(1))
+        assert not bias[:, :, 0].any()
+        assert not bias[:, :, :, 0].any()
+        seen = between_patches(bias, (5, 7), 1)
+        for head in range(heads):
+            from_centre = seen[head, 2, 3]
+            assert from_centre[2, 3] == 0  # every patch sees itself
+            visible = from_centre.isfinite()
+            if head % 3 == 2:
+                assert visible.all()
+                continue
+            down, right = positions.VIEWS[head - head // 3]
+            assert visible.sum() < 35 / 2
+            for row in range(5):
+                for column in range(7):
+                    y, x = row - 2, column - 3
+                    ahead, aside = (y * down + x * right), abs(y * right - x * down)
+                    assert visible[row, column] == (ahead >= aside)
+                    if visible[row, column]:
+                        assert from_centre[row, column].item() == pytest.approx(-1.5 * math.hypot(y, x))
+
+
+def test_a_mirrored_image_is_seen_by_the_heads_of_the_opposite_directions() -> None:
+    seen = between_patches(positions.FieldsOfView(12, 0, 3)((4, 6), 0, torch.zeros(1)), (4, 6), 0)
+    directed = [head for head in range(12) if head % 3 != 2]
+    mirrored = [directed[positions.VIEWS.index((down, -right))] for down, right in positions.VIEWS]
+    assert torch.equal(seen[directed].flip((2, 4)), seen[mirrored])
+    assert not torch.equal(seen.flip((2, 4)), seen)
+
+
+def test_few_heads_look_everywhere_from_block_to_block() -> None:
+    blocks = [positions.FieldsOfView(3, block, 4) for block in range(4)]
+    assert [block.first for block in blocks] == [0, 2, 4, 6]
+    ahead = [block((3, 3), 0, torch.zeros(1))[0, 0, 4].unflatten(0, (3, 3)) for block in blocks]
+    rightmost, uppermost = ahead[0][1, 2], ahead[1][0, 1]
+    assert rightmost.item() == -1.5
+    assert uppermost.item() == pytest.approx(-1.5 + 1 / 3)
+    assert ahead[1][1, 2].isinf()
+    assert blocks[-1].slope == 0.5
+
+
 def test_the_cache_is_bounded_and_its_tables_can_be_trained_on() -> None:
     with torch.inference_mode():
         for side in range(1, 100):

@@ -68,6 +68,29 @@ def test_positions_tell_tokens_apart(position: str) -> None:
     assert (model(x) - model(swapped)).norm() > 1e-3 * model(x).norm()
 
 
+@pytest.mark.parametrize("position", POSITIONS)
+def test_every_position_is_trained_without_a_state(position: str) -> None:
+    # The class token alone would not read what the last block's patches do with their positions.
+    model = filled(
+        create_model(
+            "resformer_tiny", **SMALL, position=position, position_args={"log_scale": "learnt"}, global_pool="avg"
+        )
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith("log_threshold"):  # which counts for images below it
+            torch.nn.init.constant_(parameter, 3.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = torch.randn(3, 3, 24, 40)  # not the native size, at which the exponent of the log scale has nothing to do
+    together = model(x)
+    model(torch.randn(1, 3, 64, 16))
+    torch.testing.assert_close(torch.cat([model(image[None]) for image in x]), together, atol=1e-5, rtol=1e-5)
+    together.square().sum().backward()
+    still = [name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()]
+    assert still == []
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_position_args_change_one_part_of_a_position() -> None:
     """The whole position, taken apart and put together from another: the same network, to the last number."""
     parts = {"rotary": True, "jitter": [0.75, 1.25], "log_scale": "fixed"}

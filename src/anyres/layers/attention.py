@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from anyres.layers.divisions import Windows, divide, divided_attention
 from anyres.layers.parts import parts_of
-from anyres.layers.positions import ContinuousBias, LocalPositionEmbedding, RelativeBiasTable, Turn
+from anyres.layers.positions import LocalPositionEmbedding, LogitBias, ParabolicBias, Turn
 from anyres.layers.windows import merge, partition, window_attention
 from anyres.shapes import Grid
 
@@ -32,7 +32,8 @@ class Attention(nn.Module):
         qkv_bias: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
-        bias: RelativeBiasTable | ContinuousBias | None = None,
+        bias: LogitBias | None = None,
+        parabolas: ParabolicBias | None = None,
         local: LocalPositionEmbedding | None = None,
         window: int | None = None,
         division: int = 1,
@@ -42,6 +43,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.attn_drop = attn_drop
         self.bias = bias
+        self.parabolas = parabolas
         self.local = local
         self.window = window
         self.division = division
@@ -75,11 +77,18 @@ class Attention(nn.Module):
         """Attend from every row to every row: (B, N, 3·C) → (B, N or queries, C)."""
         q, k, v = self.heads(qkv_BNC)
         q = q[:, :, :queries]
+        if self.parabolas is not None:  # read from the queries as they are, added when all else is done to them
+            turns = (*turns, self.parabolas(q, grid, num_prefix))
         for turn in turns:
             q, k = turn.queries(q), turn.keys(k)
         mask = None if self.bias is None else self.bias(grid, num_prefix, q)[:, :, :queries]
         dropout = self.attn_drop if self.training else 0.0
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout).transpose(1, 2).flatten(2)
+        # Fused kernels want values of the width of queries and keys, which may have become wider.
+        width = v.shape[-1]
+        if q.shape[-1] > width:
+            v = F.pad(v, (0, q.shape[-1] - width))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=width**-0.5)
+        return out[..., :width].transpose(1, 2).flatten(2)
 
     def attend_in_divisions(self, qkv_BNC: Tensor, windows: Windows, num_prefix: int) -> Tensor:
         """Attend within the windows of `division`: (B, N, 3·C) → (B, N, C)."""

@@ -6,6 +6,8 @@ They act at one of four points, and a model may combine them:
 |---|---|---|
 | added to the tokens once | `AbsoluteTable`, `SineMap`, `GlobalPositionEmbedding` | ViT; DETR; ResFormer (GPE) |
 | added to the attention logits | `RelativeBiasTable`, `ContinuousBias` | Swin; Swin v2 |
+| | `FunctionalBias`, `FieldsOfView` | FIRE; LookHere |
+| | `ParabolicBias`, by widening queries and keys | PaPE |
 | turning or scaling queries and keys | `AxialRotary`, `LogScale` | RoFormer, in normalised axial coordinates |
 | added to the attention output | `LocalPositionEmbedding` | ResFormer (LPE) |
 """
@@ -151,6 +153,13 @@ class LocalPositionEmbedding(nn.Module):
 # Added to the attention logits --------------------------------------------------------------------------------------
 
 
+class LogitBias(Protocol):
+    """What is added to the logits, by pairs of tokens."""
+
+    def __call__(self, grid: Grid, num_prefix: int, like: Tensor, /) -> Tensor:
+        """(1, heads, prefix + N, prefix + N) in the dtype and on the device of `like`."""
+
+
 @cached_by_size()
 def relative_index(grid: Grid, device: torch.device) -> Tensor:
     """Return (N, N) indices into a flattened (2h-1, 2w-1) table; entry (i, j) is the offset of query i from key j."""
@@ -221,6 +230,186 @@ class ContinuousBias(nn.Module):
         offsets = log_offsets(grid, self.native_grid, like.device).to(like.dtype)
         table = 16 * self.fc2(self.fc1(offsets).relu()).sigmoid()
         return _bias_from_offsets(table.permute(2, 0, 1), grid, num_prefix).to(like.dtype)
+
+
+@cached_by_size()
+def token_offsets(grid: Grid, device: torch.device) -> Tensor:
+    """(2h-1, 2w-1, 2) offsets in tokens, query minus key, rows first."""
+    rows, columns = (torch.arange(1 - side, side, dtype=torch.float32, device=device) for side in grid)
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
+
+
+class FunctionalBias(nn.Module):
+    """FIRE in two dimensions: a small network maps normalised log distances to a bias per head (Li et al., "Functional
+    Interpolation for Relative Positions", ICLR 2024, arXiv 2310.04418).
+
+    Along each axis it sees sign(Δ)·ψ(|Δ|) / ψ(max(L, side)), ψ(x) = log(1 + c·x), Δ in tokens: in units of the image
+    above a threshold L, in tokens below. c and L > 0 are learnt (as logarithms). The paper's texts run one way, and
+    each position is normalised by its own; images run both ways, so here it is the grid's side. c starts at 1, not at
+    the paper's 0.1, which is for hundreds of tokens in a row, and L at the native side.
+    """
+
+    def __init__(self, num_heads: int, native_grid: Grid, hidden: int = 32) -> None:
+        super().__init__()
+        self.log_slope = nn.Parameter(torch.zeros(1))
+        self.log_threshold = nn.Parameter(torch.tensor(native_grid).log())
+        self.fc1 = nn.Linear(2, hidden)
+        self.fc2 = nn.Linear(hidden, num_heads, bias=False)
+
+    def forward(self, grid: Grid, num_prefix: int, like: Tensor) -> Tensor:
+        """(1, heads, prefix + N, prefix + N) in the dtype and on the device of `like`."""
+        offsets = token_offsets(grid, like.device)
+        sides = torch.stack([torch.full((), side, dtype=torch.float32, device=like.device) for side in grid])
+        slope = self.log_slope.exp()
+        distances = (slope * offsets.abs()).log1p() / (slope * torch.maximum(self.log_threshold.exp(), sides)).log1p()
+        table = self.fc2(self.fc1((offsets.sign() * distances).to(like.dtype)).relu())
+        return _bias_from_offsets(table.permute(2, 0, 1), grid, num_prefix).to(like.dtype)
+
+
+VIEWS = ((0, 1), (0, -1), (-1, 0), (1, 0), (-1, 1), (1, -1), (-1, -1), (1, 1))
+"""Directions of `FieldsOfView`, (down, right), opposite ones next to each other, so that few heads see both sides."""
+
+
+@cached_by_size(maximum=8)
+def fields_of_view(
+    grid: Grid, heads: int, first: int, num_prefix: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(1, heads, prefix + N, prefix + N): -slope·distance within a head's field of view, -inf outside. Directed heads
+    start with direction `first` of `VIEWS`."""
+    offsets = -token_offsets(grid, device)  # where the key lies, seen from the query
+    distance = offsets.norm(dim=-1)
+    per_head, directed = [], 0
+    for head in range(heads):
+        if head % 3 == 2:
+            per_head.append(distance * 0.25 ** (head // 3 + 1))
+            continue
+        direction = torch.tensor(VIEWS[(first + directed) % len(VIEWS)], dtype=torch.float32, device=device)
+        directed += 1
+        # Within 45 degrees to either side; the margin keeps what lies on the edge.
+        ahead = offsets @ (direction / direction.norm()) >= distance * (math.sqrt(0.5) - 1e-4)
+        per_head.append(torch.where(ahead, distance, torch.inf))
+    return -_bias_from_offsets(torch.stack(per_head), grid, num_prefix).to(dtype)
+
+
+class FieldsOfView(nn.Module):
+    """LookHere: every head looks in one direction, less at what is further away (Fuller et al., NeurIPS 2024, arXiv
+    2405.13985); no parameters.
+
+    Of three heads two are directed: they see only patches within a quadrant (90 degrees) around their direction, and
+    the patch itself. The third sees all. Directions go round the eight of `VIEWS` from head to head and on from block
+    to block, so that a network with few heads looks everywhere as well. What is seen gets the bias -slope·distance,
+    Euclidean, in tokens: a larger image is looked at as closely as a small one. The slope is a head's (1 for directed
+    ones, 1/4, 1/16, … for the others) times the block's, which falls linearly from 1.5 in the first to 0.5 in the last.
+    Prefix tokens see all and are seen by all. The shares of heads, their order and their slopes for any number of heads
+    are ours, after the paper's idea.
+    """
+
+    def __init__(self, num_heads: int, block: int, depth: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.first = block * (num_heads - num_heads // 3) % len(VIEWS)
+        self.slope = 1.5 - block / max(depth - 1, 1)
+
+    def forward(self, grid: Grid, num_prefix: int, like: Tensor) -> Tensor:
+        """(1, heads, prefix + N, prefix + N) in the dtype and on the device of `like`."""
+        return self.slope * fields_of_view(grid, self.num_heads, self.first, num_prefix, like.dtype, like.device)
+
+
+# Added to the logits by widening queries and keys --------------------------------------------------------------------
+
+
+@cached_by_size()
+def centred_coordinates(grid: Grid, num_prefix: int, device: torch.device) -> Tensor:
+    """(prefix + h·w, 3): 1, row and column of a patch from the centre of the image, in units of half the side of the
+    square of the same area; zeros for prefix tokens. float32.
+
+    One unit for both axes, so that distances are those of the picture; on a square image they lie in [-1, 1] whatever
+    its size.
+    """
+    h, w = grid
+    unit = torch.full((), h * w, dtype=torch.float32, device=device).sqrt()
+    rows, columns = ((2 * torch.arange(side, dtype=torch.float32, device=device) + 1 - side) / unit for side in grid)
+    places = torch.stack(
+        (torch.ones(h, w, device=device), rows[:, None].expand(h, w), columns[None].expand(h, w)), dim=-1
+    )
+    return F.pad(places.reshape(h * w, 3), (0, 0, num_prefix, 0))
+
+
+class Widening(NamedTuple):
+    """Further channels of queries and keys, (B or 1, heads or 1, N, 8) each, whose product is a bias."""
+
+    of_queries: Tensor
+    of_keys: Tensor
+
+    def queries(self, q_BhNd: Tensor) -> Tensor:
+        return torch.cat((q_BhNd, self.of_queries), dim=-1)
+
+    def keys(self, k_BhNd: Tensor) -> Tensor:
+        return torch.cat((k_BhNd, self.of_keys.expand(*k_BhNd.shape[:2], -1, -1)), dim=-1)
+
+
+class ParabolicBias(nn.Module):
+    """PaPE: a sum of parabolas of the relative position, whose coefficients depend on what the query is (Øhrstrøm et
+    al., "Parabolic Position Encoding", arXiv 2602.01418).
+
+    For Δ = place of the key - place of the query (see `centred_coordinates`) the bias of a head is
+    Σ_m -a_m·(u_m·Δ)² + b_m·(u_m·Δ), with directions u_m learnt per head, and curvatures a_m > 0 (softplus) and slopes
+    b_m that are linear functions of the head's query. Multiplied out, this is a product of 6 channels of the query and
+    6 of the key (8, so that kernels find the multiple of 8 they want): no N x N mask. The bias is 0 from and to prefix
+    tokens. `isotropic` (PaPE-RI): -a·|Δ|² alone, which does not change when the image is turned.
+
+    Curvatures start as wide for the first head (1/4) and narrow for the last (16), slopes at zero, directions evenly
+    spread; this start, the unit and taking the query for the context are ours, after the paper's idea.
+    """
+
+    def __init__(self, num_heads: int, head_dim: int, isotropic: bool = False, parabolas: int = 4) -> None:
+        super().__init__()
+        self.directions: nn.Parameter | None = None
+        count = 1
+        start = torch.logspace(-2, 4, num_heads, base=2)[:, None]
+        if not isotropic:
+            angles = torch.arange(parabolas) * (math.pi / parabolas)
+            spread = torch.stack((angles.cos(), angles.sin()), dim=-1)  # Σ u·uᵀ = parabolas / 2
+            self.directions = nn.Parameter(spread.expand(num_heads, -1, -1).clone())
+            start = start.expand(-1, parabolas) * 2 / parabolas
+            count = 2 * parabolas
+        self.weight = nn.Parameter(torch.empty(num_heads, head_dim, count))
+        nn.init.trunc_normal_(self.weight, std=0.02)
+        bias = torch.zeros(num_heads, count)
+        bias[:, : start.shape[1]] = start.expm1().log()
+        self.bias = nn.Parameter(bias)
+
+    def coefficients(self, q_BhNd: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries → A (B, heads, N, 2, 2), symmetric and nowhere negative, and b (B, heads, N, 2), such that the bias
+        is -Δᵀ·A·Δ + b·Δ; float32."""
+        found = torch.einsum("bhnd,hdm->bhnm", q_BhNd.float(), self.weight.float()) + self.bias.float()[:, None]
+        if self.directions is None:
+            curvature = F.softplus(found)[..., None] * torch.eye(2, device=found.device)
+            return curvature, torch.zeros_like(curvature[..., 0])
+        curvatures, slopes = found.chunk(2, dim=-1)
+        directions = self.directions.float()
+        squares = directions[..., :, None] * directions[..., None, :]  # (heads, parabolas, 2, 2)
+        curvature = torch.einsum("bhnm,hmij->bhnij", F.softplus(curvatures), squares)
+        return curvature, torch.einsum("bhnm,hmi->bhni", slopes, directions)
+
+    def forward(self, q_BhNd: Tensor, grid: Grid, num_prefix: int) -> Widening:
+        """The widening for these queries, all or the first few, in their dtype.
+
+        With p and s the places of query and key, -Δᵀ·A·Δ + b·Δ = -sᵀ·A·s + (2·A·p + b)·s - (A·p + b)·p.
+        """
+        places = centred_coordinates(grid, num_prefix, q_BhNd.device)
+        patch, row, column = places.unbind(-1)
+        zero = torch.zeros_like(row)
+        of_keys = torch.stack((patch, row, column, row * row, 2 * row * column, column * column, zero, zero), dim=-1)
+        A, b = self.coefficients(q_BhNd)
+        patch, p = places[: q_BhNd.shape[2], :1], places[: q_BhNd.shape[2], 1:]
+        Ap = (A * p[:, None]).sum(dim=-1)
+        constant = -((Ap + b) * p).sum(dim=-1, keepdim=True)
+        squares = torch.stack((A[..., 0, 0], A[..., 0, 1], A[..., 1, 1]), dim=-1)
+        of_queries = torch.cat((constant, 2 * Ap + b, -squares, torch.zeros_like(b)), dim=-1) * patch
+        # The attention divides by √d, which is not meant for the bias.
+        scale = q_BhNd.shape[-1] ** 0.5
+        return Widening((of_queries * scale).to(q_BhNd.dtype), of_keys[None, None].to(q_BhNd.dtype))
 
 
 # Turning queries and keys -------------------------------------------------------------------------------------------

@@ -20,9 +20,13 @@ from anyres.layers.positions import (
     AbsoluteTable,
     AxialRotary,
     ContinuousBias,
+    FieldsOfView,
+    FunctionalBias,
     GlobalPositionEmbedding,
     LocalPositionEmbedding,
+    LogitBias,
     LogScale,
+    ParabolicBias,
     RelativeBiasTable,
     SineMap,
     Turn,
@@ -37,7 +41,9 @@ class Position(Options):
 
     tokens: Literal["table", "sine", "gpe"] | None = option(None, "What is added to the tokens once.")
     resize: Literal["bicubic", "bilinear"] = option("bicubic", "How the table of tokens=table is resized.")
-    logits: Literal["table", "continuous"] | None = option(None, "What is added to the attention's logits.")
+    logits: Literal["table", "continuous", "fire", "lookhere", "pape", "pape_ri"] | None = option(
+        None, "What is added to the attention's logits."
+    )
     rotary: bool = option(False, "Queries and keys are turned by their coordinates.")
     local: bool = option(False, "A convolution of the values is added to the attention's output.")
     jitter: Range | None = option(None, "In training the coordinates of rotary are scaled by a factor from this range.")
@@ -67,10 +73,15 @@ POSITIONS = {
     "glpe": Position(tokens="gpe", local=True),
     "rpb": Position(logits="table"),
     "cpb": Position(logits="continuous"),
+    "fire": Position(logits="fire"),
+    "lookhere": Position(logits="lookhere"),
+    "pape": Position(logits="pape"),
+    "pape_ri": Position(logits="pape_ri"),
     "rope": Position(rotary=True),
     "rlpe": Position(rotary=True, local=True, jitter=[0.75, 1.25], log_scale="fixed"),
 }
-"""Position encodings by name: the rows of ResFormer's ablation (Table 5), rotary positions, and rotary + LPE."""
+"""Position information by name: the rows of ResFormer's ablation (Table 6), newer biases of the logits, rotary
+positions, and rotary + LPE."""
 
 
 def choose_position(name: str, args: Mapping[str, Any] | None = None) -> Position:
@@ -196,7 +207,10 @@ class Plain(Backbone):
                         qkv_bias,
                         attn_drop_rate,
                         proj_drop_rate,
-                        bias=self._logit_position(choice, num_heads, native_grid),
+                        bias=self._logit_position(choice, num_heads, native_grid, i, depth),
+                        parabolas=ParabolicBias(num_heads, head_dim, choice.logits == "pape_ri")
+                        if choice.logits in ("pape", "pape_ri")
+                        else None,
                         local=LocalPositionEmbedding(head_dim) if choice.local else None,
                         window=None if i in quarters else window_size or None,
                         division=divisions[i],
@@ -240,10 +254,17 @@ class Plain(Backbone):
         return kind(self.embed_dim, self.num_prefix_tokens)
 
     @staticmethod
-    def _logit_position(choice: Position, heads: int, native_grid: Grid) -> RelativeBiasTable | ContinuousBias | None:
-        if choice.logits is None:
-            return None
-        return (RelativeBiasTable if choice.logits == "table" else ContinuousBias)(heads, native_grid)
+    def _logit_position(choice: Position, heads: int, native_grid: Grid, block: int, depth: int) -> LogitBias | None:
+        match choice.logits:
+            case "table":
+                return RelativeBiasTable(heads, native_grid)
+            case "continuous":
+                return ContinuousBias(heads, native_grid)
+            case "fire":
+                return FunctionalBias(heads, native_grid)
+            case "lookhere":
+                return FieldsOfView(heads, block, depth)
+        return None
 
     @property
     def dense_info(self) -> list[dict[str, Any]]:
@@ -381,7 +402,7 @@ class Plain(Backbone):
 
     def no_weight_decay(self) -> set[str]:
         own = ("position.", "log_scale.")
-        in_blocks = (".attn.local.", ".attn.bias.")
+        in_blocks = (".attn.local.", ".attn.bias.", ".attn.parabolas.")
         return {
             name
             for name, _ in self.named_parameters()
