@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from anyres.layers.attention import Attention
+from anyres.layers.positions import centred_coordinates
 from anyres.models._plain import POSITIONS, Plain
 from anyres.models._registry import create_model
 from tests.typed import as_a
@@ -29,7 +30,17 @@ def explicit_attention(layer: Attention, x: torch.Tensor, grid: tuple[int, int])
     batch, tokens, dim = x.shape
     prefix = tokens - grid[0] * grid[1]
     q, k, v = layer.qkv(x).reshape(batch, tokens, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
-    out = ((q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5).softmax(-1) @ v
+    logits = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+    if layer.bias is not None:
+        logits = logits + layer.bias(grid, prefix, q)
+    if layer.parabolas is not None:
+        curvature, slope = layer.parabolas.coefficients(q[:, :, prefix:])
+        places = centred_coordinates(grid, 0, x.device)[:, 1:]
+        delta = places[None] - places[:, None]
+        bias = torch.einsum("bhqi,qki->bhqk", slope, delta)
+        bias = bias - torch.einsum("bhqij,qki,qkj->bhqk", curvature, delta, delta)
+        logits = logits + F.pad(bias, (prefix, 0, prefix, 0))
+    out = logits.softmax(-1) @ v
     if layer.local is not None:
         maps = v[:, :, prefix:].transpose(-1, -2).reshape(batch * layer.num_heads, -1, *grid)
         local = layer.local.conv(maps).flatten(2).transpose(1, 2).unflatten(0, (batch, layer.num_heads))
@@ -37,7 +48,7 @@ def explicit_attention(layer: Attention, x: torch.Tensor, grid: tuple[int, int])
     return layer.proj(out.transpose(1, 2).reshape(batch, tokens, dim))
 
 
-@pytest.mark.parametrize("position", ["ape", "glpe"])
+@pytest.mark.parametrize("position", ["ape", "glpe", "fire", "lookhere", "pape", "pape_ri"])
 @pytest.mark.parametrize("grad", [True, False])
 def test_attention_equals_its_explicit_twin(position: str, grad: bool) -> None:
     model = filled(create_model("resformer_tiny", **SMALL, position=position))
