@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from anyres.layers.divisions import Windows, divide, divided_attention
 from anyres.layers.parts import parts_of
-from anyres.layers.positions import LocalPositionEmbedding, LogitBias, ParabolicBias, Turn
+from anyres.layers.positions import LocalPositionEmbedding, LogitBias, ParabolicBias, QueryKeyMap
 from anyres.layers.windows import merge, partition, window_attention
 from anyres.shapes import Grid
 
@@ -50,15 +50,16 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x_BNC: Tensor, grid: Grid, turns: Sequence[Turn] = (), queries: int | None = None) -> Tensor:
-        """(B, N, C) → (B, N, C), or (B, queries, C): the first `queries` rows (prefix tokens) only, when no other row
-        is wanted."""
+    def forward(
+        self, x_BNC: Tensor, grid: Grid, transforms: Sequence[QueryKeyMap] = (), queries: int | None = None
+    ) -> Tensor:
+        """Apply attention: (B, N, C) → (B, N, C), or (B, queries, C) for only the first `queries` rows."""
         if self.window is not None:
             return self.attend_in_windows(x_BNC, grid, (self.window, self.window))
         num_prefix = x_BNC.shape[1] - grid[0] * grid[1]
         qkv_BNC = self.qkv(x_BNC)
         if self.division == 1:
-            out_BNC = self.attend(qkv_BNC, grid, num_prefix, turns, queries)
+            out_BNC = self.attend(qkv_BNC, grid, num_prefix, transforms, queries)
         else:
             windows = divide(grid, self.division, num_prefix, x_BNC.device)
             out_BNC = self.attend_in_divisions(qkv_BNC, windows, num_prefix)[:, :queries]
@@ -72,15 +73,15 @@ class Attention(nn.Module):
         return (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in qkv_BNC.chunk(3, dim=-1))
 
     def attend(
-        self, qkv_BNC: Tensor, grid: Grid, num_prefix: int, turns: Sequence[Turn], queries: int | None
+        self, qkv_BNC: Tensor, grid: Grid, num_prefix: int, transforms: Sequence[QueryKeyMap], queries: int | None
     ) -> Tensor:
         """Attend from every row to every row: (B, N, 3·C) → (B, N or queries, C)."""
         q, k, v = self.heads(qkv_BNC)
         q = q[:, :, :queries]
         if self.parabolas is not None:  # read from the queries as they are, added when all else is done to them
-            turns = (*turns, self.parabolas(q, grid, num_prefix))
-        for turn in turns:
-            q, k = turn.queries(q), turn.keys(k)
+            transforms = (*transforms, self.parabolas(q, grid, num_prefix))
+        for each in transforms:
+            q, k = each.queries(q), each.keys(k)
         mask = None if self.bias is None else self.bias(grid, num_prefix, q)[:, :, :queries]
         dropout = self.attn_drop if self.training else 0.0
         # Fused kernels want values of the width of queries and keys, which may have become wider.

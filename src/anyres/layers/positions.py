@@ -4,12 +4,12 @@ They act at one of four points, and a model may combine them:
 
 | applied to | classes | source |
 |---|---|---|
-| added to the tokens once | `AbsoluteTable`, `SineMap`, `GlobalPositionEmbedding` | ViT; DETR; ResFormer (GPE) |
-| added to the attention logits | `RelativeBiasTable`, `ContinuousBias` | Swin; Swin v2 |
+| the tokens, added once | `AbsoluteTable`, `SineMap`, `GlobalPositionEmbedding` | ViT; DETR; ResFormer (GPE) |
+| the attention logits, added | `RelativeBiasTable`, `ContinuousBias` | Swin; Swin v2 |
 | | `FunctionalBias`, `FieldsOfView` | FIRE; LookHere |
 | | `ParabolicBias`, by widening queries and keys | PaPE |
-| turning or scaling queries and keys | `AxialRotary`, `LogScale` | RoFormer, in normalised axial coordinates |
-| added to the attention output | `LocalPositionEmbedding` | ResFormer (LPE) |
+| queries and keys, rotated or scaled | `AxialRotary`, `LogScale` | RoFormer, in normalised axial coordinates |
+| the attention output, added | `LocalPositionEmbedding` | ResFormer (LPE) |
 """
 
 from __future__ import annotations
@@ -415,7 +415,7 @@ class ParabolicBias(nn.Module):
 # Turning queries and keys -------------------------------------------------------------------------------------------
 
 
-class Turn(Protocol):
+class QueryKeyMap(Protocol):
     """What is done to queries (B, heads, N, d), all or the first few, and keys before their products are taken."""
 
     def queries(self, q_BhNd: Tensor) -> Tensor: ...
@@ -450,8 +450,8 @@ class QueryScale(NamedTuple):
 
 
 class LogScale(nn.Module):
-    """Queries times (log(tokens) / log(native tokens))^p, which keeps the entropy of the attention at other token
-    counts (Chiang & Cholak 2022; Su 2021).
+    """Scaling of queries by (log(tokens) / log(native tokens))^p, which preserves the entropy of the attention at other
+    numbers of tokens (Chiang & Cholak 2022; Su 2021).
 
     `kind` "fixed": p = 1. "learnt": one exponent for the model, which starts at 1. "clamped": p = 1, but at least 1, so
     that nothing changes below the native size, and at most what it is at 4 times the native tokens.
@@ -464,8 +464,8 @@ class LogScale(nn.Module):
         self.exponent = nn.Parameter(torch.ones(1)) if kind == "learnt" else None
 
     def forward(self, tokens_BNC: Tensor) -> QueryScale:
-        """The scale for so many tokens, in their dtype and on their device."""
-        # A tensor, not a Python number: a compiled graph would otherwise be made anew for every token count.
+        """Return the scale for this number of tokens, with their dtype and device."""
+        # A tensor, not a Python number, which would cause a recompilation for every number of tokens.
         count = torch.full((), tokens_BNC.shape[1], dtype=torch.float32, device=tokens_BNC.device).clamp(min=2)
         factor = count.log() / math.log(self.native_tokens)
         if self.clamped:
@@ -498,8 +498,8 @@ def axial_angles(grid: Grid, head_dim: int, num_prefix: int, base: float, device
 class AxialRotary(nn.Module):
     """Axial rotary position encoding in normalised coordinates; no parameters.
 
-    `jitter` (low, high): in training the coordinates are multiplied by a factor drawn log-uniformly from this range,
-    one per forward, so that the network meets more scales than the sizes it is trained at.
+    `jitter` (low, high): in training, the coordinates are multiplied by a factor drawn log-uniformly from this range
+    once per forward pass, so that the network sees more scales than its training sizes provide.
     """
 
     def __init__(

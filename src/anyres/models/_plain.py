@@ -27,9 +27,9 @@ from anyres.layers.positions import (
     LogitBias,
     LogScale,
     ParabolicBias,
+    QueryKeyMap,
     RelativeBiasTable,
     SineMap,
-    Turn,
 )
 from anyres.models._backbone import Backbone, DetectorForm, pair, take_indices
 from anyres.options import Count, Depth, Factor, Options, Range, Rate, SideOrPair, WholeNumber, option
@@ -37,14 +37,14 @@ from anyres.shapes import Grid
 
 
 class Position(Options):
-    """Which position mechanisms a plain model combines: one per place where they can act."""
+    """The combination of position encodings in a plain model, at most one for each point where they can act."""
 
     tokens: Literal["table", "sine", "gpe"] | None = option(None, "What is added to the tokens once.")
     resize: Literal["bicubic", "bilinear"] = option("bicubic", "How the table of tokens=table is resized.")
     logits: Literal["table", "continuous", "fire", "lookhere", "pape", "pape_ri"] | None = option(
         None, "What is added to the attention's logits."
     )
-    rotary: bool = option(False, "Queries and keys are turned by their coordinates.")
+    rotary: bool = option(False, "Queries and keys are rotated by their coordinates.")
     local: bool = option(False, "A convolution of the values is added to the attention's output.")
     jitter: Range | None = option(None, "In training the coordinates of rotary are scaled by a factor from this range.")
     log_scale: Literal["fixed", "learnt", "clamped"] | None = option(
@@ -80,8 +80,8 @@ POSITIONS = {
     "rope": Position(rotary=True),
     "rlpe": Position(rotary=True, local=True, jitter=[0.75, 1.25], log_scale="fixed"),
 }
-"""Position information by name: the rows of ResFormer's ablation (Table 6), newer biases of the logits, rotary
-positions, and rotary + LPE."""
+"""Position encodings by name: the rows of ResFormer's ablation (Table 5), newer biases of the logits, rotary positions,
+and rotary + LPE."""
 
 
 def choose_position(name: str, args: Mapping[str, Any] | None = None) -> Position:
@@ -276,8 +276,8 @@ class Plain(Backbone):
 
     # Forward --------------------------------------------------------------------------------------------------------
 
-    def embed(self, x: Tensor) -> tuple[Tensor, Grid, tuple[Turn, ...]]:
-        """Image → (tokens (B, prefix + h·w, C) with token positions added, grid (h, w), what every attention does to
+    def embed(self, x: Tensor) -> tuple[Tensor, Grid, tuple[QueryKeyMap, ...]]:
+        """Return (tokens (B, prefix + h·w, C) with token positions added, grid (h, w), what every attention applies to
         its queries and keys)."""
         self.check_size(x)
         patches = self.patch_embed(x)
@@ -290,18 +290,18 @@ class Plain(Backbone):
             tokens = tokens + self.position(grid)
         elif self.position is not None:
             tokens = tokens + self.position(grid, tokens)
-        turns: list[Turn] = []
+        transforms: list[QueryKeyMap] = []
         if self.rotary is not None:
-            turns.append(self.rotary(grid, tokens))
+            transforms.append(self.rotary(grid, tokens))
         if self.log_scale is not None:
-            turns.append(self.log_scale(tokens))
-        return tokens, grid, tuple(turns)
+            transforms.append(self.log_scale(tokens))
+        return tokens, grid, tuple(transforms)
 
     def through_blocks(
         self,
         tokens: Tensor,
         grid: Grid,
-        turns: tuple[Turn, ...],
+        transforms: tuple[QueryKeyMap, ...],
         levels: Sequence[int] = (),
         count: int | None = None,
         queries: int | None = None,
@@ -318,7 +318,7 @@ class Plain(Backbone):
         for i, block in enumerate(self.blocks):
             if i == count:
                 break
-            tokens = run(block, tokens, grid, turns, queries if i == last else None)
+            tokens = run(block, tokens, grid, transforms, queries if i == last else None)
             if i in levels:
                 kept.append(tokens)
         return tokens, kept
@@ -385,9 +385,9 @@ class Plain(Backbone):
         intermediates_only: bool = False,
     ) -> Any:
         wanted, deepest = take_indices(len(self.blocks), indices, output_fmt)
-        tokens, grid, turns = self.embed(x)
+        tokens, grid, transforms = self.embed(x)
         count = deepest + 1 if stop_early or intermediates_only else None
-        tokens, collected = self.through_blocks(tokens, grid, turns, wanted, count)
+        tokens, collected = self.through_blocks(tokens, grid, transforms, wanted, count)
         if norm:
             collected = [self.norm(t) for t in collected]
         patches = [t[:, self.num_prefix_tokens :] for t in collected]
