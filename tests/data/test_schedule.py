@@ -62,10 +62,35 @@ def test_sample_depends_on_seed_and_place_only() -> None:
     assert drawn != [SizeSchedule(sizes, mode="sample", seed=6).sizes(0, step) for step in range(300)]
     counts = [drawn.count([size]) for size in sizes]
     assert sum(counts) == 300
-    assert min(counts) > 60  # 100 expected of each, standard deviation 8
+    assert counts == [100, 100, 100]
+    assert all({*drawn[place], *drawn[place + 1], *drawn[place + 2]} == set(sizes) for place in range(0, 300, 3))
     by_epoch = SizeSchedule(sizes, mode="sample", per="epoch", seed=5)
     assert all(by_epoch.sizes(2, step) == by_epoch.sizes(2, 0) for step in range(50))
     assert len({by_epoch.sizes(epoch, 0)[0] for epoch in range(50)}) == 3
+
+
+@pytest.mark.parametrize("curriculum", [False, True])
+def test_sample_may_draw_several_sizes(curriculum: bool) -> None:
+    sizes = [(s, s) for s in (16, 24, 32, 40)]
+    schedule = SizeSchedule(sizes, mode="sample", sizes_per_step=2, curriculum=curriculum, epochs=1)
+    drawn = [tuple(schedule.sizes(0, step)) for step in range(300)]
+    assert all(large[0] > small[0] for large, small in drawn)
+    assert len(set(drawn)) == 6
+
+
+def test_a_curriculum_goes_from_small_to_large() -> None:
+    sizes = [(s, s) for s in (16, 24, 32, 40)]
+    schedule = SizeSchedule(sizes, mode="sample", curriculum=True, epochs=10)
+
+    def shares(epoch: int) -> list[float]:
+        drawn = [schedule.sizes(epoch, epoch * 1000 + step)[0][0] for step in range(1000)]
+        return [drawn.count(side) / 1000 for side in (16, 24, 32, 40)]
+
+    first, middle, last = shares(0), shares(5), shares(9)
+    assert first == sorted(first, reverse=True)
+    assert last == sorted(last)
+    assert max(middle) in middle[1:3]
+    assert min(first + middle + last) > 0.04  # nothing is forgotten
 
 
 @pytest.mark.parametrize(
@@ -78,7 +103,8 @@ def test_sample_depends_on_seed_and_place_only() -> None:
         {"sizes": [(8, 8)], "per": "step"},
         {"sizes": [(8, 8)], "sizes_per_step": 2},
         {"sizes": [(8, 8)], "sizes_per_step": 0},
-        {"sizes": [(8, 8)], "sizes_per_step": 1, "mode": "sample"},
+        {"sizes": [(8, 8), (9, 9)], "curriculum": True},
+        {"sizes": [(8, 8)], "curriculum": True, "mode": "sample"},
     ],
 )
 def test_wrong_schedules_are_refused(arguments: dict[str, Any]) -> None:

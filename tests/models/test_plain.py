@@ -168,7 +168,10 @@ def test_published_training_leaves_these_without_decay() -> None:
         ({"position_args": "jitter"}, "must map names to values"),
         ({"position_args": {"logits": "tabel"}}, "logits is 'tabel'; it must be one of table, "),
         ({"position_args": {"log_scale": True}}, "log_scale is True; it must be one of fixed, learnt, clamped or none"),
-        ({"position": "rope", "position_args": {"jitter": [2, 1]}}, "jitter is .* two numbers above 0 in ascending order"),
+        (
+            {"position": "rope", "position_args": {"jitter": [2, 1]}},
+            "jitter is .* two numbers above 0 in ascending order",
+        ),
         ({"position": "rlpe", "position_args": {"rotary": False}}, "jitter=.* set jitter=None"),
         ({"remainder": "crop"}, "remainder of resformer_tiny is 'crop'"),
         ({"num_heads": 5}, "5 heads"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -53,11 +54,16 @@ def _complaint(entry: str, text: str) -> str:
 
 
 class SizeSchedule:
-    """The input sizes of every training step.
+    """The training sizes of every step.
 
-    `mode` "replicate" shows each image at all sizes in one step (ResFormer, Tian et al., CVPR 2023); with
-    `sizes_per_step` k, a step uses k consecutive sizes, starting at index (step mod (n-k+1)). `mode` "sample" uses one
-    size per step, drawn from the seed for each "iteration" or each "epoch", and the same on every rank.
+    `mode` "replicate" uses all sizes in each step and shows every image at each of them (ResFormer, Tian et al., CVPR
+    2023). With `sizes_per_step` k, it uses k neighbouring sizes, starting at index (step mod (n-k+1)). `mode` "sample"
+    draws `sizes_per_step` different sizes (by default one) for each "iteration" or "epoch", the same on every rank.
+    Single sizes drawn per iteration come in rounds, in which each occurs once, so that none is missed for long.
+
+    `curriculum` makes small sizes likelier at the start of the `epochs` and large ones at the end: in the logarithm of
+    its side, a size is weighted by a normal curve (sigma 0.35 of the range) around the share of the epochs done, over a
+    floor of 0.15, so that no size is forgotten.
 
     `sizes` are (height, width) in any order; `all_sizes` has them in descending order of area. Raises UserError if
     `sizes` is empty or has duplicates, or if `sizes_per_step` exceeds the number of sizes.
@@ -69,6 +75,8 @@ class SizeSchedule:
         mode: Literal["replicate", "sample"] = "replicate",
         per: Literal["iteration", "epoch"] = "iteration",
         sizes_per_step: int | None = None,
+        curriculum: bool = False,
+        epochs: int = 1,
         seed: int = 0,
     ) -> None:
         ordered = sorted(((int(height), int(width)) for height, width in sizes), key=lambda size: -size[0] * size[1])
@@ -82,26 +90,40 @@ class SizeSchedule:
             raise UserError(f"mode {mode!r} must be 'replicate' or 'sample'")
         if per not in ("iteration", "epoch"):
             raise UserError(f"per {per!r} must be 'iteration' or 'epoch'")
-        if sizes_per_step is not None and mode == "sample":
-            raise UserError(
-                f"sizes_per_step (window) {sizes_per_step} needs mode 'replicate': mode 'sample' has one size a step"
-            )
         if sizes_per_step is not None and not 1 <= sizes_per_step <= len(ordered):
-            raise UserError(
-                f"sizes_per_step (window) {sizes_per_step} must be from 1 to the number of sizes, {len(ordered)}"
-            )
+            raise UserError(f"sizes_per_step {sizes_per_step} must be from 1 to the number of sizes, {len(ordered)}")
+        if curriculum and (mode != "sample" or len(ordered) == 1):
+            raise UserError("curriculum chooses among several sizes: set mode sample and give two sizes or more")
         self.all_sizes = tuple(ordered)
         self.mode = mode
         self.per = per
         self.sizes_per_step = sizes_per_step
+        self.curriculum = curriculum
+        self.epochs = epochs
         self.seed = seed
 
     def sizes(self, epoch: int, step: int) -> list[Size]:
         """Return the sizes of a step in descending order of area; `step` counts from the start of training."""
-        if self.mode == "sample":
-            place = step if self.per == "iteration" else epoch
-            index = generator("size", self.seed, self.per, place).randrange(len(self.all_sizes))
-            return [self.all_sizes[index]]
-        shown = self.sizes_per_step or len(self.all_sizes)
-        start = step % (len(self.all_sizes) - shown + 1)
-        return list(self.all_sizes[start : start + shown])
+        count = len(self.all_sizes)
+        if self.mode == "replicate":
+            shown = self.sizes_per_step or count
+            start = step % (count - shown + 1)
+            return list(self.all_sizes[start : start + shown])
+        place = step if self.per == "iteration" else epoch
+        shown = self.sizes_per_step or 1
+        if self.curriculum:
+            weights = self._weights(epoch / max(self.epochs - 1, 1))
+            rng = generator("size", self.seed, self.per, place)
+            # Weighted draws without replacement (Efraimidis and Spirakis, 2006).
+            chosen = sorted(range(count), key=lambda index: -(rng.random() ** (1 / weights[index])))[:shown]
+        elif shown == 1 and self.per == "iteration":
+            chosen = [generator("size", self.seed, "round", place // count).sample(range(count), count)[place % count]]
+        else:
+            chosen = generator("size", self.seed, self.per, place).sample(range(count), shown)
+        return [self.all_sizes[index] for index in sorted(chosen)]
+
+    def _weights(self, done: float) -> list[float]:
+        """Return the weight of each size when this share of the epochs is done."""
+        logs = [math.log(height * width) for height, width in self.all_sizes]
+        range_ = max(logs[0] - logs[-1], 1e-9)
+        return [0.15 + math.exp(-((((value - logs[-1]) / range_ - done) / 0.35) ** 2) / 2) for value in logs]

@@ -44,7 +44,12 @@ class RunConfig(TaskOptions):
         "iteration", "How often mode=sample draws a new size (the same on all processes)."
     )
     sizes_per_step: int | None = option(
-        None, "With mode=replicate, use only this many neighbouring sizes per step, cycling through all.", ge=1
+        None,
+        "Sizes per step: neighbours, cycling through all (replicate), or drawn at random (sample; default 1).",
+        ge=1,
+    )
+    curriculum: bool = option(
+        False, "With mode=sample, draw small sizes more often at the start of training and large ones at the end."
     )
     distillation: Literal["none", "smooth-l1", "l2", "cosine", "kl"] = option(
         "smooth-l1", "Scale consistency: the loss between each replica and the next larger one."
@@ -53,6 +58,9 @@ class RunConfig(TaskOptions):
         "cls", "Scale consistency: compare the vector that enters the head, the mean patch token, or the logits."
     )
     distillation_alpha: float = option(1.0, "Scale consistency: weight of the loss.", ge=0)
+    distillation_start: float = option(
+        0.0, "Scale consistency: fraction of the epochs after which the loss is added.", ge=0, le=1
+    )
 
     # Optimisation
     epochs: int = option(300, "Passes over the training images.", ge=1)

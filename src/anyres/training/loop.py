@@ -102,6 +102,7 @@ def train_epoch(run: Run, display: Display) -> None:
 def step(run: Run, batches: Iterator[Any]) -> Decision:
     """Take an optimiser step over `accumulation` batches. Raises UserError before the update for a non-finite loss."""
     config, position, accelerator = run.config, run.position, run.accelerator
+    consistent = position.epoch >= config.distillation_start * config.epochs
     seen: list[tuple[Any, list[Tensor]]] = []
     vote: list[Callable[[], Decision]] = []
 
@@ -118,7 +119,7 @@ def step(run: Run, batches: Iterator[Any]) -> Decision:
             views,
             targets,
             run.objective,
-            kind=config.distillation,
+            kind=config.distillation if consistent else "none",
             target=config.distillation_target,
             alpha=config.distillation_alpha,
             share=1 / config.accumulation,

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from anyres.cli.commands.values import Device, Positive
+from anyres.cli.commands.values import Positive, present_device
+from anyres.cli.paths import check_files, check_models
 from anyres.cli.terminal import (
     note,
     print_table,
@@ -26,7 +27,7 @@ def predict(
     topk: Positive = 5,
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5,
     batch_size: Positive = 32,
-    device: Device = "auto",
+    device: str = "auto",
     layout: Literal["table", "csv"] = "table",
     output: str | None = None,
     pictures: str = "runs/predict",
@@ -49,6 +50,8 @@ def predict(
         output: CSV file to write instead of printing
         pictures: folder for the drawn predictions
     """
+    check_files(files)
+    check_models([model])
     from anyres.data import Item
     from anyres.data.decode import with_depth
     from anyres.inference.files import check_folder, draw_results, find_files
@@ -57,6 +60,7 @@ def predict(
     from anyres.io.files import check_file
     from anyres.tasks import task_of
 
+    device = present_device(device)
     if output is not None:
         check_file(output, "predictions")
     if size is not None:

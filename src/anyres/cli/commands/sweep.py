@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from anyres.cli.commands.values import Device
+from anyres.cli.commands.values import present_device
+from anyres.cli.paths import check_data, check_models
 from anyres.cli.terminal import (
     print_files,
     print_sweep,
@@ -28,7 +29,7 @@ def sweep(
     bit_depth: int | None = None,
     output: str = "runs/sweep",
     batch_size: Annotated[int | None, Field(ge=1)] = None,
-    device: Device = "auto",
+    device: str = "auto",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     workers: int = 0,
     cost: bool = True,
@@ -55,6 +56,8 @@ def sweep(
         workers: number of processes that decode images
         cost: also measure images/s, GFLOPs and peak memory
     """
+    check_models(models)
+    check_data(data)
     from anyres.data import parse_sizes
     from anyres.evaluation import parse_aspects, sizes_at_aspects
     from anyres.evaluation import sweep as run
@@ -63,6 +66,7 @@ def sweep(
     from anyres.inference.modelspec import open_model
     from anyres.tasks import task_of
 
+    device = present_device(device)
     check_output(output)
     wanted = parse_sizes(sizes)
     squares = [height for height, width in wanted if height == width]

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from anyres.cli.commands.values import Device
+from anyres.cli.commands.values import present_device
+from anyres.cli.paths import check_data, check_models
 from anyres.cli.terminal import print_scores, print_table
 from anyres.errors import UserError
 from anyres.options import without
@@ -44,17 +45,20 @@ def test_command(task: Task) -> Callable[..., None]:
         bit_depth: int | None = None,
         size: Annotated[int | None, Field(ge=1)] = None,
         batch_size: Annotated[int | None, Field(ge=1)] = None,
-        device: Device = "auto",
+        device: str = "auto",
         precision: Literal["float32", "bfloat16", "float16"] = "float32",
         workers: int = 0,
         classes: bool = True,
         **options: Any,
     ) -> None:
+        check_models([model])
+        check_data(data)
         from anyres.evaluation import evaluate
         from anyres.evaluation.evaluate import open_test_source
         from anyres.inference.modelspec import open_model
         from anyres.tasks import task_of
 
+        device = present_device(device)
         task.test_options(**options).check_outputs()  # report a mistake before the model is loaded
         network: Any = open_model(model, names)[1]
         if task_of(network) is not task:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from anyres.cli.paths import check_data
 from anyres.cli.terminal import number, say
 from anyres.options import Options
 from anyres.tasks.base import Task
@@ -24,6 +25,7 @@ def train_command(task: Task) -> Callable[..., None]:
     """Return the `train` command of a task."""
 
     def train(model: str | None = None, *, recipe: str | None = None, **options: Any) -> None:
+        check_data(options.get("data"), options.get("val_data"))
         from anyres.training import load_config
         from anyres.training import train as run
 

@@ -1,0 +1,36 @@
+"""Paths that a command was given, looked at before torch is imported: a typing error is told at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+BUILT_IN = ("digits", "letters")
+
+
+def check_data(*specs: Any) -> None:
+    """Raise FileNotFoundError for a dataset that is neither built in, nor at a path, nor of another kind (hf:NAME)."""
+    for spec in specs:
+        if isinstance(spec, str) and spec not in BUILT_IN and ":" not in spec and not os.path.exists(spec):
+            raise FileNotFoundError(
+                f"there is no dataset {spec!r}: give {', '.join(BUILT_IN)}, the path of a folder, or another form that "
+                "--help lists"
+            )
+
+
+def check_files(paths: Iterable[str]) -> None:
+    """Raise FileNotFoundError for the first path at which there is nothing."""
+    for path in paths:
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"There is no file or folder {path}: check the path.")
+
+
+def check_models(specs: Iterable[str]) -> None:
+    """Raise FileNotFoundError for the first model that can only be a path and does not exist."""
+    for spec in specs:
+        path = spec.partition(":=")[2] or spec
+        named = ":" in path or "=" in path  # timm:NAME, hf-hub:OWNER/NAME, NAME=FILE
+        if not named and (len(Path(path).parts) > 1 or path.endswith((".pth", ".safetensors"))):
+            check_files([path])
