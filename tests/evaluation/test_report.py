@@ -146,7 +146,9 @@ def test_pictures_and_pages_hold_any_name(kind: str, tmp_path: Path, recwarn: py
     name = NASTY[kind]
     made = [make_row(label, side, side, 50.0 + side, note=name) for label in (name, name + "-", "b") for side in SIDES]
     made += [make_row(name, 24, 43, 61.0), make_row("b", 8, 8, None, note=name)]
-    text = render(Page(made, {name: [(24, 24)]}, name, {"Command": name, name: name}, {name: name}, bad=[name]))
+    text = render(
+        Page(made, {name: [(24, 24)]}, name, facts={"Command": name, name: name}, preparation={name: name}, bad=[name])
+    )
     assert printable(text, keep="\n") == text
     assert text.encode()
     assert "<script" not in text

@@ -18,7 +18,17 @@ from markupsafe import Markup
 from anyres.evaluation import plots
 from anyres.evaluation.aspects import aspect_name, size_name
 from anyres.evaluation.plot_style import model_colour
-from anyres.evaluation.results import SECOND_TITLES, SHORT_TITLES, TITLES, Row, areas, find, main_score, score_names
+from anyres.evaluation.results import (
+    SECOND_TITLES,
+    SHORT_TITLES,
+    TITLES,
+    Finding,
+    Row,
+    areas,
+    find,
+    main_score,
+    score_names,
+)
 from anyres.io.text import printable, shorten
 from anyres.shapes import Size
 
@@ -45,6 +55,7 @@ class Page:
     rows: list[Row]
     train_sizes: Mapping[str, list[Size]]
     source: str
+    finding: Finding | None = None  # by default what the rows alone say
     facts: Mapping[str, str] = field(default_factory=dict)
     preparation: Mapping[str, str] = field(default_factory=dict)
     samples: Sequence[Samples] = ()
@@ -57,7 +68,7 @@ def render(page: Page) -> str:
     rows, train_sizes = page.rows, dict(page.train_sizes)
     names = list(dict.fromkeys(row.model for row in rows))
     models = [{"name": name, "colour": model_colour(index)} for index, name in enumerate(names)]
-    finding = find(rows, train_sizes)
+    finding = page.finding or find(rows, train_sizes)
     sides = {model: [height for height, width in sizes if height == width] for model, sizes in train_sizes.items()}
     totals = [row.count for row in rows if row.score is not None]
     means, curve_sides = areas(rows)
