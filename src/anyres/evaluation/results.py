@@ -24,6 +24,8 @@ TITLES = {name: titles[0] for task in TASKS.values() for name, titles in task.ti
 SHORT_TITLES = {name: titles[1] for task in TASKS.values() for name, titles in task.titles.items()}
 SECOND_TITLES = {name: title for task in TASKS.values() for name, title in task.second_titles.items()}
 """Titles of scores that tables show in brackets after the main one."""
+PART_TITLES = {name: title for task in TASKS.values() for name, title in task.part_titles.items()}
+"""Titles of the scores of parts of the data."""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from anyres.data.config import DataConfig
 from anyres.data.kept import KeptImages, spread
 from anyres.errors import UserError
 from anyres.evaluation import plots
+from anyres.evaluation.class_errors import class_errors
 from anyres.evaluation.comparisons import Comparison, Kept, compare, merged
 from anyres.evaluation.cost import measure_cost, random_input
 from anyres.evaluation.evaluate import evaluate, matching, preparation_text, process, sample_images
@@ -99,6 +100,7 @@ def sweep(
     cost_seconds: float = 0.5,
     command: str | None = None,
     facts: Mapping[str, str] | None = None,
+    published: plots.Published | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
     """Evaluate every model at every size and write sweep.csv, sweep.png, pareto.png and report.html into `out`.
@@ -120,6 +122,7 @@ def sweep(
         cost_seconds: length of each of the two timings, in seconds.
         command: command line to show in the report; by default that of this process.
         facts: further lines (name, value) at the end of the report.
+        published: main scores that are published for models, by side; marked in the pictures.
         progress: called with each row, its number and the total number of rows.
 
     Raises:
@@ -187,12 +190,21 @@ def sweep(
             source=source.name + share,
             finding=result.finding,
             facts=lines,
+            published=published or {},
             preparation=preparation | {group: preparation[runs[0]] for group, runs in groups.items()},
             samples=[
                 Samples(size, sample_images(next(iter(models.values())), source, size, 6, indices))
                 for size in _sample_sizes(rows)
             ],
             bad=list(bad),
+            errors=class_errors(
+                [groups.get(name, [name]) for name in dict.fromkeys(row.model for row in result.shown)],
+                models,
+                evidence,
+                sizes,
+                source,
+                indices,
+            ),
         )
         files = write_outputs(page, out, result.rows)
         journal.remove()
@@ -211,7 +223,7 @@ def write_outputs(page: Page, out: str | Path, rows: list[Row]) -> dict[str, Pat
     sides = {model: [height for height, width in sizes if height == width] for model, sizes in page.train_sizes.items()}
     write_csv(rows, files["table"])
     with atomic_write(files["picture"], _KIND) as temporary:
-        plots.save(plots.accuracy_figure(page.rows, sides), temporary)
+        plots.save(plots.accuracy_figure(page.rows, sides, page.published), temporary)
     if any(row.images_per_second for row in page.rows):
         with atomic_write(files["pareto"], _KIND) as temporary:
             plots.save(plots.pareto_figure(page.rows), temporary)

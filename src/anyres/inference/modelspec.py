@@ -98,6 +98,16 @@ def _from_folder(path: Path, weights: Weights) -> tuple[str, nn.Module]:
     )
 
 
+def published_top1(spec: str, model: nn.Module, classes: int) -> dict[int, float]:
+    """Top-1 on ImageNet-1k by side that its authors report for a model with their weights: given by its name or as
+    their weights file, and judged on so many classes. Empty for every other one."""
+    own = Path(spec.split(":=", 1)[-1]).is_dir() or ":" in spec.split(":=", 1)[-1]
+    name = str(getattr(model, "architecture", ""))
+    if own or classes != 1000 or name not in entries():
+        return {}
+    return dict(entries()[name].variant.top1)
+
+
 def from_file(path: Path, architecture: str | None = None) -> Backbone:
     """Load a published weights file into `architecture`, or into the only registered model that the file fits."""
     name = resolve_name(architecture) if architecture else guess_model(path)

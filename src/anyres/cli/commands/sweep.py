@@ -69,7 +69,7 @@ def sweep(
     from anyres.evaluation import sweep as run
     from anyres.evaluation.evaluate import open_test_source
     from anyres.evaluation.sweep import check_output
-    from anyres.inference.modelspec import members, open_model
+    from anyres.inference.modelspec import members, open_model, published_top1
     from anyres.tasks import task_of
 
     check_output(output)
@@ -79,15 +79,14 @@ def sweep(
     shapes = list(dict.fromkeys(wanted))
     opened: dict[str, Any] = {}
     groups: dict[str, list[str]] = {}
-    folders: list[str] = []
+    specs: dict[str, str] = {}
     for spec in models:
         group, parts = members(spec)
-        folders += parts
         found = [open_model(part, names, weights) for part in parts]
         own: list[str] = []
-        for name, model in found:
+        for part, (name, model) in zip(parts, found, strict=True):
             label = _unused(f"{group}: {name}" if len(parts) > 1 and group else group or name, opened)
-            opened[label] = model
+            opened[label], specs[label] = model, part
             own.append(label)
         if len(own) > 1:
             groups[_unused(group or " + ".join(name for name, _ in found), [*opened, *groups])] = own
@@ -109,7 +108,8 @@ def sweep(
         images=images,
         groups=groups,
         cost=cost,
-        facts={"Weights": f"{weights}, of run folders"} if any(map(os.path.isdir, folders)) else {},
+        facts={"Weights": f"{weights}, of run folders"} if any(map(os.path.isdir, specs.values())) else {},
+        published={name: published_top1(specs[name], model, len(source.label_names)) for name, model in opened.items()},
         command=shlex.join(["anyres", *sys.argv[1:]]),
         progress=show_progress,
     )
