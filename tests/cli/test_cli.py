@@ -356,6 +356,27 @@ def test_a_sweep_of_several_runs_and_of_chosen_weights(
     )
 
 
+def test_a_runs_own_sweep_is_in_its_model_card(digits_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    card = digits_run / "last" / "README.md"
+    for sizes in ("12", "16,20x14"):  # the second takes the place of the first
+        assert (
+            run("sweep", digits_run, "weights=last", f"sizes={sizes}", "--no-cost", f"output={digits_run}/sweep") == 0
+        )
+    text = card.read_text(encoding="utf-8")
+    assert "Training data: digits." in text
+    assert text.count("## Score by input size") == 1
+    assert "Top-1 accuracy in percent on 360 images of digits/val." in text
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")] == [
+        "| size (px)", "| ---", "| 16", "| 20×14"
+    ]  # fmt: skip
+    edited = text + "mine"
+    card.write_text(edited, encoding="utf-8")
+    assert run("sweep", digits_run, "weights=last", "sizes=12", "--no-cost", f"output={digits_run}/sweep") == 0
+    assert card.read_text(encoding="utf-8") == edited
+    assert "keeps its model card" in capfd.readouterr().err
+    card.write_text(text, encoding="utf-8")
+
+
 def test_a_sweep_of_any_name(named_run: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for number, label in enumerate((os.fsdecode(b"$\\foo$\x1b[2J\xff"), "=1+1", "x" * 5000)):
         out = tmp_path / f"{number} \u202eä"

@@ -4,6 +4,7 @@ import base64
 import re
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,14 +154,14 @@ def test_every_model_has_its_own_training_sizes_interval_and_published_scores() 
     first, second = (f"a model called {number}" for number in range(2))
     figure = plots.accuracy_figure(made, {first: [96, 224], second: [448, 999]}, {second: {96: 50.0, 640: 60.0}})
     main = figure.axes[0]
-    marks = {tuple(one.get_facecolor()[0]): one.get_offsets()[:, 0].tolist() for one in main.collections
-             if isinstance(one, PathCollection)}  # fmt: skip
+    drawn: list[Any] = list(main.collections)
+    points = [one for one in drawn if isinstance(one, PathCollection)]
+    marks = {tuple(one.get_facecolor()[0]): one.get_offsets()[:, 0].tolist() for one in points}
     assert marks == {to_rgba(COLOURS[0]): [96, 224], to_rgba(COLOURS[1]): [448]}
-    bands = [one for one in main.collections if isinstance(one, PolyCollection)]
+    bands = [one for one in drawn if isinstance(one, PolyCollection)]
     assert {round(float(y)) for band in bands for y in band.get_paths()[0].vertices[:, 1]} >= {66, 67, 74, 75}
-    crosses = {float(line.get_xdata()[0]): float(line.get_ydata()[0]) for line in main.get_lines()
-               if line.get_marker() == "x"}  # fmt: skip
-    assert crosses == {96: 50.0, 640: 60.0}
+    lines: list[Any] = [line for line in main.get_lines() if line.get_marker() == "x"]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines] == [(96, 50.0), (640, 60.0)]
 
 
 def test_many_shapes_get_a_panel_for_each_ratio() -> None:

@@ -143,6 +143,23 @@ def _to_cell(value: object) -> object:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
 
+def card_table(rows: list[Row], source: str) -> tuple[str, list[list[str]]]:
+    """A sentence about the rows of one model, and their table for its model card."""
+    counts = {(row.count, row.of) for row in rows if row.score is not None}
+    shares = [f"{count:,}" if of in (None, count) else f"{count:,} of {of:,}" for count, of in sorted(counts, key=str)]
+    about = f"{TITLES[main_score(rows)]} in percent on {' or '.join(shares) or 'no'} images of {source}."
+    lines = [
+        [
+            str(row.height) if row.square else f"{row.height}×{row.width}",
+            row.note if row.score is None else f"{row.score:.1f}",
+            "" if row.low is None or row.high is None else f"{row.low:.1f}–{row.high:.1f}",
+            "yes" if row.trained else "no",
+        ]
+        for row in rows
+    ]
+    return about, [["size (px)", SHORT_TITLES[main_score(rows)], "95 % interval", "trained at it"], *lines]
+
+
 def area_over_log_size(accuracy: dict[int, float]) -> float:
     """Return the area under the curve of accuracy over log2(side), divided by the width of the range.
 

@@ -98,6 +98,14 @@ def _from_folder(path: Path, weights: Weights) -> tuple[str, nn.Module]:
     )
 
 
+def weights_folder(spec: str, weights: Weights) -> tuple[Path, Path] | None:
+    """(run folder, folder of its weights) of what is given for a model, or None if it is none of a run."""
+    path = Path(spec)
+    if (path / hub.CONFIG).is_file():
+        return (path.absolute().parent, path) if path.name in get_args(Weights) else None
+    return (path.absolute(), path / weights) if (path / weights / hub.CONFIG).is_file() else None
+
+
 def published_top1(spec: str, model: nn.Module, classes: int) -> dict[int, float]:
     """Top-1 on ImageNet-1k by side that its authors report for a model with their weights: given by its name or as
     their weights file, and judged on so many classes. Empty for every other one."""

@@ -7,12 +7,14 @@ import shlex
 import sys
 from collections.abc import Collection
 from itertools import count
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from anyres.cli.commands.values import Device
 from anyres.cli.terminal import (
+    note,
     print_files,
     print_sweep,
     say,
@@ -57,7 +59,8 @@ def sweep(
         weights: which weights of runs: of the best validation, the last ones, or the moving average of either
         images: number of images, evenly spread over the classes; by default all
         aspect: ratios WIDTH:HEIGHT at which to evaluate every square size, with the same area
-        output: folder for sweep.csv, sweep.png, pareto.png and report.html
+        output: folder for sweep.csv, sweep.png, pareto.png and report.html; within a run's folder, the run's model card
+            gets the table as well
         batch_size: items per batch; by default 64 images, 8 clips, or 1 image for segmentation and detection
         device: auto, cpu, cuda, …
         precision: precision of autocast
@@ -68,8 +71,10 @@ def sweep(
     from anyres.evaluation import parse_aspects, sizes_at_aspects
     from anyres.evaluation import sweep as run
     from anyres.evaluation.evaluate import open_test_source
+    from anyres.evaluation.results import card_table
     from anyres.evaluation.sweep import check_output
-    from anyres.inference.modelspec import members, open_model, published_top1
+    from anyres.inference.modelspec import members, open_model, published_top1, weights_folder
+    from anyres.io.hub import add_sweep
     from anyres.tasks import task_of
 
     check_output(output)
@@ -113,6 +118,12 @@ def sweep(
         command=shlex.join(["anyres", *sys.argv[1:]]),
         progress=show_progress,
     )
+    for label, spec in specs.items():
+        folders = weights_folder(spec, weights)
+        if folders and Path(output).absolute().is_relative_to(folders[0]):  # the run's own sweep
+            about, table = card_table([row for row in result.rows if row.model == label], source.name)
+            if not add_sweep(folders[1], about, table):
+                note(f"{folders[1]} keeps its model card: somebody edited it.")
     print_sweep(result.shown)
     say(result.finding.headline)
     print_files(result.files)
