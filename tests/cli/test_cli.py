@@ -131,7 +131,7 @@ def test_sweep_compares_a_run_and_a_saved_model(
     assert run("sweep", *models, "sizes=12,16,20x14", "--no-cost", f"output={out}") == 0
     rows = list(csv.DictReader((out / "sweep.csv").open()))
     assert len(rows) == 6
-    assert {row["model"] for row in rows} == {"first", "run"}
+    assert {row["model"] for row in rows} == {"first", "run (last)"}
     assert (out / "report.html").is_file()
     assert (out / "sweep.png").stat().st_size > 10_000
     lines = {line.split()[0]: line for line in capfd.readouterr().out.splitlines() if line.strip()}
@@ -230,6 +230,8 @@ WRONG = {
     "missing weights": (["sweep", "deit_tiny=none.pth"], "none.pth"),
     "device": (["sweep", "x", "device=gpu"], "gpu"),
     "device that is not there": (["predict", "x", "y", "device=xla"], "device is 'xla', but this machine"),
+    "no such weights": (["sweep", "x", "weights=worst"], "weights is 'worst'"),
+    "group": (["sweep", "runs/a+"], r"runs/a\+ has a \+ with no model beside it"),
     "no batch": (["sweep", "x", "batch_size=0"], "batch_size is 0; it must be at least 1"),
     "less than no batch": (["predict", "x", "y", "--batch-size=-1"], "batch_size is -1; it must be at least 1"),
     "training size": (["train", "data=digits", "sizes=8", f"model_args={TINY.replace('4', '16')}"], "minimum|multiple"),
@@ -336,6 +338,43 @@ def test_any_name_goes_all_the_way(named_run: Path, capfd: pytest.CaptureFixture
     found = {from_csv(row["label"]) for row in rows if row["label"]}
     assert found == {printable(name, keep="\n") for name in names}
     assert not [row for row in rows if row["label"].startswith(("=", "-", "+", "@"))]
+
+
+def test_a_sweep_of_several_runs_and_of_chosen_weights(
+    digits_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], no_trace: Sentence
+) -> None:
+    out = tmp_path / "sweep"
+    group = f"both:={digits_run}+{digits_run / 'best'}"
+    assert run("sweep", group, digits_run, "weights=last", "sizes=12", "images=20", "--no-cost", f"output={out}") == 0
+    rows = list(csv.DictReader((out / "sweep.csv").open()))
+    assert [row["model"] for row in rows] == ["both: run (last)", "both: run (best)", "run (last)", "both"]
+    assert {row["of"] for row in rows} == {"360"}
+    assert "on 20 of 360 images" in capfd.readouterr().out
+    assert "last, of run folders" in (out / "report.html").read_text()
+    assert "holds no last_ema weights: give weights=best or weights=last" in no_trace(
+        "sweep", digits_run, "weights=last_ema", f"output={tmp_path / 'other'}"
+    )
+
+
+def test_a_runs_own_sweep_is_in_its_model_card(digits_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    card = digits_run / "last" / "README.md"
+    for sizes in ("12", "16,20x14"):  # the second takes the place of the first
+        assert (
+            run("sweep", digits_run, "weights=last", f"sizes={sizes}", "--no-cost", f"output={digits_run}/sweep") == 0
+        )
+    text = card.read_text(encoding="utf-8")
+    assert "Training data: digits." in text
+    assert text.count("## Score by input size") == 1
+    assert "Top-1 accuracy in percent on 360 images of digits/val." in text
+    assert [line.split(" | ")[0] for line in text.splitlines() if line.startswith("| ")] == [
+        "| size (px)", "| ---", "| 16", "| 20×14"
+    ]  # fmt: skip
+    edited = text + "mine"
+    card.write_text(edited, encoding="utf-8")
+    assert run("sweep", digits_run, "weights=last", "sizes=12", "--no-cost", f"output={digits_run}/sweep") == 0
+    assert card.read_text(encoding="utf-8") == edited
+    assert "keeps its model card" in capfd.readouterr().err
+    card.write_text(text, encoding="utf-8")
 
 
 def test_a_sweep_of_any_name(named_run: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ import dataclasses
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from anyres.errors import UserError
+from anyres.evaluation.comparisons import Comparison, compare, merged
 from anyres.evaluation.results import Row, area_over_log_size, areas, find, main_score, read_csv, write_csv
+from anyres.tasks.evidence import Answers, Evidence
 from tests.evaluation.helpers import make_row
 
 
@@ -57,44 +60,53 @@ def curve(model: str, values: dict[int, float], count: int = 50_000) -> list[Row
 MULTI = {"multi": [(32, 32), (64, 64)], "single": [(64, 64)], "other": [(32, 32), (64, 64)]}
 
 
-def test_finding_names_the_multi_resolution_model_when_it_is_better() -> None:
+def compared(rows: list[Row], p: float | None) -> list[Comparison]:
+    """The first model beside the others at every size, all with one p-value."""
+    first = rows[0].model
+    scores = {(row.model, row.size): row.score or 0.0 for row in rows}
+    return [
+        Comparison(first, row.model, row.size, scores[first, row.size] - (row.score or 0.0), p)
+        for row in rows if row.model != first
+    ]  # fmt: skip
+
+
+def test_the_headline_counts_the_sizes_at_which_a_test_supports_a_difference() -> None:
     rows = curve("multi", {32: 80.0, 64: 80.0}) + curve("single", {32: 20.0, 64: 82.0})
-    finding = find(rows, MULTI)
-    assert (
-        finding.headline
-        == "From 32 to 64 px, multi keeps 80.0 % on average; single, trained at one size, keeps 51.0 %."
+    finding = find(rows, MULTI, compared(rows, 0.01), "a test")
+    assert finding.headline == (
+        "From 32 to 64 px: multi (80.0 %) is ahead of single (51.0 %) at 1 of 2 sizes and behind at 1."
     )
-    assert "The gap is widest at 32 px: 80.0 % against 20.0 %." in finding.details
-    assert "single is ahead at 64 px: 82.0 % against 80.0 %." in finding.details
+    assert (
+        "multi is most ahead, by 60.0 points, at 32 px and most behind, by 2.0 points, at 64 px in comparison with"
+        " single." in finding.details
+    )
     assert "At its training sizes (32, 64 px) multi reaches 80.0–80.0 %." in finding.details
+    assert "Differences count where a test supports them at 5 %, corrected for 2 comparisons (Holm)." in finding.details
 
 
-def test_finding_says_so_when_it_is_worse() -> None:
+def test_the_headline_says_so_when_the_first_model_is_worse() -> None:
     rows = curve("multi", {32: 50.0, 64: 50.0}) + curve("single", {32: 60.0, 64: 82.0})
-    headline = find(rows, MULTI).headline
-    assert (
-        headline
-        == "Multi-resolution training did not pay off here: from 32 to 64 px, single averages 71.0 %, multi 50.0 %."
+    headline = find(rows, MULTI, compared(rows, 0.01)).headline
+    assert headline == ("From 32 to 64 px: multi (50.0 %) is behind single (71.0 %) at 2 of 2 sizes and ahead at none.")
+
+
+def test_a_difference_that_no_test_supports_is_none() -> None:
+    rows = curve("multi", {32: 80.0, 64: 80.0}) + curve("single", {32: 70.0, 64: 70.0})
+    assert "no clear difference between multi (80.0 %) and single (70.0 %) at any of 2 sizes" in (
+        find(rows, MULTI, compared(rows, 0.06)).headline
     )
+    untested = find(rows, MULTI, compared(rows, None))
+    assert "were not tested for a difference" in untested.headline
+    assert "No test of differences is available here." in untested.details
 
 
-def test_finding_does_not_make_much_of_noise() -> None:
-    rows = curve("multi", {32: 80.0, 64: 80.0}, count=360) + curve("single", {32: 78.0, 64: 78.0}, count=360)
-    finding = find(rows, MULTI)
-    assert finding.headline.startswith("No clear difference")
-    # Two standard errors: 2·√(0.8·0.2/360) = 4.2 points.
-    assert "With 360 images, a difference below about 4.2 points is within the noise." in finding.details
-
-
-def test_finding_compares_with_the_best_of_the_other_kind() -> None:
-    rows = (
-        curve("multi", {32: 80.0, 64: 80.0})
-        + curve("other", {32: 75.0, 64: 75.0})
-        + curve("single", {32: 9.0, 64: 80.0})
-    )
-    finding = find(rows, MULTI)
-    assert "single, trained at one size" in finding.headline
-    assert "other averages 75.0 %." in finding.details
+def test_the_headline_compares_the_first_model_with_every_other() -> None:
+    rows = [
+        row for name, score in (("a", 80.0), ("b", 70.0), ("c", 90.0)) for row in curve(name, {32: score, 64: score})
+    ]
+    headline = find(rows, {}, compared(rows, 0.01)).headline
+    assert "ahead of b (70.0 %) at 2 of 2" in headline
+    assert "behind c (90.0 %) at 2 of 2" in headline
 
 
 def test_finding_for_one_model_and_for_none_that_runs() -> None:
@@ -109,5 +121,39 @@ def test_other_scores_have_columns_of_their_own(tmp_path: Path) -> None:
     rows[1] = dataclasses.replace(rows[1], scores={"ap": 40.5, "ap50": 61.25})
     write_csv(rows, tmp_path / "sweep.csv")
     assert read_csv(tmp_path / "sweep.csv") == rows
-    assert "trained,ap,ap50,count" in (tmp_path / "sweep.csv").read_text()
+    assert "trained,ap,ap50,low,high,runs,count" in (tmp_path / "sweep.csv").read_text()
     assert (rows[0].score, rows[1].score, main_score(rows)) == (None, 40.5, "ap")
+
+
+def right(count: int) -> Answers:
+    """Of 100 answers, the first so many are right."""
+    places = np.arange(100, dtype=np.int32)
+    return Answers(places, np.zeros_like(places), (places >= count).astype(np.int32), np.full_like(places, 2))
+
+
+def test_every_size_and_model_is_tested_and_corrected_for() -> None:
+    scores = {"a": {32: 90, 64: 90}, "b": {32: 50, 64: 88}, "c": {32: 80, 64: 90}}
+    rows = [
+        row for name, values in scores.items() for row in curve(name, {side: float(n) for side, n in values.items()})
+    ]
+    evidence: dict[tuple[str, tuple[int, int]], Evidence] = {
+        (name, (side, side)): right(n) for name, values in scores.items() for side, n in values.items()
+    }
+    found = {(each.other, each.size[0]): each for each in compare(rows, evidence, {})}
+    assert {place for place, each in found.items() if each.clear} == {("b", 32), ("c", 32)}
+    assert found["c", 32].p == pytest.approx(3 * 2 / 2**10)  # the second smallest of four: three are left
+    assert found["b", 64].gap == 2
+    del evidence["b", (64, 64)]
+    assert [each.p for each in compare(rows, evidence, {}) if each.other == "b"][1] is None
+
+
+def test_several_runs_become_one_row_with_their_range() -> None:
+    rows = curve("s0", {32: 50.0}) + curve("s1", {32: 56.0}) + curve("b", {32: 10.0})
+    both, other = merged(rows, {"seeds": ["s0", "s1"]})
+    assert (both.model, both.score, both.low, both.high, both.runs) == ("seeds", 53.0, 50.0, 56.0, 2)
+    assert other == rows[2]
+    evidence: dict[tuple[str, tuple[int, int]], Evidence] = {
+        (name, (32, 32)): right(n) for name, n in (("s0", 50), ("s1", 56), ("b", 10))
+    }
+    (each,) = compare([both, other], evidence, {"seeds": ["s0", "s1"]})
+    assert each.p == pytest.approx(0.0773, abs=1e-3)  # t = 43 / (3·√2 · √1.5) with one degree of freedom

@@ -15,6 +15,8 @@ from anyres.evaluation import read_csv, sweep
 from anyres.evaluation.results import Row
 from anyres.inference.modelspec import timm_model
 from anyres.io.files import LOCK, RECORD
+from anyres.tasks.evidence import Answers, wilson
+from tests.data.test_kept import Photos
 from tests.evaluation.helpers import GreySource, TableModel
 from tests.typed import as_a
 
@@ -72,7 +74,52 @@ def test_an_interrupted_sweep_continues(tmp_path: Path) -> None:
     assert (16, 16) not in model.calls[:-1]  # but for the samples of the report nothing is done again
     assert set(model.calls) == {(32, 32)}
     assert [row.score for row in result.rows] == [100, 100, 100]
+    assert set(result.evidence) == {("m", size) for size in SQUARES}  # of the rows that were measured before, too
     assert not journal.exists()
+
+
+def test_a_share_of_the_images_is_taken_and_said(tmp_path: Path) -> None:
+    labels = [0, 1, 2] * 8
+    model = TableModel(torch.eye(3).repeat(8, 1))
+    result = sweep({"m": model}, GreySource(labels, classes=3), SQUARES, tmp_path, cost=False, images=6)
+    assert [(row.count, row.of) for row in result.rows] == [(6, 24)] * 3
+    seen = result.evidence["m", (16, 16)]
+    assert isinstance(seen, Answers)
+    assert sorted(seen.truth.tolist()) == [0, 0, 1, 1, 2, 2]
+    assert "6 images of grey (of 24, evenly spread over the classes)" in result.files["report"].read_text()
+    assert read_csv(result.files["table"])[0].of == 24
+
+
+def test_rows_have_the_interval_over_images(tmp_path: Path) -> None:
+    row = sweep({"m": TableModel(torch.eye(6))}, source(), SQUARES[:1], tmp_path, cost=False).rows[0]
+    assert (row.low, row.high) == pytest.approx(wilson(5, 5))
+
+
+def test_several_runs_are_shown_as_one(tmp_path: Path) -> None:
+    models = {"s0": TableModel(torch.eye(6)), "s1": TableModel(torch.eye(6).flip(0)), "b": TableModel(torch.eye(6))}
+    result = sweep(models, source(), SQUARES[:2], tmp_path, cost=False, groups={"seeds": ["s0", "s1"]})
+    assert [row.model for row in result.rows] == ["s0", "s0", "s1", "s1", "b", "b", "seeds", "seeds"]
+    assert [(row.model, row.score, row.low, row.high) for row in result.shown][:2] == [("seeds", 50, 0, 100)] * 2
+    text = result.files["report"].read_text()
+    assert "seeds is the mean of 2 runs." in text
+    assert "no clear difference between seeds" in text
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_images_are_decoded_once_and_results_are_those_of_every_size_alone(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scores() -> list[dict[str, float]]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return [row.scores for row in sweep({"m": model}, Photos(kind), sizes, folder, cost=False).rows]
+
+    sizes = [(8, 8), (24, 24), (90, 90), (24, 48)]
+    model: Any = create_model("resformer_tiny", num_classes=3, embed_dim=24, depth=1, num_heads=2, patch_size=4)
+    model.pretrained_cfg = {**model.pretrained_cfg, "label_names": ["a", "b", "c"]}
+    kept = scores()
+    monkeypatch.setattr("anyres.data.kept.KEPT_BYTES", 0)
+    monkeypatch.setattr("anyres.data.kept.KeptImages.item", lambda _, source, index: source.item(index))
+    assert scores() == kept
 
 
 @pytest.mark.parametrize("name", ["sweep.csv", "sweep.png", "pareto.png", "report.html", "sweep.partial.jsonl"])

@@ -204,6 +204,16 @@ def test_the_card_of_a_model_holds_any_name(kind: str) -> None:
     assert harmless(card)
 
 
+def test_the_card_of_a_model_names_data_and_base() -> None:
+    own = {"data": "hf:me/birds", "base_model": "hf-hub:you/net"}
+    card = model_card({"architecture": "a", "num_classes": 2, "anyres": own}, "image-classification")
+    values = yaml.safe_load(card.split("---\n")[1])
+    assert (values["datasets"], values["base_model"]) == (["me/birds"], "you/net")
+    assert "Training data: hf:me/birds.\nStarted from: hf-hub:you/net.\n" in card
+    plain = model_card({"architecture": "a", "num_classes": 2}, "image-classification")
+    assert "Training sizes: not recorded.\n\n```python" in plain
+
+
 PROGRAM = """
 # In a file called anyres, which starts without torch.
 import sys

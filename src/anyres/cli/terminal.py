@@ -29,7 +29,7 @@ _LONGEST = 2000
 """Largest length of a note."""
 _FOLDED = 12
 """Smallest width to which a text column of a table is folded."""
-_NUMBER = re.compile(r"[ –]*|-?\d+(\.\d+)?( %|\*| )?", re.ASCII)
+_NUMBER = re.compile(r"[ –]*|-?\d+(\.\d+)?( \d+\.\d+–\d+\.\d+)?( %|\*| )?", re.ASCII)
 
 
 def say(text: object) -> None:
@@ -107,7 +107,7 @@ def show_progress(row: Row, done: int, total: int) -> None:
 
 
 def print_sweep(rows: list[Row]) -> None:
-    """Print the main score by size, one column per model; training sizes are marked with an asterisk."""
+    """Print the main score by size, one column per model, with its interval; training sizes have an asterisk."""
     names = list(dict.fromkeys(row.model for row in rows))
     by_size: dict[tuple[int, int], dict[str, Row]] = {}
     for row in rows:
@@ -115,14 +115,22 @@ def print_sweep(rows: list[Row]) -> None:
     table = []
     for (height, width), found in by_size.items():
         cells = [
-            "–" if row is None or row.score is None else f"{row.score:.1f}{'*' if row.trained else ' '}"
+            "–" if row is None or row.score is None else f"{row.score:.1f}{_range(row)}{'*' if row.trained else ' '}"
             for row in map(found.get, names)
         ]
         table.append([str(height) if height == width else f"{height}x{width}", *cells])
     print_table(["size", *names], table)
     from anyres.evaluation.results import SHORT_TITLES, main_score
 
-    say(f"{SHORT_TITLES[main_score(rows)]} in percent; * a size that the model was trained at")
+    shares = dict.fromkeys(f"{row.count:,} of {row.of:,}" for row in rows if row.of and row.count + row.bad < row.of)
+    about = [f"{SHORT_TITLES[main_score(rows)]} in percent", *(f"on {share} images" for share in list(shares)[:1])]
+    if any(row.low is not None for row in rows):
+        about.append("95 % interval over images" + ", range over runs" * any(row.runs > 1 for row in rows))
+    say("; ".join([*about, "* a size that the model was trained at"]))
+
+
+def _range(row: Row) -> str:
+    return "" if row.low is None or row.high is None else f" {row.low:.1f}–{row.high:.1f}"
 
 
 def print_files(files: dict[str, Path]) -> None:

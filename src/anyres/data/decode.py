@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BufferedReader, BytesIO, FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -66,14 +67,22 @@ class Drawing(NamedTuple):
     """Return an "RGB" image of at least `scale` x size."""
 
 
-Data = bytes | Path | np.ndarray | Image.Image | Drawing | BadImage | Deep
-"""What a source returns for an image: an encoded file, its path, uint8 pixels, a decoded image, a drawing, or an
-error."""
+class Kept(ABC):
+    """An image that opens itself, from memory where it has been decoded before (`anyres.data.kept`)."""
+
+    @abstractmethod
+    def open(self, name: str, in_chans: int, max_pixels: int, marked: Size | None) -> AbstractContextManager[Picture]:
+        """What `open_picture` gives for the image."""
+
+
+Data = bytes | Path | np.ndarray | Image.Image | Drawing | BadImage | Deep | Kept
+"""What a source returns for an image: an encoded file, its path, uint8 pixels, a decoded image, a drawing, an error, or
+one that was kept."""
 
 
 def with_depth(data: Data, bit_depth: int | None) -> Data:
     """Attach the known bit depth to an image; None attaches nothing. Raises UserError unless it is from 1 to 32."""
-    if bit_depth is None or isinstance(data, Deep | Drawing):
+    if bit_depth is None or isinstance(data, Deep | Drawing | Kept):
         return data
     if not 1 <= bit_depth <= 32:
         raise UserError(f"bit_depth is {bit_depth}; it must be from 1 to 32")
@@ -88,6 +97,18 @@ class Picture(NamedTuple):
     decode: Callable[[float], Image.Image]
     """Decode for use at `scale` times the size. The result may be smaller than `size`, but never smaller than asked
     for: a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size in a fraction of the time."""
+    reduces: bool = False
+    """Whether it is decoded at 1/2, 1/4 or 1/8 where that is enough."""
+
+    def reduction(self, scale: float) -> int:
+        """What the sides are divided by if the picture is decoded at `scale`: 1, 2, 4 or 8, as libjpeg chooses."""
+        height, width = self.size
+        most = min(width // _least(width, scale), height // _least(height, scale))
+        return max(step for step in (1, 2, 4, 8) if step <= most) if self.reduces else 1
+
+
+def _least(side: int, scale: float) -> int:
+    return math.ceil(side * min(scale, 1.0))
 
 
 @contextmanager
@@ -112,6 +133,10 @@ def open_picture(
     for a 16-bit image that uses 14 bits or fewer.
     """
     bit_depth = None
+    if isinstance(data, Kept):
+        with data.open(name, in_chans, max_pixels, marked) as picture:
+            yield picture
+        return
     if isinstance(data, Deep):
         data, bit_depth = data
     if isinstance(data, BadImage):
@@ -151,7 +176,7 @@ def load_indices(data: Data, name: str, max_pixels: int = MAX_PIXELS) -> np.ndar
     """
     if isinstance(data, Deep):
         data = data.data  # class numbers are not scaled
-    assert not isinstance(data, Drawing), "no source draws masks"
+    assert not isinstance(data, Drawing | Kept), "masks are neither drawn nor kept"
     if isinstance(data, BadImage):
         raise data
     if isinstance(data, np.ndarray):
@@ -225,15 +250,14 @@ def _picture(opened: Image.Image, name: str, in_chans: int, bit_depth: int | Non
         with _reading(name):
             if draftable:
                 # "L" reads the stored luminance directly, so the colour planes are never computed.
-                least = (math.ceil(width * min(scale, 1.0)), math.ceil(height * min(scale, 1.0)))
-                stored.draft("L" if in_chans == 1 else None, least)
+                stored.draft("L" if in_chans == 1 else None, (_least(width, scale), _least(height, scale)))
             stored.load()
             if wide_colours:
                 _check_colours(stored, name, depth)
             turned = stored.transpose(UPRIGHT[orientation]) if upright and orientation in UPRIGHT else stored
             return _to_mode(turned, in_chans, name, depth)
 
-    return Picture((width, height) if upright and orientation in SIDEWAYS else (height, width), decode)
+    return Picture((width, height) if upright and orientation in SIDEWAYS else (height, width), decode, draftable)
 
 
 def _orientation(image: Image.Image) -> int:

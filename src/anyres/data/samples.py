@@ -38,7 +38,7 @@ class EvalBatch(NamedTuple):
     full: list[Size]
     """(height, width) of each original image."""
     rows: list[int]
-    """The index of each sample among the items that were prepared together."""
+    """The place of each sample among the items that were prepared together; from a loader, among those of its pass."""
     short: int = 0
     """Number of videos that were shorter than a clip."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from torch import nn
 
 from anyres.data import BadImage, EvalLoader
 from anyres.data.config import DataConfig
+from anyres.data.kept import KeptImages
 from anyres.data.samples import pixels_of
 from anyres.errors import UserError
 from anyres.inference.predictor import Predictor
@@ -55,6 +57,8 @@ def evaluate(
     precision: str = "float32",
     *,
     workers: int = 0,
+    indices: Sequence[int] | None = None,
+    kept: KeptImages | None = None,
     **options: Any,
 ) -> Measured:
     """Return the scores of a model on every item of `source` at `size` (height, width).
@@ -67,6 +71,8 @@ def evaluate(
     Args:
         batch_size: items per batch; by default that of the task.
         precision: "bfloat16" and "float16" run under autocast.
+        indices: those of the items to evaluate (`data.kept.spread`), of a source that has indices; all by default.
+        kept: decoded images of earlier evaluations on the same source, used and added to if there are no `workers`.
         options: options of the task, see `Task.test_options`.
 
     Returns:
@@ -81,7 +87,14 @@ def evaluate(
     task, (rank, world) = predictor.task, process()
     metric = task.metric(predictor.config, source, predictor.options)
     loader = EvalLoader(
-        source, predictor.transform, batch_size or task.test_batch_size, workers, rank=rank, world=world
+        source,
+        predictor.transform,
+        batch_size or task.test_batch_size,
+        workers,
+        rank=rank,
+        world=world,
+        indices=indices,
+        kept=kept,
     )
     count = 0
     with predictor.running():
@@ -102,7 +115,7 @@ def evaluate(
     if isinstance(measured, UserError):
         raise measured
     assert measured is not None
-    return Measured(measured.scores, measured.count, tuple(bad), measured.note, measured.by_class)
+    return dataclasses.replace(measured, bad_images=tuple(bad))
 
 
 def process() -> tuple[int, int]:
@@ -150,15 +163,18 @@ def preparation_text(model: nn.Module, source: Any) -> str:
     )
 
 
-def sample_images(model: nn.Module, source: Any, size: Size, count: int) -> list[Image.Image]:
+def sample_images(
+    model: nn.Module, source: Any, size: Size, count: int, indices: Sequence[int] | None = None
+) -> list[Image.Image]:
     """Return the first `count` readable images as the model sees them at `size`, but in their original colours.
 
-    For clips, these are the middle frames.
+    For clips, these are the middle frames. `indices` are those of the items to choose from.
     """
     task = task_of(model)
     transform = task.transform(DataConfig.of(model, source), size, task.test_options())
     images: list[Image.Image] = []
-    for item in (source.item(index) for index in range(len(source))) if hasattr(source, "item") else source.items(None):
+    chosen = range(len(source)) if indices is None and hasattr(source, "item") else indices
+    for item in source.items(None) if chosen is None else map(source.item, chosen):
         if len(images) == count:
             break
         try:

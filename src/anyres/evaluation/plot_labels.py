@@ -3,33 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
-from anyres.evaluation.plot_style import BAND, COLOURS, GREY, INK, LINES, MARKERS, drawn_name, model_colour
+from anyres.evaluation.plot_style import COLOURS, GREY, INK, LINES, MARKERS, drawn_name, model_colour
 from anyres.evaluation.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_KEPT_WIDTH = 0.6
+"""What at least remains of the width of panels when the names at the ends of the curves get their room."""
+_MARK_STEP = 6.0
+"""Points from the marks of one model below the axis to those of the next."""
 
 
-def label_dots(axes: Axes, values: list[tuple[float, int]], y: float) -> None:
-    """Write the value above each dot, or below it where it would overlap the neighbour's."""
-    previous = -math.inf
-    all_values = [value for value, _ in values]
-    room = 0.12 * max(10.0, max(all_values, default=0.0) - min(all_values, default=0.0))
-    for value, index in sorted(values):
-        below = value - previous < room
-        axes.annotate(
-            f"{value:.1f}",
-            (value, y),
-            xytext=(0, -7 if below else 7),
-            textcoords="offset points",
-            ha="center",
-            va="top" if below else "bottom",
-            fontsize=8,
-            color=model_colour(index),
-        )
-        previous = -math.inf if below else value
+def label_dots(axes: Axes, rows: list[Row], models: list[str]) -> None:
+    """Write the values of a panel of dots above and below them, in turns, those of the first models first. Values that
+    would overlap another are left out: the tables have them."""
+    low, high = axes.get_xlim()
+    room = 24 / (_KEPT_WIDTH * axes.get_window_extent().width / axes.figure.dpi * 72) * (high - low)
+    sizes = list(dict.fromkeys(row.size for row in rows))
+    for number, size in enumerate(sizes):
+        taken: dict[bool, list[float]] = {True: [], False: []}
+        for row in sorted((row for row in rows if row.size == size), key=lambda row: models.index(row.model)):
+            value = row.score
+            free = [] if value is None else [
+                above for above in taken if all(abs(value - other) >= room for other in taken[above])
+            ]  # fmt: skip
+            if value is None or not free:
+                continue
+            above = free[0]
+            taken[above].append(value)
+            axes.annotate(f"{value:.1f}", (value, len(sizes) - 1 - number), xytext=(0, 11 if above else -11),
+                          textcoords="offset points", ha="center", va="bottom" if above else "top", fontsize=8,
+                          color=model_colour(models.index(row.model)))  # fmt: skip
 
 
 def label_sizes(axes: Axes, points: list[tuple[float, float, Row]], on_front: set[int], models: list[str]) -> None:
@@ -65,7 +74,7 @@ def label_sizes(axes: Axes, points: list[tuple[float, float, Row]], on_front: se
 def label_ends(axes: Axes, rows: list[Row], models: list[str]) -> None:
     """Write the name and last value at the right end of every curve, and the first value at the left end."""
     curves = _curves(rows, models)
-    line = _in_points(axes, 13)
+    line = _in_points(axes, 12)
     name_ends(
         axes,
         [
@@ -73,14 +82,15 @@ def label_ends(axes: Axes, rows: list[Row], models: list[str]) -> None:
             for index, model, points in curves
         ],
     )
-    previous = -math.inf
-    for index, _, points in sorted(curves, key=lambda curve: curve[2][0][1]):
-        (x, value), rising = points[0], len(points) > 1 and points[1][1] > points[0][1]
-        if len(points) > 1 and value - previous > line:
-            axes.annotate(f"{value:.1f}", (x, value), xytext=(0, -8 if rising else 8), textcoords="offset points",
-                          ha="center", va="top" if rising else "bottom", fontsize=8.5, color=model_colour(index),
-                          annotation_clip=False)  # fmt: skip
-            previous = value
+    first = min((points[0][0] for *_, points in curves), default=0.0)
+    taken: list[float] = []
+    for index, _, points in curves:
+        value = points[0][1]
+        # Those that would overlap the value of an earlier model are left out: the tables have them.
+        if points[0][0] == first and len(points) > 1 and all(abs(value - other) >= line for other in taken):
+            axes.annotate(f"{value:.1f}", (first, value), xytext=(-9, 0), textcoords="offset points", ha="right",
+                          va="center", fontsize=8.5, color=model_colour(index), annotation_clip=False)  # fmt: skip
+            taken.append(value)
 
 
 def _curves(rows: list[Row], models: list[str]) -> list[tuple[int, str, list[tuple[float, float]]]]:
@@ -124,11 +134,26 @@ def _in_points(axes: Axes, points: float) -> float:
     return points / (axes.get_window_extent().height / axes.figure.dpi * 72) * (high - low)
 
 
-def size_axis(axes: Axes, sides: list[int], trained: list[int]) -> None:
+def room_for_marks(axes: Axes, models: int) -> None:
+    """Leave room between the axis and its labels for the training sizes of so many models."""
+    axes.tick_params(axis="x", pad=3.5 + _MARK_STEP * models)
+
+
+def mark_training_sizes(axes: Axes, sides: list[int], marked: dict[int, list[int]]) -> None:
+    """Mark the training sizes of each model below the axis, in its colour, a line for each model. Those beyond the
+    `sides` of the axis are left out."""
+    height = axes.get_window_extent().height / axes.figure.dpi * 72
+    for line, (index, own) in enumerate(marked.items()):
+        inside = [side for side in own if sides[0] <= side <= sides[-1]]
+        axes.scatter(inside, [-(_MARK_STEP * line + 6.5) / height] * len(inside), s=17, lw=0,
+                     marker=MARKERS[index % len(MARKERS)], color=model_colour(index), clip_on=False,
+                     transform=axes.get_xaxis_transform())  # fmt: skip
+
+
+def size_axis(axes: Axes, sides: list[int], trained: Collection[int]) -> None:
     """Make a log2 axis with a tick at every size.
 
-    Where labels would overlap, those of training sizes and of the ends are kept. Training sizes have a grey band and
-    bold labels.
+    Where labels would overlap, those of training sizes and of the ends are kept. Training sizes have bold labels.
     """
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
@@ -136,13 +161,12 @@ def size_axis(axes: Axes, sides: list[int], trained: list[int]) -> None:
         return
     axes.set_xscale("log", base=2)
     spread = math.log2(sides[-1] / sides[0]) or 1.0
-    axes.set_xlim(sides[0] / 2 ** (0.05 * spread), sides[-1] * 2 ** (0.05 * spread))
+    width = _KEPT_WIDTH * axes.get_window_extent().width / axes.figure.dpi * 72
+    before = 38 / (width - 38) * spread if len(sides) > 1 else 0.5  # the first values stand there
+    axes.set_xlim(sides[0] / 2**before, sides[-1] * 2 ** (0.05 * spread if len(sides) > 1 else 0.5))
     axes.xaxis.set_major_locator(FixedLocator(sides))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    for side in trained:
-        if sides[0] <= side <= sides[-1]:
-            axes.axvspan(side / 1.035, side * 1.035, color=BAND, lw=0, zorder=0)
     # Leave room for the names at the ends of the curves.
     points = 0.85 * axes.get_window_extent().width / axes.figure.dpi * 72
     wanted = sorted(
@@ -152,7 +176,7 @@ def size_axis(axes: Axes, sides: list[int], trained: list[int]) -> None:
     for side in wanted:
         # A digit is about 5.6 points wide at this font size; leave a gap of about one digit between labels.
         need = 5.6 * (len(str(side)) + 1.2)
-        if all(abs(math.log2(side / other)) / (1.1 * spread) * points >= need for other in kept):
+        if all(abs(math.log2(side / other)) / (1.15 * spread) * points >= need for other in kept):
             kept.append(side)
     axes.set_xticklabels([str(side) if side in kept else "" for side in sides])
     for label, side in zip(axes.get_xticklabels(), sides, strict=True):
@@ -178,24 +202,27 @@ def plain_log_ticks(axis: Any) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
 
 
-def reading_key(axes: Axes) -> None:
-    """Add the key of filled and hollow markers at the bottom centre, which is free since curves fall at their ends."""
+def reading_key(figure: Figure, rows: list[Row], marked: bool, crosses: bool, columns: int) -> None:
+    """Add the key of markers, bands and crosses below the panels, in so many columns."""
     from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
     style: dict[str, Any] = {"marker": "o", "ls": "", "ms": 5.5, "mec": GREY, "mew": 1.3}
-    handles = [
+    handles: list[Any] = [
         Line2D([], [], mfc=GREY, label="trained at this size", **style),
         Line2D([], [], mfc="white", label="never seen in training", **style),
     ]
-    axes.legend(
-        handles=handles,
-        loc="lower center",
-        frameon=False,
-        fontsize=8.5,
-        labelcolor=GREY,
-        handletextpad=0.1,
-        borderpad=0.2,
-    )
+    if marked:
+        small = {**style, "ms": 3.5, "mfc": GREY}
+        handles.append(Line2D([], [], label="below the axis: a model's training sizes", **small))
+    if crosses:
+        handles.append(Line2D([], [], marker="x", ls="", ms=6, mec=GREY, mew=1.4, label="published accuracy"))
+    runs = {row.runs > 1 for row in rows if row.low is not None}
+    if runs:
+        words = {False: "95 % interval over images", True: "range over runs"}
+        handles.append(Patch(color=GREY, alpha=0.25, lw=0, label=", ".join(words[each] for each in sorted(runs))))
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns, frameon=False, fontsize=8.5,
+                  labelcolor=GREY, handletextpad=0.4, columnspacing=1.6)  # fmt: skip
 
 
 def model_legend(axes: Axes, models: list[str]) -> None:

@@ -16,7 +16,7 @@ from anyres.io.text import printable, shorten
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#444444")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":")
-INK, GREY, GRID, BAND = "#1a1a1a", "#666666", "#e4e4e4", "#f0f0f0"
+INK, GREY, GRID = "#1a1a1a", "#666666", "#e4e4e4"
 LETTERS = 24  # largest length of a model's name
 
 

@@ -1,11 +1,13 @@
 """The plots of a sweep: accuracy by size, accuracy against time, cost by size.
 
 In all of them, filled markers are sizes that the model was trained at and hollow ones are sizes unseen in training.
+Bands and bars are the intervals of the rows: 95 % over images, or the range over several runs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from os import PathLike
 from typing import IO, TYPE_CHECKING, Literal
 
@@ -14,10 +16,12 @@ from anyres.evaluation.plot_labels import (
     label_dots,
     label_ends,
     label_sizes,
+    mark_training_sizes,
     model_legend,
     name_ends,
     plain_log_ticks,
     reading_key,
+    room_for_marks,
     size_axis,
     time_axis,
 )
@@ -31,11 +35,18 @@ if TYPE_CHECKING:
 _NON_SQUARE_DOTS = 12  # with more non-square sizes than this, draw curves, one small panel per aspect ratio
 
 
-def accuracy_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: bool = False) -> Figure:
+Published = Mapping[str, Mapping[int, float]]
+"""Published scores of models by the side of the input."""
+
+
+def accuracy_figure(
+    rows: list[Row], train_sides: dict[str, list[int]], published: Published | None = None, narrow: bool = False
+) -> Figure:
     """Plot the main score over the side of a square input, with non-square sizes to the right (below if `narrow`).
 
     Args:
-        train_sides: by model, the sides of its square training sizes; they are shaded and bold on the axis.
+        train_sides: by model, the sides of its square training sizes: marks in its colour below the axis.
+        published: crosses in the colour of the model.
     """
     squares = [row for row in rows if row.square]
     others = [row for row in rows if not row.square]
@@ -43,26 +54,39 @@ def accuracy_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: 
     with style(models):
         panels = _non_square_panels(others)
         figure, main, beside = _accuracy_layout(bool(squares), panels, narrow)
-        shaded = sorted({side for sides in train_sides.values() for side in sides})
-        curves: list[tuple[Axes, list[Row], list[int]]] = []
+        curves: list[tuple[Axes, list[Row]]] = []
+        marked = {index: train_sides[model] for index, model in enumerate(models) if train_sides.get(model)}
+        crosses = [(index, side, score) for index, model in enumerate(models)
+                   for side, score in (published or {}).get(model, {}).items()]  # fmt: skip
         if main is not None:
-            curves.append((main, squares, shaded))
+            curves.append((main, squares))
             main.set_xlabel("input size (px, square, log scale)")
             main.set_title(_title(rows), loc="left")
-            reading_key(main)
+            room_for_marks(main, len(marked))
+            for index, side, score in crosses:
+                main.plot(side, score, "x", ms=7, mew=1.6, color=model_colour(index), zorder=4)
+            reading_key(figure, rows, bool(marked), bool(crosses), 1 if narrow else 3)
         for axes, (title, part) in zip(beside, panels, strict=True):
             if title is None:
                 _draw_dots(axes, part, models)
             else:
-                curves.append((axes, part, []))
+                curves.append((axes, part))
                 axes.set_title(f"{title} (width:height)", loc="left")
                 axes.set_xlabel("side of the square of equal area (px)")
-        for axes, part, _ in curves:
+        for axes, part in curves:
             _draw_by_side(axes, part, models)
-            _limit_accuracy(axes, rows)
+            _limit_accuracy(axes, rows, [score for *_, score in crosses] if axes is main else [])
         _lay_out(figure)
-        for axes, part, marked in curves:
-            size_axis(axes, sorted({round(row.side) for row in part}), marked)
+        for axes, (title, part) in zip(beside, panels, strict=True):
+            if title is None:
+                label_dots(axes, part, models)
+        for axes, part in curves:
+            sides = sorted({round(row.side) for row in part})
+            if axes is main:
+                sides = sorted({*sides, *(side for _, side, _ in crosses)})
+            size_axis(axes, sides, {side for own in marked.values() for side in own} if axes is main else set())
+            if axes is main:
+                mark_training_sizes(axes, sides, marked)
             if axes is main or main is None:
                 label_ends(axes, part, models)
         return figure
@@ -91,7 +115,7 @@ def pareto_figure(rows: list[Row], narrow: bool = False) -> Figure:
             curve = sorted((point for point in points if point[2].model == model), key=lambda point: point[2].height)
             _curve(axes, [(x, y, row.trained) for x, y, row in curve], index)
         axes.set_xscale("log")
-        _limit_accuracy(axes, timed)
+        _limit_accuracy(axes, timed, [])
         time_axis(axes, [x for x, _, _ in points])
         note = "\nsmall numbers: input size (px)" + (
             f"{chr(10) if narrow else '; '}grey: the most accurate for the time" if len(front) > 1 else ""
@@ -114,7 +138,7 @@ def cost_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: bool
     """Plot images per second, GFLOPs and peak memory over the side of a square input, in three small panels."""
     squares = [row for row in rows if row.square]
     models = _models(rows)
-    shaded = sorted({side for sides in train_sides.values() for side in sides})
+    trained = {side for sides in train_sides.values() for side in sides}
     panels = (
         ("images_per_second", "Images per second"),
         ("gflops", "GFLOP per image"),
@@ -135,7 +159,7 @@ def cost_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: bool
             axes.set_xlabel("input size (px)")
         _lay_out(figure)
         for axes in grid:
-            size_axis(axes, sorted({row.height for row in squares}), shaded)
+            size_axis(axes, sorted({row.height for row in squares}), trained)
         model_legend(grid[0], models)
         return figure
 
@@ -186,14 +210,15 @@ def _accuracy_layout(
     count = len(panels)
     dots = count == 1 and panels[0][0] is None
     shapes = len({row.size for row in panels[0][1]}) if dots else 0
+    tall = 0.46 + 0.09 * len({row.model for row in panels[0][1]}) if dots else 0.0  # room for numbers above and below
     if narrow:
-        below = (1.0 + 0.42 * shapes) if dots else 2.4 * count
+        below = (1.0 + tall * shapes) if dots else 2.4 * count
         figure = _empty_figure((4.6, (4.2 if squares else 0.0) + (below if count else 0.0)))
         heights = ([4.2] if squares else []) + ([below] if dots else [2.4] * count)
         column = list(figure.subplots(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
         return (figure, column[0], column[1:]) if squares else (figure, None, column)
     if not squares:
-        figure = _empty_figure((7.2, max(2.0, 0.45 * shapes + 1.0) if dots else 3.0 * count))
+        figure = _empty_figure((7.2, max(2.0, tall * shapes + 1.0) if dots else 3.0 * count))
         return figure, None, list(figure.subplots(count, 1, squeeze=False)[:, 0])
     if not count:
         figure, axes = _figure((7.6, 4.4))
@@ -201,7 +226,7 @@ def _accuracy_layout(
     height = 4.4 if count < 3 else 1.9 * count
     figure = _empty_figure((10.6, height))
     if dots:  # only as high as needed, not stretched to the height of the curves
-        share = min(0.99, (1.3 + 0.5 * shapes) / height)
+        share = min(0.99, (1.3 + tall * shapes) / height)
         grid = figure.add_gridspec(2, 2, width_ratios=[2.7, 1], height_ratios=[share, 1 - share])
         return figure, figure.add_subplot(grid[:, 0]), [figure.add_subplot(grid[0, 1])]
     grid = figure.add_gridspec(count, 2, width_ratios=[2.7, 1])
@@ -215,6 +240,17 @@ def _draw_by_side(axes: Axes, rows: list[Row], models: list[str]) -> None:
             sorted((row.side, row.score, row.trained) for row in rows if row.model == model and row.score is not None),
             index,
         )
+        spans = sorted(
+            (row.side, row.low, row.high)
+            for row in rows
+            if row.model == model and row.low is not None and row.high is not None
+        )
+        if len(spans) > 1:
+            sides, lows, highs = zip(*spans, strict=True)
+            axes.fill_between(sides, lows, highs, color=model_colour(index), alpha=0.13, lw=0, zorder=2)
+        else:
+            for x, low, high in spans:
+                axes.plot([x, x], [low, high], color=model_colour(index), lw=1.2, zorder=2)
 
 
 def _curve(
@@ -241,33 +277,21 @@ def _curve(
 def _draw_dots(axes: Axes, rows: list[Row], models: list[str]) -> None:
     sizes = list(dict.fromkeys(row.size for row in rows))
     place = {size: len(sizes) - 1 - number for number, size in enumerate(sizes)}
-    for size, y in place.items():
-        values = [row.score for row in rows if row.size == size and row.score is not None]
-        if values:
-            axes.plot([min(values), max(values)], [y, y], color=GRID, lw=3, zorder=1, solid_capstyle="round")
     for index, model in enumerate(models):
         colour, marker = model_colour(index), MARKERS[index % len(MARKERS)]
+        # Bars of models with nearly the same score would hide each other on one line.
+        shift = 0.12 * (index - (len(models) - 1) / 2) / max(1, len(models) / 3)
         for row in rows:
-            if row.model == model and row.score is not None:
-                axes.plot(
-                    row.score,
-                    place[row.size],
-                    marker,
-                    ms=7,
-                    mec=colour,
-                    mew=1.5,
-                    mfc=colour if row.trained else "white",
-                    zorder=4,
-                )
-    for size, y in place.items():
-        label_dots(
-            axes,
-            [(row.score, models.index(row.model)) for row in rows if row.size == size and row.score is not None],
-            y,
-        )
+            if row.model != model or row.score is None:
+                continue
+            y = place[row.size] - shift
+            if row.low is not None and row.high is not None:
+                axes.plot([row.low, row.high], [y, y], color=colour, lw=1.2, zorder=3)
+            face = colour if row.trained else "white"
+            axes.plot(row.score, y, marker, ms=6.5, mec=colour, mew=1.5, mfc=face, zorder=4)
     axes.set_yticks(list(place.values()), [f"{size_name(*size)}\n{aspect_name(*size)}" for size in place])
     axes.set_ylim(-0.7, len(sizes) - 0.3)
-    values = [row.score for row in rows if row.score is not None]
+    values = [value for row in rows for value in (row.score, row.low, row.high) if value is not None]
     low, high = (min(values), max(values)) if values else (0.0, 100.0)
     margin = max(2.0, 0.18 * (high - low))
     axes.set_xlim(low - margin, high + margin)
@@ -277,8 +301,9 @@ def _draw_dots(axes: Axes, rows: list[Row], models: list[str]) -> None:
     axes.set_xlabel(f"{SHORT_TITLES[main_score(rows)]} (%), height×width")
 
 
-def _limit_accuracy(axes: Axes, rows: list[Row]) -> None:
-    values = [row.score for row in rows if row.score is not None] or [0.0, 100.0]
+def _limit_accuracy(axes: Axes, rows: list[Row], more: list[float]) -> None:
+    values = [value for row in rows for value in (row.score, row.low, row.high) if value is not None] + more
+    values = values or [0.0, 100.0]
     low, high = min(values), max(values)
     margin = max(1.5, 0.1 * (high - low))
     axes.set_ylim(max(0.0, low - margin) if low >= margin else -1.0, min(101.0, high + margin))

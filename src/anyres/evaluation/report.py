@@ -1,6 +1,7 @@
 """The report of a sweep: a self-contained HTML page with results, plots, tables and the method.
 
-The page has no scripts and no external links.
+The page has no external links. Its one script filters the errors by size, in the browser alone; names reach it as data
+and the page as text.
 """
 
 from __future__ import annotations
@@ -18,7 +19,18 @@ from markupsafe import Markup
 from anyres.evaluation import plots
 from anyres.evaluation.aspects import aspect_name, size_name
 from anyres.evaluation.plot_style import model_colour
-from anyres.evaluation.results import SECOND_TITLES, SHORT_TITLES, TITLES, Row, areas, find, main_score, score_names
+from anyres.evaluation.results import (
+    PART_TITLES,
+    SECOND_TITLES,
+    SHORT_TITLES,
+    TITLES,
+    Finding,
+    Row,
+    areas,
+    find,
+    main_score,
+    score_names,
+)
 from anyres.io.text import printable, shorten
 from anyres.shapes import Size
 
@@ -45,10 +57,13 @@ class Page:
     rows: list[Row]
     train_sizes: Mapping[str, list[Size]]
     source: str
+    finding: Finding | None = None  # by default what the rows alone say
     facts: Mapping[str, str] = field(default_factory=dict)
     preparation: Mapping[str, str] = field(default_factory=dict)
+    published: plots.Published = field(default_factory=dict)
     samples: Sequence[Samples] = ()
     bad: Sequence[str] = ()  # names and reasons of the skipped images
+    errors: Mapping[str, Any] | None = None  # as in `class_errors`
 
 
 def render(page: Page) -> str:
@@ -57,7 +72,7 @@ def render(page: Page) -> str:
     rows, train_sizes = page.rows, dict(page.train_sizes)
     names = list(dict.fromkeys(row.model for row in rows))
     models = [{"name": name, "colour": model_colour(index)} for index, name in enumerate(names)]
-    finding = find(rows, train_sizes)
+    finding = page.finding or find(rows, train_sizes)
     sides = {model: [height for height, width in sizes if height == width] for model, sizes in train_sizes.items()}
     totals = [row.count for row in rows if row.score is not None]
     means, curve_sides = areas(rows)
@@ -81,7 +96,7 @@ def render(page: Page) -> str:
             for name, model in zip(names, models, strict=True)
         ],
         curve_sides=curve_sides,
-        accuracy=_picture(plots.accuracy_figure, rows, sides),
+        accuracy=_picture(plots.accuracy_figure, rows, sides, page.published),
         curves=_describe_curves(rows, names),
         strips=[
             {
@@ -106,6 +121,8 @@ def render(page: Page) -> str:
         skipped=max((row.bad for row in rows), default=0),
         total=max((row.count for row in rows), default=0),
         bad=page.bad,
+        parts=_parts(rows, names),
+        errors=page.errors and {**page.errors, "models": names},
         facts=page.facts,
     )
 
@@ -143,6 +160,7 @@ def _with_short_names(page: Page) -> Page:
         rows=[replace(row, model=short[row.model]) for row in page.rows],
         train_sizes={short.get(model, model): sizes for model, sizes in page.train_sizes.items()},
         preparation={short.get(model, model): way for model, way in page.preparation.items()},
+        published={short.get(model, model): scores for model, scores in page.published.items()},
     )
 
 
@@ -169,6 +187,18 @@ def _accuracy_lines(rows: list[Row], models: list[str]) -> list[dict[str, Any]]:
         }
         for size in sizes
     ]
+
+
+def _parts(rows: list[Row], models: list[str]) -> list[dict[str, Any]]:
+    """Return a table for each model that has scores of parts of the data: lines are parts, cells are sizes."""
+    found = []
+    for model in models:
+        own = [row for row in rows if row.model == model and row.score is not None]
+        names = [name for name in PART_TITLES if any(name in row.scores for row in own)]
+        if names:
+            lines = [{"title": PART_TITLES[name], "cells": [row.scores.get(name) for row in own]} for name in names]
+            found.append({"model": model, "sizes": [size_name(*row.size) for row in own], "lines": lines})
+    return found
 
 
 def _cost_groups(rows: list[Row], models: list[dict[str, str]]) -> list[dict[str, Any]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anyres.errors import UserError
 from anyres.io.files import atomic_write
@@ -14,11 +16,16 @@ from anyres.io.text import csv_text, from_csv
 from anyres.shapes import Size
 from anyres.tasks import TASKS
 
+if TYPE_CHECKING:
+    from anyres.evaluation.comparisons import Comparison
+
 TITLES = {name: titles[0] for task in TASKS.values() for name, titles in task.titles.items()}
 """Titles of the main scores in plots and reports."""
 SHORT_TITLES = {name: titles[1] for task in TASKS.values() for name, titles in task.titles.items()}
 SECOND_TITLES = {name: title for task in TASKS.values() for name, title in task.second_titles.items()}
 """Titles of scores that tables show in brackets after the main one."""
+PART_TITLES = {name: title for task in TASKS.values() for name, title in task.part_titles.items()}
+"""Titles of the scores of parts of the data."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,12 @@ class Row:
     width: int
     trained: bool  # whether the model was trained at this size
     scores: dict[str, float]  # as in `tasks.scores.Measured`
+    low: float | None = field(default=None, kw_only=True)
+    """With `high`, the 95 % confidence interval of the main score over images; of several runs, its range."""
+    high: float | None = field(default=None, kw_only=True)
+    runs: int = field(default=1, kw_only=True)  # how many of them the scores are the mean of
     count: int  # images evaluated
+    of: int | None = field(default=None, kw_only=True)  # images there are; None if that is unknown
     bad: int  # images skipped because they could not be read
     gflops: float | None  # per image; 2 × multiply-adds
     params: int | None
@@ -109,7 +121,8 @@ def read_csv(path: str | Path) -> list[Row]:
 
 def row_from_cells(cells: dict[str, str]) -> Row:
     """Build a row from the text cells of the table."""
-    integers, optional_integers, texts = {"height", "width", "count", "bad"}, {"params"}, {"model", "note"}
+    integers, optional_integers = {"height", "width", "count", "bad", "runs"}, {"params", "of"}
+    texts = {"model", "note"}
     values: dict[str, object] = {}
     scores: dict[str, float] = {}
     for name, cell in cells.items():
@@ -128,6 +141,23 @@ def row_from_cells(cells: dict[str, str]) -> Row:
 
 def _to_cell(value: object) -> object:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+
+def card_table(rows: list[Row], source: str) -> tuple[str, list[list[str]]]:
+    """A sentence about the rows of one model, and their table for its model card."""
+    counts = {(row.count, row.of) for row in rows if row.score is not None}
+    shares = [f"{count:,}" if of in (None, count) else f"{count:,} of {of:,}" for count, of in sorted(counts, key=str)]
+    about = f"{TITLES[main_score(rows)]} in percent on {' or '.join(shares) or 'no'} images of {source}."
+    lines = [
+        [
+            str(row.height) if row.square else f"{row.height}×{row.width}",
+            row.note if row.score is None else f"{row.score:.1f}",
+            "" if row.low is None or row.high is None else f"{row.low:.1f}–{row.high:.1f}",
+            "yes" if row.trained else "no",
+        ]
+        for row in rows
+    ]
+    return about, [["size (px)", SHORT_TITLES[main_score(rows)], "95 % interval", "trained at it"], *lines]
 
 
 def area_over_log_size(accuracy: dict[int, float]) -> float:
@@ -175,48 +205,44 @@ class Finding:
     details: list[str]
 
 
-def find(rows: list[Row], train_sizes: dict[str, list[Size]]) -> Finding:
+def find(
+    rows: list[Row], train_sizes: dict[str, list[Size]], comparisons: Sequence[Comparison] = (), test: str = ""
+) -> Finding:
     """Summarise the results in words, without favouring any model.
 
-    A gap counts as clear if it exceeds two (binomial) standard errors of an accuracy on this number of images. This is
-    conservative, because all models saw the same images. For scores that are not a fraction of images, the threshold
-    is one point.
+    The first model is compared with every other one. The headline names the differences that a test supports
+    (`comparisons`; `test` says which test that is) and no others.
     """
     models = list(dict.fromkeys(row.model for row in rows))
     means, sides = areas(rows)
     scored = {model: mean for model, mean in means.items() if mean is not None}
     if not scored:
-        return _find_without_curves(rows, models)
-    span = f"{sides[0]} to {sides[-1]} px"
-    order = sorted(scored, key=lambda model: -scored[model])
-    lead = order[0]
+        return _find_without_curves(rows, models, comparisons)
+    span = f"from {sides[0]} to {sides[-1]} px"
     curves = {
         model: {row.height: row.score for row in rows if row.model == model and row.square and row.score is not None}
         for model in scored
     }
-    count = max(1, min(row.count for row in rows if row.score is not None))
     details: list[str] = []
-    if len(order) == 1:
-        curve = curves[lead]
+    if len(models) == 1:
+        (model,) = models
+        curve = curves[model]
         best, worst = max(curve, key=lambda side: curve[side]), min(curve, key=lambda side: curve[side])
-        headline = f"{lead} averages {scored[lead]:.1f} % from {span}."
+        headline = f"{model} averages {scored[model]:.1f} % {span}."
         details.append(
             f"Its best size is {best} px with {curve[best]:.1f} %, its worst {worst} px with {curve[worst]:.1f} %."
         )
     else:
-        rival = _rival(lead, order, train_sizes)
-        binomial = main_score(rows) == "top1"
-        noise = _noise(scored[lead], count) if binomial else 1.0
-        headline = _headline(lead, rival, scored, train_sizes, span, noise)
-        details += _compare(lead, rival, curves, sides, count if binomial else None)
-        details += [f"{model} averages {scored[model]:.1f} %." for model in order if model not in (lead, rival)]
-        details.append(
-            f"With {count:,} images, a difference below about {noise:.1f} points is within the noise."
-            if binomial
-            else "A difference below one point is treated as noise; the variance of this score was not measured."
-        )
-    details += _at_training_sizes(order, curves, train_sizes)
+        headline = _headline(models, scored, span, comparisons)
+        listed = ", ".join(f"{model} {mean:.1f} %" for model, mean in sorted(scored.items(), key=lambda one: -one[1]))
+        details.append(f"The mean over log size {span}: {listed}.")
+        details += [sentence for other in models[1:] if (sentence := _widest(other, comparisons))]
+        details.append(_tested(comparisons, test))
+    details += _at_training_sizes(list(scored), curves, train_sizes)
     for model in models:
+        several = max(row.runs for row in rows if row.model == model)
+        if several > 1:
+            details.append(f"{model} is the mean of {several} runs.")
         refused = [row for row in rows if row.model == model and row.score is None]
         if refused:
             details.append(
@@ -225,7 +251,7 @@ def find(rows: list[Row], train_sizes: dict[str, list[Size]]) -> Finding:
     return Finding(headline, details)
 
 
-def _find_without_curves(rows: list[Row], models: list[str]) -> Finding:
+def _find_without_curves(rows: list[Row], models: list[str], comparisons: Sequence[Comparison]) -> Finding:
     parts = []
     for model in models:
         best = max(
@@ -240,60 +266,55 @@ def _find_without_curves(rows: list[Row], models: list[str]) -> Finding:
         )
     return Finding(
         "; ".join(parts) + ".",
-        ["The models have fewer than two square sizes in common, so there is no curve to summarise."],
+        [
+            *(sentence for other in models[1:] if (sentence := _widest(other, comparisons))),
+            "The models have fewer than two square sizes in common, so there is no curve to summarise.",
+        ],
     )
 
 
-def _is_multi(model: str, train_sizes: dict[str, list[Size]]) -> bool:
-    return len(train_sizes.get(model, [])) > 1
-
-
-def _rival(lead: str, order: list[str], train_sizes: dict[str, list[Size]]) -> str:
-    """Return the best model of the other kind (one versus several training sizes), the comparison of most interest.
-
-    If all models are of the same kind, return the best of the others.
-    """
-    others = [model for model in order if model != lead]
-    of_other_kind = [model for model in others if _is_multi(model, train_sizes) != _is_multi(lead, train_sizes)]
-    return (of_other_kind or others)[0]
-
-
-def _headline(
-    lead: str, rival: str, means: dict[str, float], train_sizes: dict[str, list[Size]], span: str, noise: float
-) -> str:
-    ours, theirs = f"{means[lead]:.1f} %", f"{means[rival]:.1f} %"
-    if means[lead] - means[rival] < noise:
-        return f"No clear difference from {span}: {lead} averages {ours}, {rival} {theirs}."
-    multi_lead, multi_rival = _is_multi(lead, train_sizes), _is_multi(rival, train_sizes)
-    if multi_lead and not multi_rival:
-        return f"From {span}, {lead} keeps {ours} on average; {rival}, trained at one size, keeps {theirs}."
-    if multi_rival and not multi_lead:
-        return f"Multi-resolution training did not pay off here: from {span}, {lead} averages {ours}, {rival} {theirs}."
-    return f"From {span}, {lead} averages {ours}, ahead of {rival} with {theirs}."
-
-
-def _compare(
-    lead: str, rival: str, curves: dict[str, dict[int, float]], sides: list[int], count: int | None
-) -> list[str]:
-    gaps = {side: curves[lead][side] - curves[rival][side] for side in sides}
-    widest = max(gaps, key=lambda side: gaps[side])
+def _headline(models: list[str], means: dict[str, float], span: str, comparisons: Sequence[Comparison]) -> str:
+    """What tests say of the first model beside the others, the three that come first by name."""
+    first, *others = models
+    told = {model: f"{model} ({means[model]:.1f} %)" if model in means else model for model in models}
     sentences = []
-    if gaps[widest] > 0:
-        sentences.append(
-            f"The gap is widest at {widest} px: {curves[lead][widest]:.1f} % against {curves[rival][widest]:.1f} %."
-        )
-    behind = [side for side in sides if gaps[side] < 0]
-    if behind:
-        worst = min(behind, key=lambda side: gaps[side])
-        noise = 1.0 if count is None else _noise(curves[lead][worst], count)
-        clear = "" if -gaps[worst] > noise else " (within the noise)"
-        where = f"at {worst} px" if len(behind) == 1 else f"at {len(behind)} of {len(sides)} sizes, most at {worst} px"
-        sentences.append(
-            f"{rival} is ahead {where}: {curves[rival][worst]:.1f} % against {curves[lead][worst]:.1f} %{clear}."
-        )
-    else:
-        sentences.append(f"{rival} is ahead at none of the {len(sides)} sizes.")
-    return sentences
+    for other in others[:3]:
+        own = [each for each in comparisons if each.other == other]
+        ahead, behind = (sum(each.clear and each.gap * sign > 0 for each in own) for sign in (1, -1))
+        if not any(each.p is not None for each in own):
+            sentences.append(f"{told[first]} and {told[other]} were not tested for a difference")
+        elif not ahead and not behind:
+            sentences.append(f"no clear difference between {told[first]} and {told[other]} at any of {len(own)} sizes")
+        elif ahead >= behind:
+            rest = f"behind at {behind or 'none'}"
+            sentences.append(f"{told[first]} is ahead of {told[other]} at {ahead} of {len(own)} sizes and {rest}")
+        else:
+            rest = f"ahead at {ahead or 'none'}"
+            sentences.append(f"{told[first]} is behind {told[other]} at {behind} of {len(own)} sizes and {rest}")
+    return f"{span[0].upper()}{span[1:]}: {'; '.join(sentences)}{'; and so on' * (len(others) > 3)}."
+
+
+def _widest(other: str, comparisons: Sequence[Comparison]) -> str:
+    """Where a model is most ahead and most behind, among the differences that a test supports."""
+    own = [each for each in comparisons if each.other == other and each.clear]
+    places = []
+    for each, word in ((max(own, key=lambda one: one.gap, default=None), "ahead"),
+                       (min(own, key=lambda one: one.gap, default=None), "behind")):  # fmt: skip
+        if each is not None and (each.gap > 0) == (word == "ahead") and each.gap:
+            size = "×".join(map(str, dict.fromkeys(each.size)))
+            places.append(f"most {word}, by {abs(each.gap):.1f} points, at {size} px")
+    return f"{own[0].first} is {' and '.join(places)} in comparison with {other}." if places else ""
+
+
+def _tested(comparisons: Sequence[Comparison], test: str) -> str:
+    count = sum(each.p is not None for each in comparisons)
+    if not count:
+        return "No test of differences is available here."
+    return (
+        f"Differences count where {test} supports them at 5 %, corrected for {count} comparisons (Holm)."
+        if count > 1
+        else f"A difference counts where {test} supports it at 5 %."
+    )
 
 
 def _at_training_sizes(
@@ -309,9 +330,3 @@ def _at_training_sizes(
         scores = f"{values[0]:.1f} %" if len(values) == 1 else f"{values[0]:.1f}–{values[-1]:.1f} %"
         sentences.append(f"At its training size{'s' * (len(sides) > 1)} ({listed} px) {model} reaches {scores}.")
     return sentences
-
-
-def _noise(percent: float, count: int) -> float:
-    """Return two standard errors of a measured accuracy, in percentage points; at least the share of one image."""
-    share = min(max(percent / 100, 0.0), 1.0)
-    return max(200 * math.sqrt(share * (1 - share) / count), 100 / count)

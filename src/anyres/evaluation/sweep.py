@@ -23,17 +23,23 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from anyres.data import Source
+from anyres.data import MapSource, Source
 from anyres.data.config import DataConfig
+from anyres.data.kept import KeptImages, spread
 from anyres.errors import UserError
 from anyres.evaluation import plots
+from anyres.evaluation.class_errors import class_errors
+from anyres.evaluation.comparisons import Comparison, Kept, compare, merged
 from anyres.evaluation.cost import measure_cost, random_input
 from anyres.evaluation.evaluate import evaluate, matching, preparation_text, process, sample_images
 from anyres.evaluation.report import Page, Samples, render
 from anyres.evaluation.results import Finding, Row, areas, find, write_csv
 from anyres.io.files import atomic_write, check_files, locked
 from anyres.shapes import Size
+from anyres.tasks import task_of
+from anyres.tasks.evidence import Evidence, unpack
 from anyres.tasks.finite import check_weights
+from anyres.tasks.scores import Measured
 
 Progress = Callable[[Row, int, int], None]
 _JOURNAL = "sweep.partial.jsonl"
@@ -47,18 +53,34 @@ class SweepResult:
     """The results of `sweep` and the files that it wrote."""
 
     rows: list[Row]
+    """Of every model and size; those of several runs as one stand behind those of the runs."""
     train_sizes: dict[str, list[Size]]
     files: dict[str, Path] = field(default_factory=dict)  # "table", "picture", "pareto", "report"
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    evidence: Kept = field(default_factory=dict)
+    """What models answered for every image, by (model, size), where the task keeps it."""
+
+    @property
+    def shown(self) -> list[Row]:
+        """The rows with those of several runs as one."""
+        return merged([row for row in self.rows if row.model not in self.groups], self.groups)
 
     @property
     def areas(self) -> dict[str, float | None]:
         """Area under the curve of accuracy over log size in percent, by model (see `results.areas`)."""
-        return areas(self.rows)[0]
+        return areas(self.shown)[0]
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """The first model beside the others, tested on the same images."""
+        return compare(self.shown, self.evidence, self.groups)
 
     @property
     def finding(self) -> Finding:
         """The main result in words."""
-        return find(self.rows, self.train_sizes)
+        test = next((each.test for each in self.evidence.values()), "")
+        over_runs = ", and of several runs also a t-test over them," if self.groups else ""
+        return find(self.shown, self.train_sizes, self.comparisons, test + over_runs)
 
 
 def sweep(
@@ -71,10 +93,14 @@ def sweep(
     device: str | torch.device = "cpu",
     precision: str = "float32",
     workers: int = 0,
+    images: int | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
     cost: bool = True,
     cost_batch_size: int = 8,
     cost_seconds: float = 0.5,
     command: str | None = None,
+    facts: Mapping[str, str] | None = None,
+    published: plots.Published | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
     """Evaluate every model at every size and write sweep.csv, sweep.png, pareto.png and report.html into `out`.
@@ -89,10 +115,14 @@ def sweep(
         source: an open data source.
         sizes: (height, width) of each size.
         out: folder for the results.
+        images: how many of the images to take, evenly spread over the classes (`data.kept.spread`); all by default.
+        groups: runs that are shown as one, such as seeds: name → names of the models.
         cost: also measure speed, FLOPs and memory.
         cost_batch_size: batch size of the cost measurement.
         cost_seconds: length of each of the two timings, in seconds.
         command: command line to show in the report; by default that of this process.
+        facts: further lines (name, value) at the end of the report.
+        published: main scores that are published for models, by side; marked in the pictures.
         progress: called with each row, its number and the total number of rows.
 
     Raises:
@@ -106,49 +136,77 @@ def sweep(
     with locked(out) if first else nullcontext():
         if first:
             check_output(out)
+        indices = None if images is None else spread(source, images)
+        total = len(source) if isinstance(source, MapSource) else None
+        taken = total if indices is None else len(indices)
         journal = _Journal(out / _JOURNAL, first)
-        images = len(source) if hasattr(source, "__len__") else None
-        settings = [source.name, images, batch_size, precision, device.type,
+        settings = [source.name, total, images, batch_size, precision, device.type,
                     cost and [cost_batch_size, cost_seconds], torch.__version__]  # fmt: skip
+        kept = KeptImages()
         rows: list[Row] = []
+        evidence: dict[tuple[str, Size], Evidence] = {}
         bad: dict[str, None] = {}
         for name, model in models.items():
             check_weights(model, name)
             identity = [name, _fingerprint(model), preparation_text(model, source), matching(model, source), *settings]
+            evaluation = _Evaluation(source, batch_size, device, precision, workers, indices,
+                                     kept if task_of(model).kind == "image" else None)  # fmt: skip
             for size in sizes:
                 key = json.dumps([identity, size])
-                row = journal.rows.get(key)
-                if row is None:
+                if key not in journal.rows:
                     costs = (cost_batch_size, cost_seconds) if cost and first else None
-                    row, skipped = _measure(name, model, source, size, batch_size, device, precision, workers, costs)
-                    journal.add(key, row)
-                    bad.update(dict.fromkeys(skipped))
+                    row, measured = _measure(name, model, evaluation, size, costs)
+                    journal.add(key, dataclasses.replace(row, of=total), measured.evidence if measured else None)
+                    bad.update(dict.fromkeys(measured.bad_images if measured else ()))
+                row, seen = journal.rows[key]
+                if seen is not None:
+                    evidence[name, size] = seen
                 rows.append(row)
                 if progress is not None and first:
                     progress(row, len(rows), len(models) * len(sizes))
             model.to("cpu")
-        result = SweepResult(rows, {name: list(DataConfig.of(model).train_sizes) for name, model in models.items()})
+        train_sizes = {name: list(DataConfig.of(model).train_sizes) for name, model in models.items()}
+        groups = groups or {}
+        train_sizes |= {group: train_sizes[runs[0]] for group, runs in groups.items()}
+        together = [row for row in merged(rows, groups) if row.model in groups]
+        result = SweepResult([*rows, *together], train_sizes, groups=groups, evidence=evidence)
         if not first:
             return result
-        facts = {
+        share = "" if taken == total else f" (of {total:,}, evenly spread over the classes)"
+        lines = {
             "Command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            **(facts or {}),
+            **({"Images": f"{taken:,}{share}"} if share else {}),
             "Software": f"anyres {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
             "Hardware": f"{_hardware(device)}, {precision}",
             "Batches": f"{batch_size} images for accuracy"
             + (f", {cost_batch_size} for speed and memory" if cost else ""),
             "Date": time.strftime("%Y-%m-%d %H:%M"),
         }
-        shown = _sample_sizes(rows)
+        preparation = {name: preparation_text(model, source) for name, model in models.items()}
         page = Page(
-            rows=rows,
+            rows=result.shown,
             train_sizes=result.train_sizes,
-            source=source.name,
-            facts=facts,
-            preparation={name: preparation_text(model, source) for name, model in models.items()},
-            samples=[Samples(size, sample_images(next(iter(models.values())), source, size, 6)) for size in shown],
+            source=source.name + share,
+            finding=result.finding,
+            facts=lines,
+            published=published or {},
+            preparation=preparation | {group: preparation[runs[0]] for group, runs in groups.items()},
+            samples=[
+                Samples(size, sample_images(next(iter(models.values())), source, size, 6, indices))
+                for size in _sample_sizes(rows)
+            ],
             bad=list(bad),
+            errors=class_errors(
+                [groups.get(name, [name]) for name in dict.fromkeys(row.model for row in result.shown)],
+                models,
+                evidence,
+                sizes,
+                source,
+                indices,
+            ),
         )
-        files = write_outputs(page, out)
+        files = write_outputs(page, out, result.rows)
         journal.remove()
         return dataclasses.replace(result, files=files)
 
@@ -158,14 +216,14 @@ def check_output(out: str | Path) -> None:
     check_files(out, _KIND, [*_FILES.values(), _JOURNAL])
 
 
-def write_outputs(page: Page, out: str | Path) -> dict[str, Path]:
-    """Write the table, both plots and the report of `page` atomically, and return their paths."""
+def write_outputs(page: Page, out: str | Path, rows: list[Row]) -> dict[str, Path]:
+    """Write the table of `rows`, and both plots and the report of `page`, atomically, and return their paths."""
     out = Path(out)
     files = {what: out / name for what, name in _FILES.items()}
     sides = {model: [height for height, width in sizes if height == width] for model, sizes in page.train_sizes.items()}
-    write_csv(page.rows, files["table"])
+    write_csv(rows, files["table"])
     with atomic_write(files["picture"], _KIND) as temporary:
-        plots.save(plots.accuracy_figure(page.rows, sides), temporary)
+        plots.save(plots.accuracy_figure(page.rows, sides, page.published), temporary)
     if any(row.images_per_second for row in page.rows):
         with atomic_write(files["pareto"], _KIND) as temporary:
             plots.save(plots.pareto_figure(page.rows), temporary)
@@ -176,31 +234,44 @@ def write_outputs(page: Page, out: str | Path) -> dict[str, Path]:
     return files
 
 
+@dataclass(frozen=True)
+class _Evaluation:
+    """What models are evaluated on, and how."""
+
+    source: Source
+    batch_size: int
+    device: torch.device
+    precision: str
+    workers: int
+    indices: list[int] | None
+    kept: KeptImages | None
+
+
 def _measure(
-    name: str,
-    model: nn.Module,
-    source: Source,
-    size: Size,
-    batch_size: int,
-    device: torch.device,
-    precision: str,
-    workers: int,
-    cost_settings: tuple[int, float] | None,
-) -> tuple[Row, tuple[str, ...]]:
-    """Return a row and the images that were skipped ("name: reason")."""
+    name: str, model: nn.Module, about: _Evaluation, size: Size, cost_settings: tuple[int, float] | None
+) -> tuple[Row, Measured | None]:
+    """Return a row, and the scores if the model runs at the size."""
     params = sum(parameter.numel() for parameter in model.parameters())
     row = Row(name, *size, size in DataConfig.of(model).train_sizes, {}, 0, 0, None, params, None, None, None)
+    device, precision = about.device, about.precision
     try:
         _try_size(model.to(device).eval(), size, device)
-        measured = evaluate(model, source, size, batch_size, device, precision, workers=workers)
+        measured = evaluate(
+            model, about.source, size, about.batch_size, device, precision,
+            workers=about.workers, indices=about.indices, kept=about.kept,
+        )  # fmt: skip
     except _RefusedSizeError as error:
-        return dataclasses.replace(row, note=str(error)), ()
+        return dataclasses.replace(row, note=str(error)), None
     except torch.OutOfMemoryError:
         if process()[1] > 1:  # the others wait for this process's counts
             raise
-        return dataclasses.replace(row, note=f"out of memory in batches of {batch_size}"), ()
-    bad = measured.bad_images
-    row = dataclasses.replace(row, scores=measured.scores, count=measured.count, bad=len(bad), note=measured.note)
+        return dataclasses.replace(row, note=f"out of memory in batches of {about.batch_size}"), None
+    row = dataclasses.replace(
+        row, scores=measured.scores, count=measured.count, bad=len(measured.bad_images), note=measured.note
+    )
+    if measured.evidence is not None:
+        low, high = measured.evidence.interval()
+        row = dataclasses.replace(row, low=low, high=high)
     if cost_settings is not None:
         try:
             cost = measure_cost(model, size, cost_settings[0], device, precision, cost_settings[1])
@@ -214,7 +285,7 @@ def _measure(
         except torch.OutOfMemoryError:
             memory = f"cost: out of memory in batches of {cost_settings[0]}"
             row = dataclasses.replace(row, note="; ".join(filter(None, [row.note, memory])))
-    return row, bad
+    return row, measured
 
 
 class _RefusedSizeError(Exception):
@@ -243,24 +314,28 @@ class _Journal:
         found = [self._read() if writes else {}]
         if process()[1] > 1:  # all must skip the same rows
             dist.broadcast_object_list(found)
-        self.rows: dict[str, Row] = found[0]
+        self.rows: dict[str, tuple[Row, Evidence | None]] = found[0]
 
-    def _read(self) -> dict[str, Row]:
-        rows: dict[str, Row] = {}
+    def _read(self) -> dict[str, tuple[Row, Evidence | None]]:
+        rows: dict[str, tuple[Row, Evidence | None]] = {}
         if not self._path.exists():
             return rows
         for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
-                rows[entry["key"]] = Row(**entry["row"])
-            except (ValueError, TypeError, KeyError):  # written by another version
+                seen = entry["evidence"]
+                rows[entry["key"]] = Row(**entry["row"]), None if seen is None else unpack(seen)
+            except (ValueError, TypeError, KeyError, zlib.error):  # written by another version
                 continue
         return rows
 
-    def add(self, key: str, row: Row) -> None:
-        self.rows[key] = row
+    def add(self, key: str, row: Row, evidence: Evidence | None) -> None:
+        self.rows[key] = row, evidence
         if self._writes:
-            lines = [json.dumps({"key": key, "row": dataclasses.asdict(row)}) for key, row in self.rows.items()]
+            lines = [
+                json.dumps({"key": key, "row": dataclasses.asdict(row), "evidence": seen and seen.pack()})
+                for key, (row, seen) in self.rows.items()
+            ]
             with atomic_write(self._path, _KIND) as temporary:
                 temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -22,20 +22,23 @@ FORMS = (
     "a name from `anyres models`, or timm:NAME"
 )
 
+Weights = Literal["best", "last", "best_ema", "last_ema"]
+"""Folders of a run: the weights of its best validation and its last ones, and their moving averages."""
 
-def open_model(spec: str, names: str | None = None) -> tuple[str, nn.Module]:
+def open_model(spec: str, names: str | None = None, weights: Weights = "best") -> tuple[str, nn.Module]:
     """Return (short name, model in eval mode).
 
     Args:
         spec: one of `FORMS`, or LABEL:=SPEC to set the short name.
         names: a file of class names in the order of the outputs, which replace the model's own.
+        weights: those to take of a run folder; the name of a run's model says which they are, as in "RUN (best)".
 
     Raises:
         FileNotFoundError: if a file or folder does not exist.
         UserError: if the model cannot be loaded, its weights are not finite, or `names` does not fit its outputs.
     """
     model: Any
-    name, model = _open(spec)
+    name, model = _open(spec, weights)
     check_weights(model, spec)
     if names is not None:
         given, count = read_names(names), getattr(model, "num_classes", None)
@@ -45,10 +48,20 @@ def open_model(spec: str, names: str | None = None) -> tuple[str, nn.Module]:
     return name, model
 
 
-def _open(spec: str) -> tuple[str, nn.Module]:
+def members(spec: str) -> tuple[str, list[str]]:
+    """(label or "", models) of LABEL:=MODEL+MODEL+…, where several are runs of one thing. The path of something is one
+    model, whatever its name holds. Raises UserError for a `+` with nothing beside it."""
+    label, rest = spec.split(":=", 1) if ":=" in spec else ("", spec)
+    parts = [rest] if "+" not in rest or Path(rest).exists() else rest.split("+")
+    if not all(parts):
+        raise UserError(f"{spec} has a + with no model beside it: give RUN+RUN")
+    return label, parts
+
+
+def _open(spec: str, weights: Weights) -> tuple[str, nn.Module]:
     label, sign, rest = spec.partition(":=")
     if sign:
-        return label, _open(rest)[1]
+        return label, _open(rest, weights)[1]
     if spec.startswith("timm:"):
         name = spec.removeprefix("timm:")
         return name, timm_model(name)
@@ -56,7 +69,7 @@ def _open(spec: str) -> tuple[str, nn.Module]:
         return Path(spec.partition(":")[2]).name, load_pretrained(spec)
     path = Path(spec)
     if path.is_dir():
-        return _from_folder(path)
+        return _from_folder(path, weights)
     if path.is_file():
         return path.stem, from_file(path)
     architecture, sign, file = spec.partition("=")
@@ -70,16 +83,37 @@ def _open(spec: str) -> tuple[str, nn.Module]:
     return name, create_model(spec, pretrained=True).eval()
 
 
-def _from_folder(path: Path) -> tuple[str, nn.Module]:
+def _from_folder(path: Path, weights: Weights) -> tuple[str, nn.Module]:
     if (path / hub.CONFIG).is_file():
-        name = path.parent.name if path.name in ("best", "last") else path.name
+        name = f"{path.absolute().parent.name} ({path.name})" if path.name in get_args(Weights) else path.name
         return name, load_pretrained(path)
-    best = existing(path / "best")
-    if best.is_dir():
-        return path.name, load_pretrained(best)
+    chosen = existing(path / weights)
+    if chosen.is_dir():
+        return f"{path.absolute().name} ({weights})", load_pretrained(chosen)
+    there = [name for name in get_args(Weights) if existing(path / name).is_dir()]
+    if there:
+        raise FileNotFoundError(f"{path} holds no {weights} weights: give weights={' or weights='.join(there)}.")
     raise FileNotFoundError(
         f"{path} contains neither a finished run (RUN/best) nor a saved model (config.json): give {FORMS}."
     )
+
+
+def weights_folder(spec: str, weights: Weights) -> tuple[Path, Path] | None:
+    """(run folder, folder of its weights) of what is given for a model, or None if it is none of a run."""
+    path = Path(spec)
+    if (path / hub.CONFIG).is_file():
+        return (path.absolute().parent, path) if path.name in get_args(Weights) else None
+    return (path.absolute(), path / weights) if (path / weights / hub.CONFIG).is_file() else None
+
+
+def published_top1(spec: str, model: nn.Module, classes: int) -> dict[int, float]:
+    """Top-1 on ImageNet-1k by side that its authors report for a model with their weights: given by its name or as
+    their weights file, and judged on so many classes. Empty for every other one."""
+    own = Path(spec.split(":=", 1)[-1]).is_dir() or ":" in spec.split(":=", 1)[-1]
+    name = str(getattr(model, "architecture", ""))
+    if own or classes != 1000 or name not in entries():
+        return {}
+    return dict(entries()[name].variant.top1)
 
 
 def from_file(path: Path, architecture: str | None = None) -> Backbone:

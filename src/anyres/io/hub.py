@@ -277,10 +277,13 @@ def model_card(config: dict[str, Any], pipeline: str) -> str:
     task = config.get("task")
     library = "timm" if task is None else "anyres"  # timm can build only the classifiers
     name = config["architecture"] if task is None else f"{config['backbone']['architecture']} for {task}"
+    data, base = (str(own.get(key) or "") for key in ("data", "base_model"))
     header = {
         "library_name": library,
         "pipeline_tag": pipeline,
         "license": str(cfg.get("license") or "other").lower(),
+        **({"datasets": [data.removeprefix("hf:")]} if data.startswith("hf:") else {}),
+        **({"base_model": base.removeprefix("hf-hub:")} if base.startswith("hf-hub:") else {}),
         "tags": [pipeline, library, "multi-resolution"],
     }
     return f"""---
@@ -289,13 +292,32 @@ def model_card(config: dict[str, Any], pipeline: str) -> str:
 
 A network of {config["num_classes"]} classes made with anyres. It takes inputs of any height and width.
 Training sizes: {_plain(sizes)}.
-
+{f"Training data: {_plain(data)}.{chr(10)}" if data else ""}\
+{f"Started from: {_plain(base)}.{chr(10)}" if base else ""}
 ```python
 import anyres
 
 model = anyres.load_pretrained("PATH OR hf-hub:OWNER/NAME")
 ```
 """
+
+
+_SWEEP = "\n## Score by input size\n"
+
+
+def add_sweep(folder: Path, about: str, table: Sequence[Sequence[str]]) -> bool:
+    """Put a table (header, lines) and a sentence about it at the end of a folder's model card, in place of an earlier
+    one. A card that somebody edited stays as it is; returns whether the table is in it."""
+    card = folder / CARD
+    if not card.is_file() or files.is_damaged(card, KIND) or not files.is_recorded(folder, KIND):
+        return False
+    header, *lines = [[_plain(cell) for cell in line] for line in table]
+    rows = [header, ["---"] * len(header), *lines]
+    text = card.read_text(encoding="utf-8").partition(_SWEEP)[0]
+    with files.atomic_write(card, KIND) as temporary:
+        written = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        temporary.write_text(f"{text}{_SWEEP}\n{_plain(about)}\n\n{written}", encoding="utf-8")
+    return True
 
 
 def _plain(text: str) -> str:

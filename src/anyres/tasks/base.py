@@ -77,6 +77,8 @@ class Task(ABC):
     """Name of the main score → its long and short titles in plots."""
     second_titles: ClassVar[dict[str, str]] = {}
     """Titles of scores that tables show in brackets after the main one."""
+    part_titles: ClassVar[dict[str, str]] = {}
+    """Titles of scores of parts of the data, such as small objects, that reports show by size."""
     class_score: ClassVar[str] = ""
     """Name of the score of a single class, if there is one."""
     columns: ClassVar[tuple[str, ...]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anyres.data.samples import EvalBatch
+from anyres.tasks.evidence import Evidence
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Measured:
     """Remark on what the scores leave out, such as classes that do not occur."""
     by_class: dict[str, float | None] = field(default_factory=dict)
     """Score of each class, if the task has one; None for classes without data."""
+    evidence: Evidence | None = field(default=None, compare=False)
+    """The answer to every item, if the task keeps it."""
 
 
 def covered(score: str, found: int, classes: int, why: str) -> str:

@@ -179,11 +179,18 @@ def build_model(config: RunConfig, task: Task, source: Any) -> Any:
         "std": tuple(source.std),
         "label_names": list(source.label_names),
         "train_sizes": [list(shape) for shape in config.shapes],
+        "data": _public(config.data),
+        "base_model": config.init_from and _public(config.init_from),
         **task.facts(config, source),
     }
     if config.grad_checkpointing:
         model.set_grad_checkpointing(True)
     return model
+
+
+def _public(name: str) -> str:
+    """A name for a model card: of a path only its end, which says nothing about this machine."""
+    return name if ":" in name else Path(name).name
 
 
 def start_from(run: Run, path: str) -> None:

@@ -43,6 +43,11 @@ class Detection(DenseTask):
     score = "ap"
     measure = "box AP"
     titles = {"ap": ("Box AP", "box AP")}  # noqa: RUF012  # typed in the base
+    part_titles = {  # noqa: RUF012
+        "ap_small": "AP of small objects",
+        "ap_medium": "AP of medium objects",
+        "ap_large": "AP of large objects",
+    }
     second_titles = {"ap50": "AP50"}  # noqa: RUF012
     columns = ("class", "score", "left", "top", "right", "bottom")
 

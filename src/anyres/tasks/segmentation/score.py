@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from anyres.data.config import DataConfig
 from anyres.data.samples import EvalBatch
 from anyres.data.segmentation import IGNORED, SegmentationSource
 from anyres.errors import UserError
+from anyres.tasks.evidence import Regions
 from anyres.tasks.finite import check_outputs
 from anyres.tasks.scores import Measured, Metric, covered
 
@@ -41,7 +44,7 @@ class ConfusionMatrix:
     @property
     def iou(self) -> Tensor:
         """Intersection over union of each class, (K,) float64; NaN for classes neither labelled nor predicted."""
-        right, labelled, predicted = self._shares()
+        right, labelled, predicted = self.shares()
         return right / (labelled + predicted - right)
 
     @property
@@ -52,16 +55,16 @@ class ConfusionMatrix:
     @property
     def mean_accuracy(self) -> float:
         """Fraction of correctly classified pixels of each labelled class, averaged over these classes."""
-        right, labelled, _ = self._shares()
+        right, labelled, _ = self.shares()
         return float((right / labelled).nanmean())
 
     @property
     def pixel_accuracy(self) -> float:
         """Fraction of correctly classified pixels."""
-        right, labelled, _ = self._shares()
+        right, labelled, _ = self.shares()
         return float(right.sum() / labelled.sum())
 
-    def _shares(self) -> tuple[Tensor, Tensor, Tensor]:
+    def shares(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the number of correct, labelled and predicted pixels of each class."""
         counts = self.counts.double()
         return counts.diagonal(), counts.sum(1), counts.sum(0)
@@ -82,6 +85,8 @@ class MeanIoU(Metric):
         self.table = torch.arange(256, dtype=torch.uint8)
         self.table[: len(places)] = places.byte()
         self.matrix: ConfusionMatrix | None = None
+        self.rows: list[int] = []
+        self.pixels: list[np.ndarray] = []  # (2, K) of each image: found, union
 
     def update(self, outputs: Tensor, batch: EvalBatch) -> None:
         check_probabilities(self.config.model, outputs, batch.names)
@@ -91,13 +96,23 @@ class MeanIoU(Metric):
                 f"{self.source.name} has {len(self.source.label_names)} classes, but the model has"
                 f" {self.matrix.num_classes}: use the dataset that it was trained for"
             )
-        self.matrix.add(outputs.argmax(1), self.table[batch.truth.long()].to(outputs.device))
+        labels = self.table[batch.truth.long()].to(outputs.device)
+        for row, prediction, label in zip(batch.rows, outputs.argmax(1), labels, strict=True):
+            single = ConfusionMatrix(self.matrix.num_classes)
+            single.add(prediction, label)
+            self.matrix.counts += single.counts
+            found, labelled, predicted = single.shares()
+            self.rows.append(row)
+            self.pixels.append(torch.stack([found, labelled + predicted - found]).numpy().astype(np.int32))
 
-    def share(self) -> ConfusionMatrix | None:
-        return self.matrix
+    def share(self) -> Any:
+        if self.matrix is None:
+            return None
+        pixels = np.stack(self.pixels)
+        return self.matrix, Regions(np.array(self.rows, dtype=np.int32), pixels[:, 0], pixels[:, 1])
 
-    def compute(self, shares: list[ConfusionMatrix | None], count: int) -> Measured:
-        matrices = [matrix for matrix in shares if matrix is not None]
+    def compute(self, shares: list[Any], count: int) -> Measured:
+        matrices = [share[0] for share in shares if share is not None]
         total = ConfusionMatrix(matrices[0].num_classes)
         total.counts = torch.stack([matrix.counts for matrix in matrices]).sum(0)
         if not total.counts.any():
@@ -118,4 +133,5 @@ class MeanIoU(Metric):
         by_class = {name: None if math.isnan(value) else value for name, value in pairs}
         there = sum(value is not None for value in by_class.values())
         note = covered("mIoU", there, len(by_class), "the others are neither labelled nor predicted")
-        return Measured(scores, count, note=note, by_class=by_class)
+        evidence = Regions.join([share[1] for share in shares if share is not None])
+        return Measured(scores, count, note=note, by_class=by_class, evidence=evidence)
