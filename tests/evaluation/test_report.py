@@ -155,10 +155,10 @@ def test_every_model_has_its_own_training_sizes_interval_and_published_scores() 
     figure = plots.accuracy_figure(made, {first: [96, 224], second: [448, 999]}, {second: {96: 50.0, 640: 60.0}})
     main = figure.axes[0]
     drawn: list[Any] = list(main.collections)
-    points = [one for one in drawn if isinstance(one, PathCollection)]
+    points: list[Any] = [one for one in drawn if isinstance(one, PathCollection)]
     marks = {tuple(one.get_facecolor()[0]): one.get_offsets()[:, 0].tolist() for one in points}
     assert marks == {to_rgba(COLOURS[0]): [96, 224], to_rgba(COLOURS[1]): [448]}
-    bands = [one for one in drawn if isinstance(one, PolyCollection)]
+    bands: list[Any] = [one for one in drawn if isinstance(one, PolyCollection)]
     assert {round(float(y)) for band in bands for y in band.get_paths()[0].vertices[:, 1]} >= {66, 67, 74, 75}
     lines: list[Any] = [line for line in main.get_lines() if line.get_marker() == "x"]
     assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in lines] == [(96, 50.0), (640, 60.0)]

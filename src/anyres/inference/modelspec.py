@@ -25,6 +25,7 @@ FORMS = (
 Weights = Literal["best", "last", "best_ema", "last_ema"]
 """Folders of a run: the weights of its best validation and its last ones, and their moving averages."""
 
+
 def open_model(spec: str, names: str | None = None, weights: Weights = "best") -> tuple[str, nn.Module]:
     """Return (short name, model in eval mode).
 
@@ -46,16 +47,6 @@ def open_model(spec: str, names: str | None = None, weights: Weights = "best") -
             raise UserError(f"{names} names {len(given)} classes, and {spec} has {count} outputs: give one for each")
         model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), "label_names": given}
     return name, model
-
-
-def members(spec: str) -> tuple[str, list[str]]:
-    """(label or "", models) of LABEL:=MODEL+MODEL+…, where several are runs of one thing. The path of something is one
-    model, whatever its name holds. Raises UserError for a `+` with nothing beside it."""
-    label, rest = spec.split(":=", 1) if ":=" in spec else ("", spec)
-    parts = [rest] if "+" not in rest or Path(rest).exists() else rest.split("+")
-    if not all(parts):
-        raise UserError(f"{spec} has a + with no model beside it: give RUN+RUN")
-    return label, parts
 
 
 def _open(spec: str, weights: Weights) -> tuple[str, nn.Module]:

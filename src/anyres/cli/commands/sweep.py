@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from anyres.cli.commands.values import present_device
-from anyres.cli.paths import check_data, check_models
+from anyres.cli.paths import check_data, check_models, members
 from anyres.cli.terminal import (
     note,
     print_files,
@@ -76,7 +76,7 @@ def sweep(
     from anyres.evaluation.evaluate import open_test_source
     from anyres.evaluation.results import card_table
     from anyres.evaluation.sweep import check_output
-    from anyres.inference.modelspec import members, open_model, published_top1, weights_folder
+    from anyres.inference.modelspec import open_model, published_top1, weights_folder
     from anyres.io.hub import add_sweep
     from anyres.tasks import task_of
 
