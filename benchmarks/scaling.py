@@ -1,0 +1,291 @@
+"""Accuracy by input size of training methods that cost the same.
+
+    uv run python benchmarks/scaling.py run results letters /data/icons --seeds 0 1 2
+    uv run python benchmarks/scaling.py tune results letters /data/icons
+    uv run python benchmarks/scaling.py table results > table.md
+
+`run` trains every method on every dataset with every seed, and evaluates the averaged last weights at ten square sizes
+from 0.3 to 4 times the largest training size and at two aspect ratios. All methods have the same augmentation,
+optimiser and schedule, and by default the same training arithmetic: `--views` images at the largest size, or what costs
+as much (`--equal epochs`: as many passes over the images, as in the ResFormer paper). Runs that are in the folder
+already are not repeated. `tune` compares learning rates on a tenth of the training images, which is never reported.
+`table` prints the mean over seeds and the mean over the logarithm of the size with its 95 % interval over seeds, and
+marks differences from the first method that a paired test over images finds, corrected for the number of sizes (Holm).
+
+Datasets are `letters` or image folders with train and val; benchmarks/drawings.py makes two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import resource
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from anyres.data.kept import KeptImages
+from anyres.data.schedule import SizeSchedule
+from anyres.evaluation import evaluate
+from anyres.evaluation.cost import count_flops
+from anyres.evaluation.evaluate import open_test_source
+from anyres.models._registry import create_model
+from anyres.tasks import load_pretrained
+from anyres.tasks.evidence import holm
+from anyres.training import load_config, train
+
+TOP = 64
+SIDES = (20, 24, 32, 40, 48, 64, 96, 128, 192, 256)
+ASPECTS = ((48, 85), (85, 48))
+SIZES = (*((side, side) for side in SIDES), *ASPECTS)
+NETWORK = {"patch_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2, "img_size": TOP}
+COMMON: dict[str, Any] = {
+    "model": "resformer_tiny",
+    "model_args": NETWORK,
+    "init": "scaled",
+    "sizes": [64, 48, 40],
+    "batch_size": 32,
+    "optimizer": "muon",
+    "lr": 1e-2,
+    "weight_decay": 0.05,
+    "warmup_lr": 1e-5,
+    "min_lr": 1e-5,
+    "drop_path": 0.0,
+    "ema_decay": 0.99,
+    "ema_warmup": True,
+    "smoothing": 0.1,
+    "mixup": 0,
+    "cutmix": 0,
+    "crop_scale": [0.25, 2.0],
+    "crop_fill": "border",
+    "hflip": 0,
+    "auto_augment": None,
+    "color_jitter": 0,
+    "erasing": 0,
+    "eval_every": 0,
+    "precision": "float32",
+    "device": "cpu",
+    "workers": 0,
+    "progress": False,
+}
+SAMPLE = {"mode": "sample", "distillation": "none"}
+LADDER = [64, 56, 48, 40, 32, 24]
+
+
+def positioned(name: str, **parts: Any) -> dict[str, Any]:
+    return {"model_args": {**NETWORK, "position": name, **({"position_args": parts} if parts else {})}}
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "single": {"sizes": [TOP], "model": "deit_tiny", "distillation": "none"},
+    "published": {},
+    "replicate": {"distillation": "none"},
+    "sample": SAMPLE,
+    "sample ape": {**SAMPLE, **positioned("ape")},
+    "sample rope": {**SAMPLE, **positioned("rope")},
+    "sample rlpe": {**SAMPLE, **positioned("rlpe")},
+    "sample pape": {**SAMPLE, **positioned("pape")},
+    "sample wide": {**SAMPLE, "sizes": LADDER},
+    "curriculum": {**SAMPLE, "sizes": LADDER, "curriculum": True},
+    "curriculum rope": {**SAMPLE, "sizes": LADDER, "curriculum": True, **positioned("rope")},
+    "pair": {"mode": "sample", "sizes_per_step": 2},
+    "pair late": {"mode": "sample", "sizes_per_step": 2, "distillation_start": 0.5},
+}
+RATES = (3e-3, 1e-2, 3e-2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "tune", "table"))
+    parser.add_argument("results", type=Path, help="folder of the results, a file for each run")
+    parser.add_argument("data", nargs="*", help="datasets; by default letters, for a table all")
+    parser.add_argument("--methods", nargs="*", default=["single", "published", "sample"], help=f"of {list(METHODS)}")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--views", type=float, default=100_000, help="cost of a run: images at the largest size")
+    parser.add_argument("--equal", choices=("arithmetic", "epochs"), default="arithmetic")
+    parser.add_argument("--lr", type=float, help="of every method, instead of 1e-2")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    if unknown := set(options.methods) - set(METHODS):
+        parser.error(f"there is no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
+    if options.action == "table":
+        print_tables(options.results, options.data)
+        return
+    torch.set_num_threads(options.threads)
+    rates = RATES if options.action == "tune" else (options.lr,)
+    for data in options.data or ["letters"]:
+        for seed in options.seeds:
+            for method in options.methods:
+                for rate in rates:
+                    run(options.results, data, method, seed, options.views, options.equal, rate, options.action)
+
+
+# Running --------------------------------------------------------------------------------------------------------------
+
+
+def run(
+    results: Path, data: str, method: str, seed: int, views: float, equal: str, rate: float | None, action: str
+) -> None:
+    """Train and evaluate, and write what came of it, unless it is there."""
+    place = Path(data)
+    changes = {**METHODS[method], **({} if rate is None else {"lr": rate})}
+    # A folder of classes gives a tenth of itself for validation.
+    used = str(place / "train") if action == "tune" and place.is_dir() else data
+    config = load_config({**COMMON, **changes, "data": used, "seed": seed})
+    name = "_".join([place.name, method.replace(" ", "-"), f"{views:g}", equal, f"{config.lr:g}", str(seed), action])
+    file = results / f"{name}.json"
+    if file.exists():
+        return
+    images = training_images(used)
+    epochs, cost = length(config, images, views, equal)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "run"
+        config = config.changed(output=str(output), epochs=epochs, warmup_epochs=0.1 * epochs)
+        began, cpu = time.monotonic(), time.process_time()
+        train(config)
+        seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
+        model = load_pretrained(output / "last_ema")
+    source = open_test_source(model, used)
+    kept = KeptImages()
+    right = {}
+    for size in SIZES[5:6] if action == "tune" else SIZES:
+        answers: Any = evaluate(model, source, size, 130, kept=kept).evidence
+        right["x".join(map(str, size))] = "".join(map(str, (answers.truth == answers.predicted).astype(int)))
+    found = {
+        "data": place.name,
+        "method": method,
+        "seed": seed,
+        "views": views,
+        "equal": equal,
+        "action": action,
+        "command": shlex.join(["benchmarks/scaling.py", *sys.argv[1:]]),
+        "options": {key: value for key, value in config.to_dict().items() if key not in ("output", "data")},
+        "images": images,
+        "epochs": epochs,
+        "teraflops": cost,
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "right": right,
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(found))
+    shutil.move(temporary, file)
+    shown = "  ".join(f"{size} {100 * bits.count('1') / len(bits):.1f}" for size, bits in right.items())
+    print(f"{name}: {epochs} epochs, {seconds:.0f} s, {cost:.1f} TFLOP | {shown}", flush=True)
+
+
+def training_images(data: str) -> int:
+    from anyres.data import open_source
+
+    source: Any = open_source(data, "train")
+    return len(source)
+
+
+def length(config: Any, images: int, views: float, equal: str) -> tuple[int, float]:
+    """(epochs, training arithmetic in TFLOP), three times that of the forward passes."""
+    model: Any = create_model(config.model, **config.model_args, num_classes=26).eval()
+    flops = {shape: count_flops(model, torch.zeros(1, 3, *shape)) for shape in {*config.shapes, (TOP, TOP)}}
+    unit = flops[TOP, TOP]
+    steps = images // config.batch_size
+
+    def total(epochs: int) -> float:
+        schedule = config.changed(epochs=epochs, warmup_epochs=0).build(SizeSchedule, sizes=config.shapes)
+        places = ((epoch, epoch * steps + step) for epoch in range(epochs) for step in range(steps))
+        return config.batch_size * sum(flops[shape] for place in places for shape in schedule.sizes(*place))
+
+    epochs = max(1, round(views / images))
+    if equal == "arithmetic":
+        for _ in range(4):  # the mean cost of an epoch may depend on their number
+            epochs = max(1, round(epochs * views * unit / total(epochs)))
+    return epochs, 3 * total(epochs) / 1e12
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def print_tables(results: Path, data: Sequence[str]) -> None:
+    runs: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for file in sorted(results.glob("*.json")):
+        found = json.loads(file.read_text())
+        if not data or found["data"] in {Path(each).name for each in data}:
+            key = tuple(found[name] for name in ("action", "data", "equal", "views"))
+            rate = f" lr {found['options']['lr']:g}" if found["action"] == "tune" else ""
+            runs[key][found["method"] + rate].append(found)
+    order = list(METHODS)
+    for (action, name, equal, views), methods in runs.items():
+        ranked = sorted(methods, key=lambda method: (order.index(method.partition(" lr ")[0]), method))
+        sizes = list(methods[ranked[0]][0]["right"])
+        counts = {len(bits) for found in methods.values() for each in found for bits in each["right"].values()}
+        print(f"\n### {name}, equal {equal}, {views:,.0f} views at {TOP} px{', learning rates' * (action == 'tune')}\n")
+        area = ["mean over log size"] if action == "run" else []
+        print("|".join(["| method | seeds | epochs | TFLOP | minutes | MB ", *sizes, *area, ""]))
+        print("|".join(["|---|--:|--:|--:|--:|--:", *["--:"] * (len(sizes) + len(area)), ""]))
+        for method in ranked:
+            print(row(methods[method], methods[ranked[0]], sizes, area))
+        print(
+            f"\n{', '.join(map(str, counts))} validation images.",
+            "+ and −: above and below the first line (paired, 5 %).",
+        )
+
+
+def row(found: list[dict[str, Any]], first: list[dict[str, Any]], sizes: Sequence[str], area: Sequence[str]) -> str:
+    scores = np.array([[100 * np.mean(bits(each, size)) for size in sizes] for each in found])
+    marks = [""] * len(sizes)
+    if found is not first:
+        tests = [paired(found, first, size) for size in sizes]
+        for place, p in enumerate(holm([p for p, _ in tests])):
+            marks[place] = ("+" if tests[place][1] > 0 else "−") if p < 0.05 else ""
+    cells = [f"{score:.1f}{mark}" for score, mark in zip(scores.mean(0), marks, strict=True)]
+    if area:
+        squares = [place for place, size in enumerate(sizes) if len({*size.split("x")}) == 1]
+        logs = np.log([int(sizes[place].split("x")[0]) for place in squares])
+        means = [float(np.trapezoid(line[squares], logs) / (logs[-1] - logs[0])) for line in scores]
+        cells.append(f"**{np.mean(means):.1f}**{interval(means)}")
+    facts = [np.mean([each[name] for each in found]) for name in ("epochs", "teraflops", "cpu_seconds", "peak_gib")]
+    about = [f"{facts[0]:.0f}", f"{facts[1]:.1f}", f"{facts[2] / 60:.1f}", f"{facts[3] * 1024:.0f}"]
+    seeds = ", ".join(str(each["seed"]) for each in found)
+    return f"| {' | '.join([label(found), seeds, *about, *cells])} |"
+
+
+def label(found: list[dict[str, Any]]) -> str:
+    rate = f" lr {found[0]['options']['lr']:g}" if found[0]["action"] == "tune" else ""
+    return f"{found[0]['method']}{rate}"
+
+
+def bits(found: dict[str, Any], size: str) -> np.ndarray:
+    return np.frombuffer(found["right"][size].encode(), dtype=np.uint8) - ord("0")
+
+
+def paired(one: list[dict[str, Any]], other: list[dict[str, Any]], size: str) -> tuple[float, float]:
+    """(p, mean difference) of the share of seeds that are right about each image: Wilcoxon's signed-rank test."""
+    means = [np.mean([bits(each, size) for each in found], axis=0) for found in (one, other)]
+    difference = means[0] - means[1]
+    if not difference.any():
+        return 1.0, 0.0
+    return float(stats.wilcoxon(difference).pvalue), float(difference.mean())
+
+
+def interval(values: Sequence[float]) -> str:
+    """Half of the 95 % interval of the mean (Student's t), where there are several."""
+    if len(values) < 2:
+        return ""
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return f" ± {stats.t.ppf(0.975, len(values) - 1) * spread:.1f}"
+
+
+if __name__ == "__main__":
+    main()
