@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from anyres.errors import UserError
-from anyres.evaluation.comparisons import Comparison, compare, merged
-from anyres.evaluation.results import Row, area_over_log_size, areas, find, main_score, read_csv, write_csv
+from anyres.evaluation.comparisons import compare, merged
+from anyres.evaluation.results import Comparison, Row, area_over_log_size, areas, find, main_score, read_csv, write_csv
 from anyres.tasks.evidence import Answers, Evidence
 from tests.evaluation.helpers import make_row
 

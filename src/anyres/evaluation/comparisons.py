@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from anyres.evaluation.results import Row
+from anyres.evaluation.results import Comparison, Row
 from anyres.shapes import Size
 from anyres.tasks.evidence import Evidence, holm, p_value
 
 Kept = Mapping[tuple[str, Size], Evidence]
 """What models answered at sizes, by (model, size)."""
-LEVEL = 0.05
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The first model of a sweep beside another one at a size."""
-
-    first: str
-    other: str
-    size: Size
-    gap: float
-    """Main score of the first minus that of the other, in points."""
-    p: float | None
-    """Two-sided, corrected for all comparisons of the sweep by Holm's method; None where nothing can be tested."""
-
-    @property
-    def clear(self) -> bool:
-        """Whether the difference is more than chance."""
-        return self.p is not None and self.p < LEVEL
 
 
 def compare(rows: Sequence[Row], evidence: Kept, groups: Mapping[str, Sequence[str]]) -> list[Comparison]:

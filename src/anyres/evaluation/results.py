@@ -8,16 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from anyres.errors import UserError
 from anyres.io.files import atomic_write
 from anyres.io.text import csv_text, from_csv
 from anyres.shapes import Size
 from anyres.tasks import TASKS
-
-if TYPE_CHECKING:
-    from anyres.evaluation.comparisons import Comparison
 
 TITLES = {name: titles[0] for task in TASKS.values() for name, titles in task.titles.items()}
 """Titles of the main scores in plots and reports."""
@@ -195,6 +191,28 @@ def areas(rows: list[Row]) -> tuple[dict[str, float | None], list[int]]:
         model: area_over_log_size({side: curve[side] for side in common}) if model in compared else None
         for model, curve in curves.items()
     }, common
+
+
+LEVEL = 0.05
+"""Of significance."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first model of a sweep beside another one at a size."""
+
+    first: str
+    other: str
+    size: Size
+    gap: float
+    """Main score of the first minus that of the other, in points."""
+    p: float | None
+    """Two-sided, corrected for all comparisons of the sweep by Holm's method; None where nothing can be tested."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether the difference is more than chance."""
+        return self.p is not None and self.p < LEVEL
 
 
 @dataclass(frozen=True)

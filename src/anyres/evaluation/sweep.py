@@ -29,11 +29,11 @@ from anyres.data.kept import KeptImages, spread
 from anyres.errors import UserError
 from anyres.evaluation import plots
 from anyres.evaluation.class_errors import class_errors
-from anyres.evaluation.comparisons import Comparison, Kept, compare, merged
+from anyres.evaluation.comparisons import Kept, compare, merged
 from anyres.evaluation.cost import measure_cost, random_input
 from anyres.evaluation.evaluate import evaluate, matching, preparation_text, process, sample_images
 from anyres.evaluation.report import Page, Samples, render
-from anyres.evaluation.results import Finding, Row, areas, find, write_csv
+from anyres.evaluation.results import Comparison, Finding, Row, areas, find, write_csv
 from anyres.io.files import atomic_write, check_files, locked
 from anyres.shapes import Size
 from anyres.tasks import task_of
