@@ -198,9 +198,9 @@ def disturb(rng: random.Random, root: Path) -> None:
         elif way == 1 and not (path.parent / (name := rng.choice(NAMES))).exists():
             path.rename(path.parent / name)
         elif way == 2:
-            (path if path.is_dir() else path.parent).joinpath("loop").symlink_to(
-                rng.choice((".", "..", "loop", "/nowhere"))
-            )
+            loop = (path if path.is_dir() else path.parent) / "loop"
+            loop.unlink(missing_ok=True)
+            loop.symlink_to(rng.choice((".", "..", "loop", "/nowhere")))
         elif way == 3 and path.is_dir():
             (path / rng.choice(NAMES)[:50]).mkdir(exist_ok=True)
         elif way == 4 and path.is_dir():
