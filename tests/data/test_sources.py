@@ -1,11 +1,13 @@
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 from anyres.data import BadImage, Item
+from anyres.data.sources import shared_files
 from anyres.errors import UserError
 from tests.data.loaders import open_map
 from tests.data.pictures import bad_files, encode, noise, write_folder
@@ -233,3 +235,11 @@ def test_links_make_no_classes(tmp_path: Path) -> None:
     (tmp_path / "d" / "kitty").symlink_to("cat")
     with pytest.raises(UserError, match=r"the classes cat and kitty of .* are one folder by a link"):
         open_map(tmp_path / "d", "all")
+
+
+def test_a_name_with_a_null_byte_is_no_shared_file(tmp_path: Path) -> None:
+    """Annotation files can state such names, and the system refuses to look at them."""
+    (tmp_path / "a.png").write_bytes(b"a")
+    names = [str(tmp_path / "a.png"), str(tmp_path / "b\0.png")]
+    one = SimpleNamespace(paths=lambda: iter(names))
+    assert shared_files(one, one) == names[:1]

@@ -222,14 +222,14 @@ def shared_files(one: Any, other: Any) -> list[str]:
     if not alike:
         return []
     # Some file systems give the same inode number to several files, so compare real paths as well.
-    real = {os.path.realpath(path) for path in other.paths()}
+    real = {os.path.realpath(path) for path in other.paths() if _status(path)}
     return [path for path in alike if os.path.realpath(path) in real or os.stat(path).st_nlink > 1]
 
 
 def _status(path: str) -> os.stat_result | None:
     try:
         return os.stat(path)
-    except OSError:  # missing: reported when it is read
+    except (OSError, ValueError):  # missing, or a null byte in its name: reported when it is read
         return None
 
 
