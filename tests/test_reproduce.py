@@ -1,4 +1,4 @@
-"""docs/reproduce.md: every command runs, on a dozen little images in the layouts of the real data sets.
+"""docs/reproduce.md: every command runs, on a dozen little images in the layouts of the real datasets.
 
 A line is typed as the page has it, but for little data and options that make networks, sizes and runs small. The runs
 that it starts from are trained first. One line of every form runs always, the others with `-m slow`.

@@ -106,7 +106,7 @@ def test_classes_of_val_are_matched_by_name_and_missing_ones_are_told(
 def test_folders_that_look_like_splits_never_turn_into_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:
         write_folder(tmp_path / name, ("cat", "dog"), each=1)
-    with pytest.raises(UserError, match="look like parts of a data set"):
+    with pytest.raises(UserError, match="look like parts of a dataset"):
         open_map(tmp_path, "train")
 
 
@@ -159,7 +159,7 @@ def test_labels_of_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_mistakes_with_folders_get_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no data set") as caught:
+    with pytest.raises(FileNotFoundError, match="no dataset") as caught:
         open_map(tmp_path / "none")
     assert one_sentence(caught)
     (tmp_path / "file").write_text("x")
@@ -181,7 +181,7 @@ def test_mistakes_with_folders_get_one_sentence(tmp_path: Path) -> None:
         ("single", "val", "second image"),
         ("extra", "test", "split 'test'"),
         ("one", "train", "1 class .*at least two"),
-        ("mixed", "train", "Test, which looks like a part of a data set"),
+        ("mixed", "train", "Test, which looks like a part of a dataset"),
     ]:
         with pytest.raises(UserError, match=words) as refused:
             open_map(tmp_path / name, split)

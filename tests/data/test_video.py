@@ -229,7 +229,7 @@ def test_class_folders(tmp_path: Path) -> None:
     (tmp_path / "train" / "sit").mkdir()
     with pytest.raises(UserError, match="holds no videos"):
         open_video_source(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no data set"):
+    with pytest.raises(FileNotFoundError, match="no dataset"):
         open_video_source(tmp_path / "nowhere")
 
 

@@ -1,4 +1,4 @@
-"""Damaged data sets: annotations of objects, masks, folders of classes, lists of clips."""
+"""Damaged datasets: annotations of objects, masks, folders of classes, lists of clips."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def prepare(folder: Path) -> dict[str, Any]:
     return {"clips": [(folder / f"{number}.mp4").read_bytes() for number in range(4)], "pictures": pictures()}
 
 
-# Whole data sets ------------------------------------------------------------------------------------------------------
+# Whole datasets ------------------------------------------------------------------------------------------------------
 
 
 def write_coco(rng: random.Random, root: Path, _: dict[str, Any]) -> None:

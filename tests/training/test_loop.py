@@ -352,7 +352,7 @@ def test_a_teacher_of_other_classes_is_refused(whole: Path, tmp_path: Path) -> N
     [
         ({"model": "resformer_tinny"}, "did you mean 'resformer_tiny'"),
         ({"sizes": [16, 3]}, "size 3x3 is below the minimum of resformer_tiny, 4"),
-        ({"data": "/no/such/folder"}, "no data set '/no/such/folder'"),
+        ({"data": "/no/such/folder"}, "no dataset '/no/such/folder'"),
         ({"optimizer": "adamww"}, "optimizer 'adamww' is unknown; did you mean 'adamw'"),
         ({"device": "tpu"}, "device 'tpu' is unknown"),
         ({"precision": "float16"}, "precision float16 needs a GPU"),

@@ -297,7 +297,7 @@ def test_a_folder_for_validation_alone_is_used_whole(task: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("link", [os.symlink, os.link, None])
 def test_files_of_both_splits_are_noticed(link: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Refused within a data set; told where somebody gave both sets. Equal content is nothing to complain of."""
+    """Refused within a dataset; told where somebody gave both sets. Equal content is nothing to complain of."""
     for split in ("train", "val"):
         for label in ("a", "b"):
             (tmp_path / split / label).mkdir(parents=True)

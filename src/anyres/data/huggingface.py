@@ -55,7 +55,7 @@ def open_table(name: str, split: str, streaming: bool = False, whole: bool = Fal
         saved = (Path(path) / "dataset_dict.json").is_file() or (Path(path) / "state.json").is_file()
         loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, config, streaming=streaming)
     except Exception as error:  # any kind (OSError, ValueError, …) means "cannot be opened"
-        raise UserError(f"cannot open the Hugging Face data set {name!r}: {_first_line(error)}") from error
+        raise UserError(f"cannot open the Hugging Face dataset {name!r}: {_first_line(error)}") from error
     splits = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     return datasets, *_pick_split(datasets, splits, name, split, whole)
 
@@ -79,7 +79,7 @@ def _pick_split(datasets: Any, splits: dict[str, Any], name: str, split: str, wh
         if split == "all" and validation is not None:
             return validation, "all"
         raise UserError(
-            f"data set hf:{name} has no {split} split, only {', '.join(splits)}: name one of them train or validation"
+            f"dataset hf:{name} has no {split} split, only {', '.join(splits)}: name one of them train or validation"
         )
     if split == "all":
         return (train if validation is None else datasets.concatenate_datasets([train, validation])), "all"
@@ -98,7 +98,7 @@ def rows(count: int, share: str) -> np.ndarray:
 def _columns(datasets: Any, features: Any, name: str) -> tuple[str, str]:
     """Find the image column and the label column."""
     if features is None:
-        raise UserError(f"data set {name} does not say what its columns hold: read it with hf: in place of hf-stream:")
+        raise UserError(f"dataset {name} does not say what its columns hold: read it with hf: in place of hf-stream:")
     image = next((key for key, feature in features.items() if isinstance(feature, datasets.Image)), None)
     labels = [key for key, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     numbers = [key for key, feature in features.items() if getattr(feature, "dtype", "").startswith(("int", "uint"))]
@@ -107,7 +107,7 @@ def _columns(datasets: Any, features: Any, name: str) -> tuple[str, str]:
     if image is None or label is None:
         missing = "image" if image is None else "label"
         raise UserError(
-            f"data set {name} has no {missing} column among {', '.join(features)}: one image and one label column are"
+            f"dataset {name} has no {missing} column among {', '.join(features)}: one image and one label column are"
             " needed"
         )
     return image, label
@@ -157,7 +157,7 @@ class _Table(MapSource):
         self.classes = len(self.label_names)
         self.indices = rows(len(table), share)
         if not len(self.indices):
-            raise UserError(f"data set {name} holds no images for this split: it has {len(table)} in all")
+            raise UserError(f"dataset {name} holds no images for this split: it has {len(table)} in all")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -174,7 +174,7 @@ class _Stream(StreamSource):
         self.label_names = list(getattr(table.features[self.label], "names", None) or map(str, range(numbers)))
         if not self.label_names:
             raise UserError(
-                f"data set {name} numbers its classes without naming them: read it with hf:, which counts them"
+                f"dataset {name} numbers its classes without naming them: read it with hf:, which counts them"
             )
         self.classes = len(self.label_names)
         count = None
@@ -184,7 +184,7 @@ class _Stream(StreamSource):
             table = table.select(chosen).to_iterable_dataset(num_shards=min(MAX_SHARDS, max(count, 1)))
         elif share == "val":
             raise UserError(
-                f"data set {name} has no validation split, and a stream cannot hold images out: read it with hf:"
+                f"dataset {name} has no validation split, and a stream cannot hold images out: read it with hf:"
             )
         self.table = table.select_columns([self.image, self.label]).cast_column(
             self.image, datasets.Image(decode=False)

@@ -381,10 +381,10 @@ class _Table(SegmentationSource):
         self.image = next((key for key in pictures if key != self.mask), "")
         if not self.mask or not self.image:
             missing = "image column" if self.mask else f"mask column ({', '.join(MASK_COLUMNS[:4])})"
-            raise UserError(f"data set hf:{name} has no {missing} among its images {', '.join(pictures) or '(none)'}")
+            raise UserError(f"dataset hf:{name} has no {missing} among its images {', '.join(pictures) or '(none)'}")
         num_classes = num_classes or len(mask_values) or None
         if num_classes is None:
-            raise UserError(f"data set hf:{name} does not say how many classes its masks have: set num_classes")
+            raise UserError(f"dataset hf:{name} does not say how many classes its masks have: set num_classes")
         super().__init__(
             f"hf:{name}/{split}", list(map(str, range(num_classes))), in_chans, reduce_zero_label, mask_values
         )
@@ -393,7 +393,7 @@ class _Table(SegmentationSource):
         self.table_rows = table.cast_column(self.image, undecoded).cast_column(self.mask, undecoded)
         self.indices = rows(len(table), share)
         if not len(self.indices):
-            raise UserError(f"data set {self.name} holds no images for this split: it has {len(table)} in all")
+            raise UserError(f"dataset {self.name} holds no images for this split: it has {len(table)} in all")
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -134,12 +134,12 @@ class ImageFolder(MapSource):
         root = Path(folder)
         if not root.exists():
             raise FileNotFoundError(
-                f"there is no data set {folder!r}: give digits, letters, an image folder, hf:NAME, hf-stream:NAME or "
+                f"there is no dataset {folder!r}: give digits, letters, an image folder, hf:NAME, hf-stream:NAME or "
                 "wds:PATTERN"
             )
         if not root.is_dir():
             raise UserError(
-                f"data set {folder!r} is a file: give the folder that holds one folder of {self.kind}s per class"
+                f"dataset {folder!r} is a file: give the folder that holds one folder of {self.kind}s per class"
             )
         parts = self._parts(root, split, whole)
         home = self._train_folder(root) or parts[0][0]
@@ -178,7 +178,7 @@ class ImageFolder(MapSource):
         if not splits:
             if differ_by_split(inside):
                 raise UserError(
-                    f"the folders {', '.join(inside[:4])} of {root} look like parts of a data set: rename them to train"
+                    f"the folders {', '.join(inside[:4])} of {root} look like parts of a dataset: rename them to train"
                     " and val"
                 )
             return [(root, "all" if whole else split)]
@@ -263,7 +263,7 @@ def check_beside_splits(folder: Path, fix: str, extensions: Collection[str] = EX
     others = (name for name in names if not looks_like_split(name) and list_images(folder / name, extensions))
     if (other := next(others, None)) is not None:
         raise UserError(
-            f"{folder} has a folder {split}, which looks like a part of a data set, beside {other}, which does not: "
+            f"{folder} has a folder {split}, which looks like a part of a dataset, beside {other}, which does not: "
             f"{fix}, or rename {split}"
         )
 

@@ -53,7 +53,7 @@ def open_video_source(
     text = os.fspath(spec)
     source: MapSource
     if text != "digits" and not Path(text).exists():
-        raise FileNotFoundError(f"there is no data set {text!r}: give digits, a folder of videos, or a list FILE.csv")
+        raise FileNotFoundError(f"there is no dataset {text!r}: give digits, a folder of videos, or a list FILE.csv")
     if text != "digits":
         require("av")
     if text == "digits":
