@@ -1,4 +1,4 @@
-"""Which position encodings a plain model combines, by name and in their parts."""
+"""The position encodings of plain models: the named combinations and the options they consist of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from anyres.options import Options, Range, option
 
 
 class Position(Options):
-    """The combination of position encodings in a plain model, at most one for each point where they can act."""
+    """A combination of position encodings for a plain model, with at most one for each place where one can act."""
 
     tokens: Literal["table", "sine", "gpe"] | None = option(None, "What is added to the tokens once.")
     resize: Literal["bicubic", "bilinear"] = option("bicubic", "How the table of tokens=table is resized.")
@@ -34,7 +34,7 @@ class Position(Options):
 
     @property
     def acts_between_tokens(self) -> bool:
-        """Whether the attention itself has to know the positions, of all tokens at once."""
+        """Whether the attention itself needs the positions of all tokens at once."""
         return self.logits is not None or self.rotary or self.log_scale is not None
 
 
@@ -60,7 +60,7 @@ positions, and rotary + LPE."""
 
 
 def choose_position(name: str, args: Mapping[str, Any] | None = None) -> Position:
-    """Return the position of this name with some of its fields changed. Raises UserError for unknown names."""
+    """Return the named position encoding with the fields in `args` changed. Raises UserError for unknown names."""
     if name not in POSITIONS:
         raise UserError(f"position={name!r} is not known: choose one of {', '.join(POSITIONS)}.")
     fields = Position.model_fields

@@ -1,23 +1,24 @@
-"""CMT: a hybrid pyramid whose blocks are a depthwise convolution, attention to a reduced map, and an inverted residual.
+"""CMT: a hybrid pyramid of blocks with a depthwise convolution, attention to a reduced map and an inverted residual.
 
 A convolutional stem at half resolution, then four stages at strides 4, 8, 16, 32. Every block adds a depthwise 3x3
 convolution (local perception unit), attends to keys and values from a strided depthwise reduction of the map with a
-learned bias per pair of query and key position (lightweight attention), and ends with an inverted residual feed-forward
-network with batch norms.
+learned bias for each pair of query and key positions (lightweight attention), and ends with an inverted residual
+feed-forward network with batch norms.
 
 Paper: "CMT: Convolutional Neural Networks Meet Vision Transformers", Guo, Han, Wu, Tang, Chen, Wang, Xu, CVPR 2022,
 arXiv 2107.06263. Published code and weights: ggjy/CMT.pytorch (MIT by its README; it has no licence file).
 
-Any input size: the published code runs one square multiple of 32. Here the image is zero-padded at the right and the
-bottom to a multiple of 4, and each later map to what its strided convolution needs, so that sizes round up at every
-stage, no row or column is dropped, no position is padding alone, and all stages have the same keys,
-ceil(H / 32) x ceil(W / 32). The bias tables, stored for `img_size`, are resized bicubically (as the paper promises and
-its code does not): the axes of the keys, then those of the queries, to the grid that the keys tile, of which the rows
-and columns that exist are taken. A table has N·N' entries per head: 68 million in stage 1 at 800x1333.
+Any input size: the published code runs at a single square size that is a multiple of 32. Here the image is zero-padded
+at the right and the bottom to a multiple of 4, and each later map is padded as its strided convolution requires. Sizes
+therefore round up at every stage, no row or column is dropped, no position consists of padding alone, and all stages
+have the same grid of keys, ceil(H / 32) x ceil(W / 32). The bias tables, stored for `img_size`, are resized bicubically
+(as the paper promises, although its code does not): first the key axes, then the query axes, to the grid that the keys
+tile; the result is then cropped to the map. A table has N·N' entries per head: 68 million in stage 1 at 800x1333.
 
-Quirks that checkpoints depend on: batch norm comes after the GELU in stem and feed-forward; LayerNorms have eps 1e-6 in
-blocks and 1e-5 in embeddings; one bias table serves all blocks of a stage; the last map gets no norm but a 1280-wide
-1x1 convolution with batch norm and SiLU, which is what `forward_features` returns (the dense form has none of it).
+Quirks that checkpoints depend on: batch norm comes after the GELU in the stem and the feed-forward networks; LayerNorms
+have eps 1e-6 in blocks and 1e-5 in embeddings; all blocks of a stage share one bias table; the last map has no norm but
+a 1280-wide 1x1 convolution with batch norm and SiLU, whose output `forward_features` returns (the dense form omits all
+three).
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ from anyres.shapes import Grid
 
 
 class StemEmbed(ConvEmbed):
-    """The stem, three times convolution 3x3 → GELU → batch norm with strides 2, 1, 1, then the first patch embedding:
-    the image (B, H, W, in_chans) → (B, ceil(H/4), ceil(W/4), dim)."""
+    """The stem and the first patch embedding, (B, H, W, in_chans) → (B, ceil(H/4), ceil(W/4), dim).
+
+    The stem repeats 3x3 convolution → GELU → batch norm three times, with strides 2, 1 and 1.
+    """
 
     def __init__(self, in_chans: int, stem_dim: int, dim: int) -> None:
         super().__init__(stem_dim, dim, 2, 2)
@@ -65,7 +68,7 @@ class StemEmbed(ConvEmbed):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Fold the third norm into the patch embedding, which pads nothing. The others feed a padded convolution."""
+        """Fold the third norm into the patch embedding, which has no padding. The others feed padded convolutions."""
         norm = self.norms[2]
         if isinstance(norm, nn.BatchNorm2d):
             scale, shift = affine(norm)
@@ -77,11 +80,11 @@ class StemEmbed(ConvEmbed):
 
 @cached_for_parameter(maximum=2)
 def position_bias(table: Tensor, native: Grid, reduction: int, grid: Grid) -> Tensor:
-    """A stage's table (heads, N, N') as the bias of a grid of queries, (1, heads, h·w, h'·w') with h' = ceil(h /
-    reduction).
+    """Return the bias (1, heads, h·w, h'·w') of a grid from a stage's table (heads, N, N').
 
-    `native` is the grid of keys that the table is stored for; its grid of queries is `reduction` times as large, and so
-    is the resized one before it is cut to `grid`: a key stays over the queries that it was reduced from.
+    The keys' grid has h' = ceil(h / reduction). `native` is the grid of keys that the table is stored for. The grid of
+    queries is `reduction` times as large, both in the table and after resizing, and is then cropped to `grid`, so a key
+    stays aligned with the queries that it was reduced from.
     """
     keys = (-(-grid[0] // reduction), -(-grid[1] // reduction))
     queries = (native[0] * reduction, native[1] * reduction)
@@ -91,8 +94,11 @@ def position_bias(table: Tensor, native: Grid, reduction: int, grid: Grid) -> Te
 
 
 class LightweightAttention(nn.Module):
-    """Lightweight multi-head self-attention (section 3.2): keys and values from a depthwise convolution with kernel =
-    stride = `reduction` and a batch norm, a bias added to the scaled logits."""
+    """Lightweight multi-head self-attention (section 3.2).
+
+    Keys and values come from a depthwise convolution with kernel = stride = `reduction` and a batch norm; a bias is
+    added to the scaled logits.
+    """
 
     def __init__(self, dim: int, num_heads: int, reduction: int) -> None:
         super().__init__()
@@ -105,7 +111,7 @@ class LightweightAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor, bias: Tensor) -> Tensor:
-        """A map and the bias (1, heads, N, N') → the map's shape."""
+        """Map (B, H, W, C) and bias (1, heads, N, N') → (B, H, W, C)."""
         source = self.sr(pad_to_multiple(x_BHWC, self.reduction))
         q, k, v = (
             linear(tokens).flatten(1, 2).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
@@ -116,8 +122,10 @@ class LightweightAttention(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Inverted residual feed-forward network (section 3.2): 1x1 → GELU → norm, + depthwise 3x3 → GELU → norm, 1x1 →
-    norm."""
+    """Inverted residual feed-forward network (section 3.2).
+
+    1x1 → GELU → norm, + depthwise 3x3 → GELU → norm, 1x1 → norm.
+    """
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -135,8 +143,10 @@ class InvertedResidual(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Fold the norms around fc2 into it. The first one stays: the zeros that pad the depthwise convolution come
-        after it."""
+        """Fold the norms before and after fc2 into it.
+
+        The first norm stays, because the depthwise convolution pads its output with zeros.
+        """
         if isinstance(self.norm2, nn.BatchNorm2d) and isinstance(self.norm3, nn.BatchNorm2d):
             scale, shift = affine(self.norm2)
             self.fc2.bias = nn.Parameter(self.fc2.bias + self.fc2.weight @ shift)
@@ -146,8 +156,7 @@ class InvertedResidual(nn.Module):
 
 
 class CMTBlock(Block):
-    """x ← x + DWConv(x) (local perception unit), then attention and feed-forward as in a pre-norm block (equations 1 to
-    6)."""
+    """Local perception unit x ← x + DWConv(x), then a pre-norm block of attention and MLP (equations 1 to 6)."""
 
     def __init__(self, dim: int, num_heads: int, reduction: int, mlp_ratio: float, drop_path: float) -> None:
         attn = LightweightAttention(dim, num_heads, reduction)
@@ -159,7 +168,7 @@ class CMTBlock(Block):
 
 
 class CMTStage(Stage):
-    """Embedding, and blocks that share one table of position biases, stored for the grid `native` of keys."""
+    """Embedding and blocks that share one table of position biases, stored for the grid of keys `native`."""
 
     def __init__(
         self, downsample: nn.Module, blocks: Iterable[nn.Module], num_heads: int, reduction: int, native: Grid
@@ -260,7 +269,7 @@ class CMT(Pyramid):
         init_published(self)
 
     def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tables of another square native size, resized as for a forward pass."""
+        """Resize tables stored for another square native size, as in a forward pass."""
         resized = {}
         for i, stage in enumerate(self.stages):
             assert isinstance(stage, CMTStage)
@@ -276,13 +285,13 @@ class CMT(Pyramid):
 
 
 def pad_to_multiple(x_BHWC: Tensor, multiple: int) -> Tensor:
-    """Zero rows and columns at the bottom and the right up to a multiple; the map itself if it is one."""
+    """Pad a map with zeros at the bottom and the right to a multiple; return it unchanged if it already is one."""
     bottom, right = -x_BHWC.shape[1] % multiple, -x_BHWC.shape[2] % multiple
     return F.pad(x_BHWC, (0, 0, 0, right, 0, bottom)) if bottom or right else x_BHWC
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a batch norm does in evaluation, x·scale + shift: (C,) each."""
+    """Return the scale and the shift, (C,) each, of a batch norm in evaluation: x·scale + shift."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -290,8 +299,11 @@ def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def init_published(model: nn.Module) -> None:
-    """Linear layers as in ViT; convolutions, also those that are linear layers here, normal with σ = √(2 / (C_out·k²)),
-    depthwise ones too, with zero biases."""
+    """Initialise linear layers as in ViT and convolutions as published.
+
+    All convolutions, including depthwise ones and those implemented as linear layers, are normal with σ = √(2 /
+    (C_out·k²)) and have zero biases.
+    """
     for name, layer in model.named_modules():
         init_linear(layer)
         if isinstance(layer, nn.Conv2d) or name.endswith(("mlp.fc1", "mlp.fc2", "norm.fc")):

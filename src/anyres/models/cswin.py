@@ -1,21 +1,22 @@
-"""CSWin: a pyramid whose attention runs in stripes as long as the map.
+"""CSWin: a pyramid with attention in stripes that are as long as the map.
 
-Half of the heads attend inside vertical stripes, the other half inside horizontal ones, so that one block sees a
-cross; the stripes widen with depth (1, 2, 7 lines, then the whole map). Positions come only from LePE, a depthwise 3x3
-convolution of the values inside each stripe, added to the attention's output.
+Half of the heads attend inside vertical stripes, the other half inside horizontal ones, so that one block sees a cross.
+The stripes widen with depth (1, 2, 7 lines, then the whole map). Positions come only from LePE, a depthwise 3x3
+convolution of the values inside each stripe, which is added to the attention's output.
 
 Paper: "CSWin Transformer: A General Vision Transformer Backbone with Cross-Shaped Windows", Dong, Bao, Chen, Zhang,
 Yu, Yuan, Chen, Guo, CVPR 2022, arXiv 2107.00652. Published code and weights: microsoft/CSWin-Transformer (MIT).
 
-Any input size: as in the published dense code, also for the classifier, whose published code takes only multiples of
-the native size. A map's side that the stripe width does not divide gets zero queries, keys and values before and
-behind it; they are not masked, so each adds 1 to the softmax's denominator. At the native size both codes agree. Other
-stripe widths (`split_sizes`) fit the same weights, for instance the map's side at 1/32 in the third stage.
+Any input size: both forms follow the published dense code; the published classifier accepts only multiples of the
+native size. If the stripe width does not divide a side of the map, zero queries, keys and values are added at both
+ends; they are not masked, so each adds 1 to the softmax's denominator. At the native size the two published codes
+agree. The same weights work with other stripe widths (`split_sizes`), for example the map's side at stride 32 in the
+third stage.
 
 Quirks that checkpoints depend on: all norms have eps 1e-5; the first embedding (kernel 7, stride 4, padding 2) floors;
-the last stage has one branch with all heads, the others always two (the published classifier has one where the map is
-as large as the stripe, which changes the shapes of its parameters and happens in no published model); the large model
-has 24 heads in both last stages.
+the last stage has one branch with all heads and the others always have two (the published classifier has one if the map
+is as large as the stripe, which changes its parameter shapes but happens in no published model); the large model has 24
+heads in each of the last two stages.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ from anyres.options import Count, Depth, Factor, PerStage, Rate, Three
 
 
 class CSWin(Pyramid):
-    """Four stages of cross-shaped windows (section 3); `split_sizes` are the stripe widths of the first three, the last
-    attends over the whole map. The dense form has a norm on each output and none before the head."""
+    """Four stages of cross-shaped windows (section 3).
+
+    `split_sizes` are the stripe widths of the first three stages; the last attends over the whole map. The dense form
+    has a norm on each output and none before the head.
+    """
 
     published_keys = (
         KeyRule("^merge{i}.conv", "^stages.{i}.downsample.proj"),

@@ -1,20 +1,19 @@
-"""CvT: a three-stage pyramid of global attention whose token embeddings and query, key and value projections are
-convolutions.
+"""CvT: a three-stage pyramid of global attention with convolutional token embeddings and q, k, v projections.
 
-Each stage starts with an overlapping strided convolution; queries, keys and values pass a depthwise 3x3 convolution
-with batch norm before their linear layers, keys and values at half resolution. There is no position information of any
-other kind. A class token joins the tokens of the last stage and skips the convolutions.
+Each stage starts with an overlapping strided convolution; queries, keys and values go through a depthwise 3x3
+convolution with batch norm before their linear layers, keys and values at half resolution. There is no other position
+information. A class token joins the tokens of the last stage and skips the convolutions.
 
 Paper: "CvT: Introducing Convolutions to Vision Transformers", Wu, Xiao, Codella, Liu, Dai, Yuan, Zhang, ICCV 2021,
 arXiv 2103.15808. Published code and weights: microsoft/CvT (MIT).
 
-Any input size: as published, from 3 pixels up; nothing stored depends on the size. The first embedding (7x7, stride 4,
-padding 2) makes floor((H - 3) / 4) + 1 rows, one less than ceil(H / 4) if H mod 4 is 2: the last row or column of the
-image is then not read. The later ones round up.
+Any input size: as published, for sides of at least 3 pixels; no weight depends on the size. The first embedding (7x7,
+stride 4, padding 2) makes floor((H - 3) / 4) + 1 rows, which is one fewer than ceil(H / 4) if H mod 4 is 2; the last
+row or column of the image is then not read. The later embeddings round up.
 
 Quirks that checkpoints depend on: logits are scaled by the stage's width, C^-0.5, not by the width of a head; the
-activation is QuickGELU; norms have eps 1e-5; stages end without a norm, which only the last tokens get. The dense form
-(there is no published one) hands out the raw maps of the three stages and keeps the class token inside the last.
+activation is QuickGELU; norms have eps 1e-5; only the final tokens are normed, not the stages' outputs. The dense form
+(there is no published one) returns the raw maps of the three stages; the class token stays inside the last stage.
 """
 
 from __future__ import annotations
@@ -39,10 +38,12 @@ from anyres.shapes import Grid
 
 
 class ConvProjectionAttention(nn.Module):
-    """Attention with the convolutional projection (section 3.2, equation 2): q, k and v are linear in the map after a
-    depthwise 3x3 convolution and batch norm, with stride 1 for q and 2 for k and v. Prefix tokens skip both.
+    """Attention with convolutional projections (section 3.2, equation 2).
 
-    The three convolutions stay apart: one that makes k and v together (two filters per channel) has no fast kernel.
+    Each of q, k and v is a linear layer after a depthwise 3x3 convolution and a batch norm, with stride 1 for q and 2
+    for k and v. Prefix tokens skip the convolution and the norm.
+
+    The three convolutions are separate because a single one for k and v (two filters per channel) has no fast kernel.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -58,7 +59,7 @@ class ConvProjectionAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BNC: Tensor, grid: Grid) -> Tensor:
-        """Tokens (B, prefix + h·w, C) of a grid → the same shape."""
+        """Tokens (B, prefix + h·w, C) of a grid → same shape."""
         prefix = x_BNC.shape[1] - grid[0] * grid[1]
         token, map_BHWC = x_BNC[:, :prefix], x_BNC[:, prefix:].unflatten(1, grid).contiguous()
 
@@ -73,7 +74,7 @@ class ConvProjectionAttention(nn.Module):
 
 
 class CvTStage(Stage):
-    """Embedding and blocks, with a class token in front of the tokens if asked for."""
+    """Embedding and blocks, with a class token in front of the tokens if `class_token` is set."""
 
     def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module], dim: int, class_token: bool) -> None:
         super().__init__(downsample, blocks)
@@ -95,7 +96,7 @@ class CvTStage(Stage):
 
 
 class CvT(Pyramid):
-    """CvT (section 3). Drop path rises inside the last stage only."""
+    """CvT (section 3). The drop path rate rises within the last stage only."""
 
     reductions = (4, 8, 16)
     pools = ("token", "avg", "")

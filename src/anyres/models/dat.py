@@ -1,28 +1,29 @@
-"""DAT: keys and values are sampled from the map at points that the queries move (deformable attention).
+"""DAT: keys and values are sampled from the map at points that the queries shift (deformable attention).
 
-A small network on the queries shifts a regular grid of points, per group of channels and shared by all queries; there
-features are sampled bilinearly, and a relative bias is sampled from a table at the continuous displacement between
-query and point. The other blocks are local: windows and shifted windows in DAT (2022), 7x7 neighbourhoods in DAT++
-(2023), which also has convolutions in stem, reductions and feed-forward networks and before every block.
+A small network on the queries shifts a regular grid of points, which all queries share; each group of channels has its
+own. Features are sampled bilinearly at these points, and a relative bias is sampled from a table at the continuous
+displacement between query and point. The other blocks are local: windows and shifted windows in DAT (2022), 7x7
+neighbourhoods in DAT++ (2023), which also has convolutions in its stem, reductions and feed-forward networks and before
+every block.
 
 Papers: "Vision Transformer with Deformable Attention", Xia, Pan, Song, Li, Huang, CVPR 2022, arXiv 2201.00520; "DAT++:
 Spatially Dynamic Vision Transformer with Deformable Attention", the same, arXiv 2309.01430. Published code and weights:
-LeapLabTHU/DAT (Apache-2.0), generation 2022 at its tag CVPR2022, generation 2023 at its head.
+LeapLabTHU/DAT (Apache-2.0): generation 2022 at the tag CVPR2022, generation 2023 at the head of the main branch.
 
 Any input size. The bias table of deformable attention keeps its native size and is sampled at displacements normalised
-by the map at hand, as published in 2023, where any size runs. The 2022 code runs only at its native size and where the
-windows divide every map. Here the image is padded to a multiple of 4, odd maps to even ones, and normed maps to whole
-windows, the padding masked as keys. Another `img_size` or `window_size` resizes the tables bicubically when a
-checkpoint is loaded, as published for 384. A map below 7 is padded with zeros that its neighbourhoods see, as
-published. Where there is one pixel or one point along a side, which the published code of 2023 divides by zero, it
-stands in the centre.
+by the current map, as in the published 2023 code, which runs at any size. The published 2022 code runs only at its
+native size and at sizes where the windows divide every map. Here the image is padded to a multiple of 4, odd maps to
+even ones, and normed maps to whole windows; padded keys are masked. If `img_size` or `window_size` changes, the tables
+are resized bicubically when a checkpoint is loaded, as published for 384. A map with sides below 7 is padded with zeros
+that take part in its neighbourhoods, as published. A single pixel or point along a side, for which the published 2023
+code divides by zero, is placed at the centre.
 
-Quirks that checkpoints depend on: every norm has eps 1e-5; windows shift by ceil(w/2). The generations share their
-parameters' names but not their coordinates: 2022 takes cell centres for queries and points although sampling takes -1
-and 1 for the centres of the border pixels, bounds the shifts to one cell and lets points leave the map into zeros; 2023
-has points half a cell off centre, and clamps after an unbounded shift.
+Quirks that checkpoints depend on: every norm has eps 1e-5; windows shift by ceil(w/2). The generations share parameter
+names but not coordinates. 2022 places queries and points at cell centres, although sampling puts the centres of the
+border pixels at -1 and 1; it limits shifts to one cell, and points outside the map read zeros. 2023 places points half
+a cell off centre, and clamps them after an unlimited shift.
 
-One file, though long: two papers of one family, DAT and DAT++, with their variants and key maps.
+One file, though long: it covers two papers of one family, DAT and DAT++, with their variants and key maps.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ NEIGHBOURS = 7
 
 
 class Tiles(NamedTuple):
-    """One axis of a map cut into tiles of queries, each with all the keys that its queries see."""
+    """One axis of a map, cut into tiles of queries; each tile has all the keys that its queries see."""
 
     keys: Tensor
     """(tiles, span): the keys of every tile."""
@@ -82,11 +83,10 @@ class Tiles(NamedTuple):
 
 @cached_by_size()
 def tiles(length: int, device: torch.device) -> Tiles:
-    """Queries in tiles of at most 8 (the fastest on a CPU), of 14 where one tile is the whole axis; queries that fill
-    up the last tile copy the last real one.
+    """Cut an axis into tiles of at most 8 queries (the fastest on a CPU), or 14 if one tile covers the whole axis.
 
-    A query's neighbours are the 7 keys around it, at the border the 7 nearest to it; a tile of queries needs 6 keys
-    more than it has queries.
+    The last tile is filled up with copies of the last real query. A query's neighbours are the 7 keys around it, or the
+    7 nearest at the border, so a tile needs 6 more keys than it has queries.
     """
     count = 1 if length <= 14 else -(-length // 8)
     side = -(-length // count)
@@ -101,8 +101,10 @@ def tiles(length: int, device: torch.device) -> Tiles:
 
 @cached_for_parameter(maximum=2)
 def neighbourhood_bias(table: Tensor, grid: Grid) -> Tensor:
-    """Bias of a table (heads, 13, 13) of key minus query, -inf outside the neighbourhood: (1, heads·tiles, queries of a
-    tile, keys of a tile)."""
+    """Return the bias (1, heads·tiles, queries per tile, keys per tile), -inf outside each query's neighbourhood.
+
+    The table (heads, 13, 13) is indexed by the offset key minus query.
+    """
     rows, columns = (tiles(length, table.device) for length in grid)
     bias = table[:, rows.offset[:, None, :, None, :, None], columns.offset[None, :, None, :, None, :]]
     seen = rows.seen[:, None, :, None, :, None] & columns.seen[None, :, None, :, None, :]
@@ -110,9 +112,10 @@ def neighbourhood_bias(table: Tensor, grid: Grid) -> Tensor:
 
 
 class NeighbourhoodAttention(nn.Module):
-    """Attention of every query to the 7x7 keys nearest to it (second paper, section 3.4, after NAT).
+    """Attention of every query to its 7x7 nearest keys (second paper, section 3.4, after NAT).
 
-    Computed in tiles: a tile's queries attend to the union of their neighbourhoods, masked to each query's own.
+    It is computed in tiles: a tile's queries attend to the union of their neighbourhoods, with a mask that limits each
+    query to its own.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -136,7 +139,7 @@ class NeighbourhoodAttention(nn.Module):
         rows, columns = tiles(H, qkv_BHWC.device), tiles(W, qkv_BHWC.device)
         (n, t), (m, s) = rows.offset.shape[:2], columns.offset.shape[:2]
         q_BHWC, kv_BHWC = qkv_BHWC.tensor_split((qkv_BHWC.shape[-1] // 3,), dim=-1)
-        # Tiles stand beside the heads, not in the batch, so that one mask serves all images without a copy.
+        # Tiles go into the head axis, not the batch axis, so that one mask serves all images without a copy.
         q_BHWC = F.pad(q_BHWC, (0, 0, 0, m * s - W, 0, n * t - H))
         q = q_BHWC.reshape(B, n, t, m, s, self.num_heads, -1).permute(0, 5, 1, 3, 2, 4, 6)
         kv = kv_BHWC.reshape(B, H * W, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -154,14 +157,14 @@ class NeighbourhoodAttention(nn.Module):
 
 
 def positions(length: int, start: float, steps: int, like: Tensor) -> Tensor:
-    """(i + start) / steps for i < length, stretched from [0, 1] to [-1, 1]; the centre if there is no step to take."""
+    """Return (i + start) / steps for i < length, scaled from [0, 1] to [-1, 1]; the centre, 0, if `steps` is 0."""
     if steps == 0:
         return like.new_zeros(length)
     return (torch.arange(length, device=like.device, dtype=like.dtype) + start) / steps * 2 - 1
 
 
 class DeformableAttention(nn.Module):
-    """Deformable multi-head attention (first paper, section 3.2), generation 2022. Positions are (y, x) in [-1, 1].
+    """Deformable multi-head attention (first paper, section 3.2) of generation 2022, with positions (y, x) in [-1, 1].
 
     Each of the `groups` has its own points; groups and heads are contiguous ranges of channels. `native` is the size of
     the map that the bias table (heads, 2h-1, 2w-1) was made for.
@@ -195,7 +198,7 @@ class DeformableAttention(nn.Module):
         return self.proj_out(out.transpose(1, 2).reshape(x_BHWC.shape))
 
     def offsets(self, q_BHWC: Tensor) -> Tensor:
-        """Queries → raw offsets (B, G, h, w, 2) of h·w points, at least in float32; the groups share the network."""
+        """Queries → raw offsets (B, G, h, w, 2) of h·w points, in float32 or wider; the groups share the network."""
         y_BhwC = on_map(self.offset_conv, by_group(q_BHWC, self.groups))
         raw = self.offset_proj(F.gelu(self.offset_norm(y_BhwC))).unflatten(0, (-1, self.groups))
         return raw.to(torch.promote_types(raw.dtype, torch.float32))
@@ -209,29 +212,29 @@ class DeformableAttention(nn.Module):
         return torch.stack((y, x), dim=-1).flatten(2, 3)
 
     def references(self, length: int, like: Tensor) -> Tensor:
-        """Where `length` points stand along an axis before they move: the centres of cells."""
+        """Return the positions of `length` points along an axis before they are shifted: the centres of cells."""
         return positions(length, 0.5, length, like)
 
     def queries(self, length: int, like: Tensor) -> Tensor:
-        """Where `length` queries stand along an axis: the centres of cells."""
+        """Return the positions of `length` queries along an axis: the centres of cells."""
         return positions(length, 0.5, length, like)
 
     def place(self, reference: Tensor, raw: Tensor, length: int) -> Tensor:
-        """Points on their way along an axis: by at most one cell."""
+        """Shift points along an axis by at most one cell."""
         return reference + raw.tanh() * 2 / length
 
     def sample(self, x_BHWC: Tensor, points_BGM2: Tensor) -> Tensor:
-        """Features at each group's points, bilinear, zeros outside the map: (B, M, C)."""
+        """Sample features (B, M, C) bilinearly at each group's points, with zeros outside the map."""
         B, _, M, _ = points_BGM2.shape
         maps = x_BHWC.to(points_BGM2.dtype).unflatten(3, (self.groups, -1)).permute(0, 3, 4, 1, 2).flatten(0, 1)
         sampled = F.grid_sample(maps, points_BGM2.flip(-1).flatten(0, 1)[:, None], align_corners=True)
         return sampled.view(B, -1, M).transpose(1, 2).to(x_BHWC.dtype)
 
     def bias(self, grid: Grid, points_BGM2: Tensor) -> Tensor:
-        """The table at half the displacement between queries and points, bilinear: (B, heads, H·W, M).
+        """Sample the bias (B, heads, H·W, M) bilinearly from the table at half the displacement from point to query.
 
-        The sample is separable, bias = A_y · table · A_xᵀ for each point with interpolation matrices of two taps; on a
-        CPU those products took two to four times as long as sampling in two dimensions.
+        The sampling is separable (bias = A_y · table · A_xᵀ for each point, with two-tap interpolation matrices), but
+        on a CPU these products took two to four times as long as sampling in two dimensions.
         """
         y, x = points_BGM2[:, :, None, None].unbind(-1)
         y = (self.queries(grid[0], y)[:, None, None] - y) / 2
@@ -243,14 +246,14 @@ class DeformableAttention(nn.Module):
 
 
 class ClampedDeformableAttention(DeformableAttention):
-    """Deformable attention of generation 2023: other coordinates, offsets without bound, points kept on the map."""
+    """Deformable attention of generation 2023: other coordinates, unlimited offsets, points clamped to the map."""
 
     def references(self, length: int, like: Tensor) -> Tensor:
-        """Half a step off centre: the last point stands outside until it is clamped."""
+        """Return positions half a step off centre; the last point lies outside the map until it is clamped."""
         return positions(length, 0.5, length - 1, like)
 
     def queries(self, length: int, like: Tensor) -> Tensor:
-        """The centres of pixels, in the convention of the sampling: the border's at -1 and 1."""
+        """Return the centres of pixels as sampling counts them, with those of the border pixels at -1 and 1."""
         return positions(length, 0, length - 1, like)
 
     def place(self, reference: Tensor, raw: Tensor, length: int) -> Tensor:
@@ -261,7 +264,7 @@ class ClampedDeformableAttention(DeformableAttention):
 
 
 class DATBlock(Block):
-    """Local perception unit (generation 2023), attention, feed-forward network."""
+    """Local perception unit (generation 2023), attention and feed-forward network."""
 
     def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float, perception: bool) -> None:
         super().__init__(dim, attn, mlp, drop_path, eps=1e-5)
@@ -272,7 +275,7 @@ class DATBlock(Block):
 
 
 class ConvStem(ConvEmbed):
-    """The stem of DAT++: two strided convolutions, each with a norm, a GELU between them."""
+    """The stem of DAT++: two strided convolutions, each with a norm, and a GELU between them."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__(in_dim, dim // 2, 3, 2, 1)
@@ -289,8 +292,11 @@ _WINDOW_LAYERS = {"proj_qkv": "qkv", "proj_out": "proj"}
 
 
 def rename_window_layers(state: dict[str, Tensor], table: str, names: dict[str, str]) -> dict[str, Tensor]:
-    """Other `names` for the layers of window attention, told by the `table` beside them: deformable attention has a
-    `proj_out` too, and that is a 1x1 convolution."""
+    """Rename layers of window attention by `names`.
+
+    Window attention is recognised by its `table`, because deformable attention also has a `proj_out`, which is a 1x1
+    convolution.
+    """
     windows = {name.rpartition(".")[0] for name in state if name.endswith(f".{table}")}
 
     def renamed(name: str) -> str:
@@ -304,14 +310,14 @@ class DAT(Pyramid):
     """DAT and DAT++.
 
     Args:
-        blocks: the attention of every block, a string per stage: L in windows, S in shifted windows, N in
-            neighbourhoods, D deformable.
-        groups: groups of each stage's D blocks.
+        blocks: the attention of every block, one string per stage: L for windows, S for shifted windows, N for
+            neighbourhoods, D for deformable attention.
+        groups: number of groups in each stage's D blocks.
         window_size: side of the windows of L and S.
-        generation: 2022 or 2023, which says how D blocks place queries and points and how many: one per query, or one
-            in 64, 16, 4, 1 in the four stages.
-        convolutional: DAT++'s stem, reductions and feed-forward networks with overlapping convolutions, and the local
-            perception unit before every block.
+        generation: 2022 or 2023; sets how D blocks place queries and points and how many points they use: one per query
+            (2022), or one per 64, 16, 4 and 1 queries in the four stages (2023).
+        convolutional: use the overlapping convolutions of DAT++ in the stem, reductions and feed-forward networks, and
+            its local perception unit before every block.
     """
 
     no_decay = ("bias_table", "rpe_table")
@@ -415,7 +421,7 @@ class DAT(Pyramid):
         return tables_to_published(rename_window_layers(super().to_published(state), "bias_table", names))
 
     def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Both kinds of tables of another window or native size, resized bicubically."""
+        """Resize both kinds of tables bicubically from another window or native size."""
         return {
             name: resample_table(state[name], (parameter.shape[1], parameter.shape[2]))
             for name, parameter in self.named_parameters()

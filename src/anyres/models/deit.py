@@ -1,13 +1,13 @@
-"""DeiT: the plain vision transformer trained on ImageNet-1k alone, and its distilled twin.
+"""DeiT: the plain vision transformer trained on ImageNet-1k alone, and its distilled version.
 
 The plain model is the ViT of "An image is worth 16x16 words" with a learned position table. The distilled model has a
-second token whose head learns a convolutional teacher's labels; at test time the logits of both heads are averaged.
+second token, whose head learns the labels of a convolutional teacher; at test time the two heads' logits are averaged.
 
 Paper: "Training data-efficient image transformers & distillation through attention", Touvron, Cord, Douze, Massa,
 Sablayrolles, Jégou, ICML 2021, arXiv 2012.12877. Published code and weights: facebookresearch/deit (Apache-2.0).
 
-Any input size: the position table is resized bicubically to the grid at hand (the authors' fine-tuning rule, with a
-rectangular target for non-square inputs); the stored table never changes. Sides the patch does not divide are padded.
+Any input size: the position table is resized bicubically to the current grid (the authors' fine-tuning rule, with a
+rectangular target for non-square inputs); the stored table never changes. Sides not divisible by the patch are padded.
 
 Quirk that checkpoints depend on: the position table has a row for every prefix token, in token order.
 """
@@ -24,8 +24,7 @@ from anyres.models._plain import WINDOWED, Plain
 
 
 class DeiT(Plain):
-    """Plain transformer; `distilled` adds the distillation token and its head (section 4, "Distillation through
-    attention")."""
+    """Plain transformer; `distilled` adds the distillation token and its head (section 4)."""
 
     published_keys = (KeyRule("pos_embed", "position.table"),)
 
@@ -50,7 +49,8 @@ class DeiT(Plain):
         return nn.ModuleList([self.head, self.head_dist]) if self.distilled else self.head
 
     def pool(self, x_BNC: Tensor) -> Tensor:
-        """The summary tokens' mean if there are two (what timm returns before the head), else as `global_pool` says."""
+        """Return the mean of class and distillation token if there are two (as timm does), else pool by
+        `global_pool`."""
         if self.distilled and self.global_pool == "token":
             return x_BNC[:, :2].mean(1)
         return super().pool(x_BNC)

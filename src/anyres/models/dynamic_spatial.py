@@ -1,21 +1,19 @@
 """Dynamic spatial sparsification: DynamicViT's score predictors on hierarchical hosts, ConvNeXt and Swin.
 
-Their map has to stay complete, so what scores low goes through one linear layer (fast path) while the rest takes the
-feed-forward network (slow path). At test time a fixed share of the scores counts (`keep_ratio`), in training a sample
-of them; both are in `layers/sparsify.py`.
+The map of a hierarchical network must stay complete, so positions with low scores go through one linear layer (fast
+path) while the others go through the feed-forward network (slow path). At test time, the best-scoring share of the
+positions takes the slow path (`keep_ratio`); in training, the choice is sampled. Both are in `layers/sparsify.py`.
 
 Paper: "Dynamic Spatial Sparsification for Efficient Vision Transformers and Convolutional Neural Networks", Rao, Liu,
 Zhao, Zhou, Lu, TPAMI 2023, arXiv 2207.01580. Published code and weights: raoyongming/DynamicViT (MIT).
 
-Any input size: the shares are of the positions of the map at hand. ConvNeXt floors at every stage, as published; Swin
-is as in swin.py.
+Any input size: the shares refer to the positions of the current map. ConvNeXt rounds down at every stage, as published;
+Swin behaves as in swin.py.
 
-Quirks that checkpoints depend on: counts round down in floating point; the shares fall by 0.2 from predictor to
-predictor, and each one decides anew over all positions.
+Quirks that checkpoints depend on: counts are rounded down in floating point; the share falls by 0.2 from each predictor
+to the next, and each predictor decides anew over all positions.
 
-The file is long because it holds two hosts and what their sparse stages share.
-
-One file, though long: two hosts share the pruning of one paper.
+One file, though long: two hosts share the sparse stages of one paper.
 """
 
 from __future__ import annotations
@@ -53,10 +51,10 @@ from anyres.shapes import Grid
 
 
 class SparseStage(Stage):
-    """A stage whose blocks, from the first in `prune_before` on, have two paths; the predictor before a block decides
-    over all positions until the next one does.
+    """A stage whose blocks have two paths from the first one in `prune_before` on.
 
-    Such a block is a `TwoPathBlock`. The companion that the stage returns is the keep masks (B, predictors, N).
+    These are `TwoPathBlock`s. A predictor decides over all positions for all blocks up to the next predictor. The stage
+    returns the keep masks (B, predictors, N) as the map's companion.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class SparseStage(Stage):
         return self.norm(x), decisions
 
     def spans(self) -> Iterator[tuple[nn.Module, float, Any]]:
-        """(predictor, share, the blocks that it decides for), one after the other."""
+        """Yield each predictor, its share, and the blocks that it decides for."""
         ends = (*self.prune_before[1:], len(self.blocks))
         for predictor, ratio, start, end in zip(
             self.predictors, self.keep_ratios, self.prune_before, ends, strict=True
@@ -83,7 +81,7 @@ class SparseStage(Stage):
             yield predictor, ratio, self.blocks[start:end]
 
     def select(self, x: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-        """Evaluation: one map, top-k."""
+        """Run the stage in evaluation: one map, with a top-k choice."""
         N = x.shape[1] * x.shape[2]
         decisions = []
         for predictor, ratio, blocks in self.spans():
@@ -96,7 +94,10 @@ class SparseStage(Stage):
         return x, torch.stack(decisions, dim=1)
 
     def sample(self, x: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-        """Training: two maps, sampled decisions. A position that changes sides goes on with the other map's history."""
+        """Run the stage in training: two maps, with sampled decisions.
+
+        A position that changes paths continues with the other map's history.
+        """
         slow = fast = x
         decisions = []
         for predictor, _, blocks in self.spans():
@@ -109,13 +110,14 @@ class SparseStage(Stage):
 
 
 class TwoPathBlock(nn.Module, ABC):
-    """A block of a `SparseStage`."""
+    """A block of a `SparseStage`, with a slow and a fast path."""
 
     def forward(self, slow: Tensor, fast: Tensor | None, choice: Any) -> Any:
-        """In evaluation one map (B, h, w, C), no second, and as `choice` its (slow rows, fast rows) → the map.
+        """Run the block on one map in evaluation, or on two maps in training.
 
-        In training two maps, one where all positions took the slow path, one where all took the fast one, and the keep
-        mask (B, h, w, 1) → both maps.
+        In evaluation, `slow` is the map (B, h, w, C), `fast` is None and `choice` is its (slow rows, fast rows);
+        returns the map. In training, all positions of `slow` took the slow path and all of `fast` the fast path, and
+        `choice` is the keep mask (B, h, w, 1); returns both maps.
         """
         return self.split(slow, *choice) if fast is None else self.both(slow, fast, choice)
 
@@ -127,17 +129,19 @@ class TwoPathBlock(nn.Module, ABC):
 
 
 class DynamicPyramid(Pyramid):
-    """What hierarchical hosts share: the third of the four stages is a `SparseStage`."""
+    """Base of the hierarchical hosts; the third of the four stages is a `SparseStage`."""
 
     @property
     def keep_ratios(self) -> tuple[float, ...]:
-        """Share of the slow path after each predictor."""
+        """Share of positions on the slow path after each predictor."""
         stage = self.stages[2]
         return stage.keep_ratios if isinstance(stage, SparseStage) else ()
 
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
-        """Adds "map", the normed last map (B, h, w, C), and, of a model with predictors, "decisions", their keep masks
-        (B, predictors, N)."""
+        """Add "map", the normed last map (B, h, w, C), to the outputs.
+
+        A model with predictors also adds "decisions", their keep masks (B, predictors, N).
+        """
         *_, (last, decisions) = self.forward_stages(x)
         features = self.finish(last, decisions)
         pooled = self.pool(features)
@@ -151,7 +155,7 @@ class DynamicPyramid(Pyramid):
 
 
 def spatial_ratios(keep_ratio: float, predictors: int) -> tuple[float, ...]:
-    """The share of the slow path after each predictor: 0.2 less every time (second paper)."""
+    """Return the share of positions on the slow path after each predictor: 0.2 less every time, as published."""
     check_ratio(keep_ratio, 0.2 * (predictors - 1))
     return tuple(keep_ratio - 0.2 * i for i in range(predictors))
 
@@ -160,7 +164,7 @@ def spatial_ratios(keep_ratio: float, predictors: int) -> tuple[float, ...]:
 
 
 class NormConv(nn.Module):
-    """ConvNeXt's way into a stage: LayerNorm, then a 2x2 convolution of stride 2."""
+    """ConvNeXt's downsampling at the start of a stage: LayerNorm, then a 2x2 convolution of stride 2."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
@@ -175,7 +179,7 @@ class NormConv(nn.Module):
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise 7x7 convolution, LayerNorm, feed-forward network, layer scale, residual."""
+    """Depthwise 7x7 convolution, LayerNorm, feed-forward network and layer scale, with a residual connection."""
 
     def __init__(self, dim: int, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -192,8 +196,8 @@ class ConvNeXtBlock(nn.Module):
         return x + self.drop_path(self.slow(on_map(self.dwconv, x)))
 
 
-class SparseConvNeXtBlock(TwoPathBlock, ConvNeXtBlock):  # type: ignore[misc]  # its forward takes other things
-    """ConvNeXt's block with a fast path beside the feed-forward network."""
+class SparseConvNeXtBlock(TwoPathBlock, ConvNeXtBlock):  # type: ignore[misc]  # its forward has other arguments
+    """ConvNeXt's block with a fast path as an alternative to the feed-forward network."""
 
     def __init__(self, dim: int, drop_path: float = 0.0) -> None:
         super().__init__(dim, drop_path)
@@ -209,7 +213,7 @@ class SparseConvNeXtBlock(TwoPathBlock, ConvNeXtBlock):  # type: ignore[misc]  #
         return x + self.drop_path(two_paths(y, slow_rows, fast_rows, self.slow, self.fast))
 
     def both(self, slow: Tensor, fast: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Each branch sees the merged map at its own positions and its own map elsewhere."""
+        """Each path sees the merged map at its own positions and its own map elsewhere."""
         y = on_map(self.dwconv, merge(keep, slow, fast))
         return (
             slow + self.drop_path(self.slow(merge(keep, y, slow))),
@@ -218,7 +222,7 @@ class SparseConvNeXtBlock(TwoPathBlock, ConvNeXtBlock):  # type: ignore[misc]  #
 
 
 def init_convnext(module: nn.Module) -> None:
-    """Truncated normal 0.02 for convolutions and linear layers, zero biases."""
+    """Initialise convolutions and linear layers with a truncated normal (σ = 0.02) and zero biases."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -229,10 +233,10 @@ class DynamicConvNeXt(DynamicPyramid):
     """ConvNeXt with spatial sparsification ("DynamicCNN").
 
     Args:
-        keep_ratio: share of the third stage's positions on the slow path after the first predictor; 0.2 and 0.4 less
-            after the second and third.
-        prune_before: the blocks of the third stage with a predictor in front; none makes ConvNeXt itself, which is the
-            teacher in training.
+        keep_ratio: share of the third stage's positions on the slow path after the first predictor; it is 0.2 less
+            after the second and 0.4 less after the third.
+        prune_before: the blocks of the third stage that have a predictor before them; an empty list gives plain
+            ConvNeXt, the teacher in training.
     """
 
     published_keys = (
@@ -282,7 +286,7 @@ class DynamicConvNeXt(DynamicPyramid):
         self.apply(init_convnext)
 
     def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
-        """The last map as it is: ConvNeXt's norm comes after the mean."""
+        """Return the last map unchanged: ConvNeXt's norm comes after the mean."""
         return x_BHWC
 
     def pool(self, features: Tensor) -> Tensor:
@@ -293,7 +297,7 @@ class DynamicConvNeXt(DynamicPyramid):
 
 
 class SparseSwinBlock(TwoPathBlock, Block):
-    """Swin's block with a fast path beside the feed-forward network; attention is always over the whole map."""
+    """Swin's block with a fast path as an alternative to the MLP; attention always takes the complete map."""
 
     def __init__(self, dim: int, attn: nn.Module, drop_path: float = 0.0) -> None:
         super().__init__(dim, attn, Mlp(dim, 4 * dim), drop_path, eps=1e-5)
@@ -311,7 +315,7 @@ class SparseSwinBlock(TwoPathBlock, Block):
         return x + self.drop_path2(two_paths(x, slow_rows, fast_rows, self.slow, self.fast))
 
     def both(self, slow: Tensor, fast: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Both maps go on from the merged one, unlike ConvNeXt's."""
+        """Both maps continue from the merged one, unlike in ConvNeXt."""
         x = merge(keep, slow, fast)
         x = x + self.drop_path1(self.attn(self.norm1(x)))
         return (
@@ -321,7 +325,7 @@ class SparseSwinBlock(TwoPathBlock, Block):
 
 
 class DynamicSwin(DynamicPyramid):
-    """Swin with spatial sparsification ("DynamicSwin"), windows of 7x7. Arguments as of `DynamicConvNeXt`."""
+    """Swin with spatial sparsification ("DynamicSwin") and 7x7 windows; arguments as in `DynamicConvNeXt`."""
 
     no_decay = ("bias_table",)
     published_keys = (

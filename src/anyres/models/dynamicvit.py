@@ -1,18 +1,19 @@
-"""DynamicViT: small predictors score the tokens at three depths, and plain hosts drop what scores low.
+"""DynamicViT: small predictors score the tokens at three depths, and plain hosts drop those with low scores.
 
-At test time a fixed share of the scores counts (`keep_ratio`), in training a sample of them; both are in
-`layers/sparsify.py`. Hosts are DeiT and LV-ViT; hierarchical ones are in `dynamic_spatial.py`.
+At test time a fixed share of the patches is kept, those with the best scores (`keep_ratio`); in training the choice is
+sampled. Both are in `layers/sparsify.py`. The hosts are DeiT and LV-ViT; hierarchical ones are in `dynamic_spatial.py`.
 
 Paper: "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification", Rao, Zhao, Liu, Lu, Zhou, Hsieh,
 NeurIPS 2021, arXiv 2106.02034. Published code and weights: raoyongming/DynamicViT (MIT).
 
-Any input size: the shares are of the patches of the image at hand (published for 14x14 only in the DeiT host), at
-least one patch stays. Otherwise plain hosts pad to whole patches and resize the position table bicubically.
+Any input size: the shares refer to the patches of the current image (the published DeiT host supports 14x14 only), and
+at least one patch is kept. As in other plain models, images are padded to whole patches and the position table is
+resized bicubically.
 
-Quirks that checkpoints depend on: counts round down in floating point (0.7 - 0.2 keeps 97 of 196, not 98); a host's
-shares are of all patches, not of those left, and a patch once dropped never comes back; LV-ViT halves both residual
-branches and adds half the per-class maximum of its auxiliary head over the survivors to the logits, but only in
-evaluation.
+Quirks that checkpoints depend on: counts are rounded down in floating point (0.7 - 0.2 keeps 97 of 196, not 98); a
+host's shares refer to all patches, not to those that remain, and a dropped patch never comes back; LV-ViT halves both
+residual branches and, in evaluation only, adds half the per-class maximum of its auxiliary head over the remaining
+patches to the logits.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from anyres.shapes import Grid
 
 
 def predictor_keys(published: str, ours: str, unit_axes: Literal["", "conv"] = "") -> tuple[KeyRule, ...]:
-    """The key rules of a list of score predictors, whose published layers are numbered."""
+    """Return the key rules for a list of score predictors, whose published layers are numbered."""
     layers = {"in_conv.0": "norm", "in_conv.1": "embed", "out_conv.0": "fc1", "out_conv.2": "fc2", "out_conv.4": "fc3"}
     return tuple(
         KeyRule(f"^{published}.{{i}}.{old}", f"^{ours}.{{i}}.{new}", unit_axes if new != "norm" else "")
@@ -56,14 +57,15 @@ def predictor_keys(published: str, ours: str, unit_axes: Literal["", "conv"] = "
 
 
 class DynamicViT(Plain):
-    """DeiT with token sparsification (section 3 of the first paper).
+    """DeiT with token sparsification (section 3).
 
     Args:
-        keep_ratio: share of the patches that stay after the first predictor; after the second and third its square and
-            cube.
-        prune_before: the blocks with a predictor in front; none makes the host itself, which is the teacher in
+        keep_ratio: share of the patches that are kept after the first predictor; its square and cube are kept after the
+            second and third.
+        prune_before: the blocks that have a predictor before them; an empty list gives the host itself, the teacher in
             training.
-        position: "ape", "sine", "gpe" or "none": positions that are added to the tokens, and so stay with them.
+        position: "ape", "sine", "gpe" or "none": encodings that are added to the tokens, so they survive when tokens
+            are dropped.
     """
 
     fixed_options: tuple[str, ...] = ("prefix_tokens", "position_args", "windows", "window_size")
@@ -112,10 +114,10 @@ class DynamicViT(Plain):
     def forward_blocks(
         self, x: Tensor, queries: int | None = None, decisions: list[Tensor] | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Grid]]:
-        """Image → after each block the tokens (B, 1 + n, C), the positions (B, n) of its patches, and the whole grid.
+        """Yield the tokens (B, 1 + n, C), the positions (B, n) of the patches, and the whole grid after each block.
 
-        Keep masks (B, N), one per predictor, are appended to `decisions`. In training all patches stay and the masks
-        are sampled; a patch once decided against stays so.
+        Keep masks (B, N), one per predictor, are appended to `decisions`. In training all patches are kept and the
+        masks are sampled; a patch that one mask drops stays dropped in the following ones.
         """
         tokens, grid, _ = self.embed(x)
         B, N = tokens.shape[0], tokens.shape[1] - 1
@@ -138,19 +140,22 @@ class DynamicViT(Plain):
             yield tokens, positions, grid
 
     def encode(self, x: Tensor, queries: int | None = None) -> Tensor:
-        """Image → the class token and the patches that are left (in training: all), after the final norm."""
+        """Image → class token and remaining patches (in training, all patches), after the final norm."""
         *_, (tokens, _, _) = self.forward_blocks(x, queries)
         return self.norm(tokens)
 
     def forward(self, x: Tensor) -> Any:
-        """(B, in_chans, H, W) → (B, num_classes), in training with sampled decisions; the dense form's list of maps."""
+        """(B, in_chans, H, W) → logits (B, num_classes), or a list of maps in the dense form; training samples
+        decisions."""
         if self.training and not self.dense:
             return self.forward_train(x)["logits"]
         return super().forward(x)
 
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
-        """Adds "tokens", the normed patches (B, n, C), and, of a model with predictors, "decisions", their keep masks
-        (B, predictors, N)."""
+        """Add "tokens", the normed patches (B, n, C), to the outputs.
+
+        A model with predictors also adds "decisions", their keep masks (B, predictors, N).
+        """
         decisions: list[Tensor] = []
         *_, (tokens, _, _) = self.forward_blocks(x, None, decisions)
         tokens = self.norm(tokens)
@@ -175,7 +180,7 @@ class DynamicViT(Plain):
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """As every plain model; a position whose patch is gone keeps the patch's last value."""
+        """Return maps as in every plain model; the position of a dropped patch keeps that patch's last value."""
         wanted, deepest = take_indices(len(self.blocks), indices, output_fmt)
         features: list[Any] = []
         whole_BNC: Tensor | None = None
@@ -209,7 +214,7 @@ def check_ratio(keep_ratio: float, above: float) -> None:
 
 
 class HalvedBlock(Block):
-    """LV-ViT's block: both branches are divided by 2 before they are added."""
+    """LV-ViT's block: both residual branches are divided by 2 before they are added."""
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
         y = self.drop_path1(self.attn(self.norm1(x), *context))
@@ -218,8 +223,10 @@ class HalvedBlock(Block):
 
 
 class ConvStem(nn.Module):
-    """LV-ViT's patch embedding: three convolutions at stride 2, then patches of 8x8 of their map. Zeros at the right
-    and the bottom fill the last patches."""
+    """LV-ViT's patch embedding: three convolutions at stride 2, then patches of 8x8 positions of their map.
+
+    The map is zero-padded at the right and the bottom to whole patches.
+    """
 
     patch_size = 16
 
@@ -272,23 +279,23 @@ class DynamicLVViT(DynamicViT):
         return nn.ModuleList([self.head, self.aux_head])
 
     def forward(self, x: Tensor) -> Any:
-        """The auxiliary head reads the last block's patches too."""
+        """Run the last block on all tokens, because the auxiliary head reads the patches too."""
         if self.training or self.dense:
             return super().forward(x)
         return self.forward_head(self.encode(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Class logits + 0.5 · the maximum of the auxiliary logits over the patches."""
+        """Return class logits + 0.5 · maximum of the auxiliary logits over the patches."""
         logits = super().forward_head(x, pre_logits)
         if pre_logits or self.num_classes == 0 or self.global_pool != "token":
             return logits
         return logits + 0.5 * self.aux_head(x[:, 1:]).amax(dim=1)
 
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
-        """ "logits" are those of the class token alone; adds "aux_logits" (B, n, num_classes) of the patches."""
+        """Return the logits of the class token alone, and add "aux_logits" (B, n, num_classes) of the patches."""
         out = super().forward_train(x, targets)
         out["aux_logits"] = self.aux_head(out["tokens"])
-        # The auxiliary head stays in the graph of the logits: distributed training waits for its (zero) gradient.
+        # Keep the auxiliary head in the graph of the logits: distributed training waits for its (zero) gradient.
         out["logits"] = out["logits"] + 0 * out["aux_logits"].sum()
         return out
 

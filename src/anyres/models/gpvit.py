@@ -1,22 +1,22 @@
-"""GPViT: a plain transformer of high resolution that passes global information through a few group tokens.
+"""GPViT: a plain high-resolution transformer that exchanges global information through a few group tokens.
 
-The grid keeps stride 8 and one width through all twelve layers. Local layers attend inside stripes two lines wide, in
-two directions; every third layer propagates: learned group tokens gather from all tokens, mix among themselves, and
-hand back. Each layer ends in a depthwise 3x3 convolution.
+All twelve layers have stride 8 and the same width. Local layers attend inside stripes two lines wide, in two
+directions. Every third layer is a propagation layer: learned group tokens gather information from all tokens, mix it
+among themselves and pass it back. Each layer ends with a depthwise 3x3 convolution.
 
 Paper: "GPViT: A High Resolution Non-Hierarchical Vision Transformer with Group Propagation", Yang, Xu, De Mello,
 Crowley, Wang, ICLR 2023, arXiv 2212.06795. Published code and weights: ChenhongyiYang/GPViT (Apache-2.0).
 
-Any input size: the stem pads its map at the right and the bottom to whole patches, the position table is resized
-bicubically. The published code takes only grids with even sides; here the last stripe of an odd side is one line wide.
-`dense=True` is the segmentation backbone (four maps of stride 8, each with a norm of its own); `adapter=True` the
-detection backbone (maps of strides 4, 8, 16, 32, no final norm), which pads images to multiples of 32, as the published
-pipeline does, and crops its maps.
+Any input size: the stem pads its map at the right and the bottom to whole patches, and the position table is resized
+bicubically. The published code requires grids with even sides; here the last stripe of an odd side is one line wide.
+`dense=True` is the segmentation backbone (four maps of stride 8, each with its own norm); `adapter=True` is the
+detection backbone (maps of strides 4, 8, 16, 32 without a final norm), which pads images to multiples of 32, as the
+published pipeline does, and crops its maps.
 
-Quirks that checkpoints depend on: norms of local layers and the last have eps 1e-6, those of propagation layers and the
-pooling 1e-5; gathering projects neither queries nor values nor the result and has no residual; a propagation layer
-concatenates where others add; the convolution that ends a layer has no residual; the mixer's hidden size follows the
-width.
+Quirks that checkpoints depend on: the norms of local layers and the last norm have eps 1e-6, those of propagation
+layers and the pooling 1e-5; gathering has no residual and does not project queries, values or the result; a propagation
+layer concatenates instead of adding; the convolution at the end of a layer has no residual; the mixer's hidden size
+depends on the width.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ GROUP_HEADS = 6
 
 
 class ConvStem(nn.Module):
-    """Convolution 7x7 of stride 2, `extra` convolutions 3x3, then patches of 4: (B, in_chans, H, W) → (B, dim, h, w).
-    What fills no patch is padded with zeros behind the convolutions."""
+    """7x7 convolution of stride 2, `extra` 3x3 convolutions, then 4x4 patches: (B, in_chans, H, W) → (B, dim, h, w).
+    The map after the convolutions is zero-padded to whole patches."""
 
     patch_size = 8
 
@@ -83,7 +83,7 @@ class LocalLayer(Block):
 
 class Grouping(nn.Module):
     """Learned group tokens G read from all tokens: softmax(LN(G)·K(u)ᵀ)·u with u = LN(x), (B, N, C) → (B, M, C)
-    (section 3.2). As the classifier's pooling: one token, without the norm and the bias of the keys (section 3.4)."""
+    (section 3.2). The classifier's pooling has one token and no norm, and its keys have no bias (section 3.4)."""
 
     def __init__(self, dim: int, tokens: int, pooling: bool = False) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Grouping(nn.Module):
 
 
 class Mixer(nn.Module):
-    """Group tokens exchange what they gathered: one layer of MLP-Mixer, over tokens, then over channels."""
+    """One layer of MLP-Mixer, over tokens, then over channels, in which group tokens exchange information."""
 
     def __init__(self, dim: int, tokens: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Mixer(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Tokens read from group tokens: (B, N, C), (B, M, C) → (B, N, C)."""
+    """Tokens attend to group tokens: (B, N, C), (B, M, C) → (B, N, C)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -133,8 +133,7 @@ class CrossAttention(nn.Module):
 
 
 class Ungrouping(nn.Module):
-    """z = W·[x, attention(LN(x), LN(g))]; z ← z + FFN(LN(z)): tokens take from the group tokens what they need (section
-    3.2)."""
+    """Tokens read from the group tokens: z = W·[x, attention(LN(x), LN(g))]; z ← z + FFN(LN(z)) (section 3.2)."""
 
     def __init__(self, dim: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -169,13 +168,13 @@ class PropagationLayer(nn.Module):
 
 
 class GPViT(Plain):
-    """A local, a propagation and a local layer, four times (section 3.4).
+    """GPViT: a local, a propagation and a local layer, four times (section 3.4).
 
     Args:
-        group_tokens: number of group tokens of each propagation layer (layers 1, 4, 7, …).
-        stem_convs: extra convolutions of the stem.
-        global_pool: "group" (one learned token gathers), "avg", or "".
-        adapter: the dense form for detection instead of that for segmentation.
+        group_tokens: number of group tokens in each propagation layer (layers 1, 4, 7, …).
+        stem_convs: number of extra convolutions in the stem.
+        global_pool: "group" (attention pooling by one learned token), "avg" or "".
+        adapter: use the dense form for detection instead of the one for segmentation.
         finest: stride of the adapter's first map, 4 or 8 (RetinaNet).
     """
 
@@ -336,7 +335,7 @@ class GPViT(Plain):
         output_fmt: Literal["NCHW", "NLC"] = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """As every plain model; with the adapter its levels are the four maps."""
+        """Return maps as in every plain model; with the adapter, the levels are its four maps."""
         if self.adapter is None:
             options = (return_prefix_tokens, norm, stop_early, output_fmt, intermediates_only)
             return super().forward_intermediates(x, indices, *options)
@@ -354,7 +353,7 @@ class GPViT(Plain):
 
     @classmethod
     def to_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published files keep the pooling and the head beside the backbone."""
+        """Move the pooling and the head out of the backbone, as in published files."""
         return {
             name if name.startswith(("neck.", "head.")) else f"backbone.{name}": tensor
             for name, tensor in super().to_published(state).items()

@@ -1,21 +1,22 @@
-"""HAT-Net: a convolutional-looking pyramid whose attention first looks inside small windows, then at a pooled map.
+"""HAT-Net: a pyramid with the layout of a CNN that attends first inside small windows, then to a pooled map.
 
-Four stages at strides 4, 8, 16, 32 of maps without tokens, tables or biases: positions come from the zero padding of
-depthwise convolutions alone. In the first three stages attention runs inside windows, and every position of the result
-then asks its average-pooled copy (hierarchical attention); in the last it is plain. All norms are group norms with one
-group: mean and variance over the whole map of an image.
+Four stages at strides 4, 8, 16, 32, without class tokens, position tables or biases: positions come only from the zero
+padding of depthwise convolutions. In the first three stages, attention runs inside windows, and every position of the
+result then attends to an average-pooled copy of it (hierarchical attention); the last stage has plain attention. All
+norms are group norms with one group: mean and variance over the whole map of an image.
 
 Paper: "Vision Transformers with Hierarchical Attention", Liu, Wu, Sun, Zhang, Chhatkuli, Van Gool, Machine Intelligence
 Research 21, 2024, arXiv 2106.03180. Published code and weights: yun-liu/HAT-Net (no licence stated).
 
 Any input size: the published code needs maps that the windows (`grid_sizes`) divide, that is sides of 221 to 224 or
 other multiples of 224. Here q, k and v are zero-padded at the right and the bottom to whole windows, padded keys are
-masked, and the padding is cut off before any norm sees it; the last pooling cells average what exists of them. The
-published pooling drops rows and columns that fill no cell: `remainder="truncate"`. No weight depends on `grid_sizes`,
-which may be chosen for a size (8, 4, 2, 1 for multiples of 32), with other results.
+masked, and the padding is removed before the next norm; incomplete pooling cells at the border average the positions
+that exist. The published pooling drops rows and columns that do not fill a cell: `remainder="truncate"`. No weight
+depends on `grid_sizes`, so they can be chosen for a size (8, 4, 2, 1 for multiples of 32), but results then differ.
 
-Quirks that checkpoints depend on: norms have eps 1e-6; there is no norm before the head; files hold a norm `proj_norm`
-in every attention that nothing reads. As norms see the whole map, an image padded to fit a batch gets other features.
+Quirks that checkpoints depend on: norms have eps 1e-6; there is no norm before the head; published files contain an
+unused norm `proj_norm` in every attention. Because the norms cover the whole map, padding an image to fit a batch
+changes its features.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from anyres.shapes import Grid
 
 
 class ImageNorm(nn.GroupNorm):
-    """Mean 0 and variance 1 over the map of each image, all channels together; then scale and shift per channel."""
+    """Normalise the map of each image to mean 0 and variance 1 over all channels; then scale and shift per channel."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(1, dim, eps=1e-6)
@@ -49,7 +50,7 @@ class ImageNorm(nn.GroupNorm):
 
 
 class Stem(nn.Module):
-    """Two 3x3 convolutions of stride 2, a norm and SiLU between them: the image → a quarter of its size."""
+    """Two 3x3 convolutions of stride 2 with a norm and SiLU between them: the image → a map of stride 4."""
 
     def __init__(self, in_chans: int, dim: int, hidden: int = 16) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class Stem(nn.Module):
 
 
 class Downsample(ConvEmbed):
-    """Between stages: a 3x3 convolution of stride 2, then a norm."""
+    """Downsampling between stages: a 3x3 convolution of stride 2, then a norm."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__(in_dim, dim, 3, 2, 1, eps=None)
@@ -73,7 +74,7 @@ class Downsample(ConvEmbed):
 
 
 class PlainAttention(nn.Module):
-    """norm → attention over the whole map → projection."""
+    """Norm → attention over the whole map → projection."""
 
     def __init__(self, dim: int, head_dim: int) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class PlainAttention(nn.Module):
         self.norm = ImageNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_norm = ImageNorm(dim).requires_grad_(False)  # in published files, read by nothing
+        self.proj_norm = ImageNorm(dim).requires_grad_(False)  # unused; published files contain it
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm(x_BHWC)).flatten(1, 2).chunk(3, dim=-1)
@@ -89,8 +90,11 @@ class PlainAttention(nn.Module):
 
 
 class HierarchicalAttention(PlainAttention):
-    """H-MSA (section 3.2): attention inside windows of `window` x `window` positions, added to the input and normed;
-    from each position of the result z to z pooled by `pool`; plus z; projection."""
+    """H-MSA (section 3.2): attention inside windows, then attention to a pooled map.
+
+    The attention inside windows of `window` x `window` positions is added to the input and normed. Each position of the
+    result z then attends to z pooled by `pool`; z is added, and the sum is projected.
+    """
 
     def __init__(self, dim: int, head_dim: int, window: int, pool: int, remainder: Remainder) -> None:
         super().__init__(dim, head_dim)
@@ -130,7 +134,7 @@ class InvertedResidual(ConvMlp):
 
 
 class HATBlock(nn.Module):
-    """x ← x + DropPath(Attn(x)); x ← x + DropPath(IR(x)); the norms are inside the branches."""
+    """x ← x + DropPath(Attn(x)); x ← x + DropPath(IR(x)). The norms are inside the branches."""
 
     def __init__(self, attn: nn.Module, mlp: nn.Module, drop_path: float) -> None:
         super().__init__()
@@ -145,10 +149,11 @@ class HATBlock(nn.Module):
 
 
 class HATNet(Pyramid):
-    """HAT-Net (section 3.3). The dense form (there is no published one) hands out the four stages' maps.
+    """HAT-Net (section 3.3). The dense form (there is no published one) returns the maps of the four stages.
 
-    `grid_sizes`: the side of each stage's windows, in positions of its map; 1 is plain attention. `ds_ratios`: how much
-    smaller the pooled map is. `remainder`: whether pooling keeps ("pad") or drops ("truncate") what fills no cell.
+    `grid_sizes`: side of each stage's windows, in positions of its map; 1 means plain attention. `ds_ratios`: the
+    factor by which the pooled map is smaller. `remainder`: whether pooling keeps ("pad") or drops ("truncate") rows and
+    columns that do not fill a cell.
     """
 
     unused = ("proj_norm",)
@@ -203,13 +208,13 @@ class HATNet(Pyramid):
         super().__init__(stages, embed_dims, None, in_chans=in_chans, **kwargs)
         pooled = zip(self.reductions, ds_ratios, grid_sizes, strict=True)
         cells = [stride * (ratio - 1) + 1 for stride, ratio, window in pooled if window > 1]
-        self.minimum_size = max(1, *cells) if remainder == "truncate" else 1  # one whole cell in every stage
+        self.minimum_size = max(1, *cells) if remainder == "truncate" else 1  # at least one whole cell in every stage
         self.apply(init_published)
 
 
 @torch.no_grad()
 def init_published(module: nn.Module) -> None:
-    """Truncated normal 0.02 for linear layers and convolutions, zero biases."""
+    """Initialise linear layers and convolutions with a truncated normal (σ = 0.02) and zero biases."""
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,19 +1,19 @@
-"""MPViT: several token maps of one resolution and growing receptive field, each with a transformer of its own.
+"""MPViT: several token maps of one resolution with growing receptive fields, each with its own transformer.
 
-Every stage runs a chain of depthwise-separable 3x3 convolutions and gives each link's map (fields of 3x3, 5x5, 7x7) to
-its own transformer path; a convolutional branch looks at details, and one 1x1 convolution fuses them all. Attention is
-CoaT's factorised kind: a softmax of the keys over the tokens, a small context matrix per head, and a depthwise
-convolution of the values as relative position, so its cost is linear in the number of tokens.
+Every stage runs a chain of depthwise-separable 3x3 convolutions and passes the map after each of them (receptive fields
+of 3x3, 5x5, 7x7) to its own transformer path. A convolutional branch captures details, and a 1x1 convolution fuses all
+of them. Attention is factorised as in CoaT: a softmax of the keys over the tokens, a small context matrix per head, and
+a depthwise convolution of the values as relative position encoding, so its cost is linear in the number of tokens.
 
 Paper: "MPViT: Multi-Path Vision Transformer for Dense Prediction", Lee, Kim, Willette, Hwang, CVPR 2022,
 arXiv 2112.11010. Published code and weights: youngwanLEE/MPViT (GPL-3.0, or commercial from ETRI).
 
-Any input size: as published. Every stride rounds up, no table, no window; the zero padding of the convolutions is the
-only border effect.
+Any input size: as published. Sizes round up at every stride, and there are no tables or windows; the zero padding of
+the convolutions is the only border effect.
 
 Quirks that checkpoints depend on: a stage's map has the next stage's width; the two position convolutions belong to a
-path and serve all its layers (published files hold copies under every layer); the scale of the logits multiplies the
-context term only.
+path and are shared by all its layers (published files contain copies in every layer); the scale of the logits
+multiplies the context term only.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WINDOWS = {3: 2, 5: 3, 7: 3}
 
 
 class PointwiseNorm(nn.Module):
-    """A 1x1 convolution without bias, as the linear layer that it is, and a batch norm that `fold` puts into it."""
+    """A 1x1 convolution without bias, written as a linear layer, and a batch norm that `fold` fuses into it."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class Stem(nn.Sequential):
 
 
 class PatchEmbed(nn.Module):
-    """One link of the multi-scale patch embedding (section 3.2): depthwise 3x3, pointwise, batch norm, Hardswish."""
+    """One step of the multi-scale patch embedding (section 3.2): depthwise 3x3, pointwise, batch norm, Hardswish."""
 
     def __init__(self, dim: int, stride: int) -> None:
         super().__init__()
@@ -112,9 +112,9 @@ class FactorisedAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BHWC: Tensor, position: RelativePosition) -> Tensor:
-        """`position`: the path's, of the values."""
+        """(B, H, W, C) → the same; `position` is the path's encoding, applied to the values."""
         q_BHWC, k_BHWC, v_BHWC = self.qkv(x_BHWC).chunk(3, dim=-1)
-        k_BCN = k_BHWC.flatten(1, 2).mT.softmax(dim=-1)  # over the tokens, which is quick where they are the last axis
+        k_BCN = k_BHWC.flatten(1, 2).mT.softmax(dim=-1)  # over the tokens, which is fast if they are the last axis
         q, v = (part.flatten(1, 2).unflatten(2, (HEADS, -1)).transpose(1, 2) for part in (q_BHWC, v_BHWC))
         context = k_BCN.unflatten(1, (HEADS, -1)) @ v  # (B, heads, d, d)
         factor = (q @ (context * self.scale)).transpose(1, 2).reshape(x_BHWC.shape)
@@ -137,7 +137,7 @@ class RelativePosition(nn.Module):
 
 
 class Path(nn.Module):
-    """One path's transformer: the position encoding before every layer, the layers (B, H, W, C) → (B, H, W, C)."""
+    """One path's transformer, (B, H, W, C) → (B, H, W, C), with the position encoding before every layer."""
 
     def __init__(self, dim: int, mlp_ratio: int, rates: Sequence[float]) -> None:
         super().__init__()
@@ -155,8 +155,10 @@ class Path(nn.Module):
 
 
 class MultiPathStage(nn.Module):
-    """Multi-scale patch embedding, the paths and the local branch side by side, and their fusion (figure 2). The first
-    stage has the stem before and halves nothing itself."""
+    """Multi-scale patch embedding, parallel paths and local branch, and their fusion (figure 2).
+
+    The first stage comes after the stem and does not downsample itself.
+    """
 
     def __init__(
         self, stem: Stem | None, dim: int, out_dim: int, paths: int, mlp_ratio: int, rates: Sequence[float]
@@ -235,13 +237,13 @@ class MPViT(Pyramid):
         self.minimum_size = 1
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """The layers of a stage's paths count side by side."""
+        """Group layers by depth; the layers of a stage's parallel paths count as equally deep."""
         layers = [(r"^stages\.(\d+)\.paths\.\d+\.blocks\.(\d+)", None), (r"^stages\.(\d+)", (0,))]
         return {"stem": r"^stages\.0\.stem", "blocks": r"^stages\.(\d+)" if coarse else layers}
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of a tensor that all layers of a path share, the path's name counts; the layers' copies are dropped."""
+        """Keep a tensor that all layers of a path share under the path's name, and drop the copies in the layers."""
         return super().from_published({name: tensor for name, tensor in state.items() if not _COPY.search(name)})
 
     @classmethod

@@ -1,22 +1,22 @@
-"""MSG-Transformer: windows that never shift, each with a messenger token; messengers carry information between windows.
+"""MSG-Transformer: unshifted windows, each with a messenger token; messengers carry information between windows.
 
 Four stages at strides 4, 8, 16, 32. The messenger takes part in the attention of its window. After each attention the
-messengers of a region of windows (4x4, 4x4, 2x2, 1x1 by stage) exchange chunks of their channels, a free permutation
-that replaces Swin's shift. The class is read from the last messenger.
+messengers of a region of windows (4x4, 4x4, 2x2, 1x1 by stage) exchange chunks of their channels. This permutation
+needs no arithmetic and replaces Swin's shift. The classifier reads the messengers of the last stage.
 
 Paper: "MSG-Transformer: Exchanging Local Spatial Information by Manipulating Messenger Tokens", Fang, Xie, Wang, Zhang,
 Liu, Tian, CVPR 2022, arXiv 2105.15168. Published code: hustvl/MSG-Transformer (Apache-2.0), in its revised form of
 December 2021; no weights are offered.
 
-Any input size (the published code takes multiples of 32·M, and one class row per window of the last stage). The image
-is padded at the right and the bottom to a multiple of 4, each stage's map to whole windows, and padding is masked as a
-key; a map side below M gets a window cut to it, whose biases are the table's small offsets. In a region that the grid
-of windows cuts short, the chunk for a missing partner stays with its owner. The class token is the mean of the last
-stage's normed messengers. The dense form, which has no published code, gives each stage's map a norm of its own and
-drops the messengers.
+Any input size (the published code accepts multiples of 32·M, and returns one row of logits per window of the last
+stage). The image is padded at the right and the bottom to a multiple of 4 and each stage's map to whole windows; padded
+keys are masked. If a side of the map is below M, the window is cropped to it and uses the small offsets of the bias
+table. In a region that the grid of windows cuts short, the chunk for a missing partner stays with its owner. The class
+token is the mean of the last stage's normed messengers. The dense form, which has no published code, gives each stage's
+map its own norm and drops the messengers.
 
 Quirks that checkpoints depend on: every norm has eps 1e-5; messengers and patches go through the same merging
-convolution; the bias of a messenger's own row is stored although the softmax cancels it.
+convolution; the bias of a messenger's own row is stored, although the softmax cancels it.
 """
 
 from __future__ import annotations
@@ -57,8 +57,11 @@ from anyres.shapes import Grid
 
 @cached_for_parameter()
 def messenger_bias(bias: Tensor, window_size: int, grid: Grid, window: Grid) -> Tensor:
-    """Bias among a window's messenger and patches (section 3.2): (1, heads, 1 + N, 1 + N), or (n, ...) with the padding
-    of a map of size `grid` masked. `bias` as `MessengerAttention` holds it."""
+    """Return the bias (1, heads, 1 + N, 1 + N) among a window's messenger and patches (section 3.2).
+
+    If a map of size `grid` has padding, it is masked and the result is (n, heads, 1 + N, 1 + N). `bias` is that of
+    `MessengerAttention`.
+    """
     offsets, messenger_key, messenger_query = bias.split(((2 * window_size - 1) ** 2, 1, 1), dim=1)
     patches = relative_bias(small_offsets(offsets.unflatten(1, (2 * window_size - 1, -1)), window), window)
     column = messenger_key[None, :, None].expand(-1, -1, patches.shape[2], 1)
@@ -73,8 +76,8 @@ def messenger_bias(bias: Tensor, window_size: int, grid: Grid, window: Grid) -> 
 class MessengerAttention(nn.Module):
     """Attention among the messenger and the patches of each window.
 
-    `bias` (heads, (2M-1)² + 2): Swin's table of relative biases row by row, then that of patches looking at the
-    messenger, then that of the messenger looking anywhere (cancelled by the softmax).
+    `bias` (heads, (2M-1)² + 2): Swin's table of relative biases row by row, then the bias from patches to the
+    messenger, then the bias from the messenger to any token (which the softmax cancels).
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
@@ -87,15 +90,18 @@ class MessengerAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x_BnNC: Tensor, grid: Grid, window: Grid) -> Tensor:
-        """Windows of a map of size `grid`, messenger first: (B, n, 1 + N, C) → the same."""
+        """Windows (B, n, 1 + N, C) of a map of size `grid`, with the messenger first → the same shape."""
         bias = messenger_bias(self.bias, self.window_size, grid, window)
         return self.proj(window_attention(self.qkv(x_BnNC), self.num_heads, bias))
 
 
 @cached_by_size()
 def shuffle_order(windows: Grid, region: int, device: torch.device) -> Tensor:
-    """(n·G,) where chunk j of window i comes from, G = region²: chunk i of window j (both numbered inside their region,
-    row by row), or if there is no window j, where it is."""
+    """Return the source (n·G,) of every chunk, G = region².
+
+    Chunk j of window i comes from chunk i of window j (both numbered row by row inside their region), or stays in place
+    if there is no window j.
+    """
     rows, columns = torch.arange(windows[0], device=device)[:, None], torch.arange(windows[1], device=device)
     number = (rows % region * region + columns % region)[..., None]
     chunk = torch.arange(region**2, device=device)
@@ -113,7 +119,7 @@ def shuffle(messengers_BnC: Tensor, windows: Grid, region: int) -> Tensor:
 
 
 class MessengerBlock(Block):
-    """Attention, shuffle of the messengers, feed-forward network (section 3.2), on windows with the messenger first."""
+    """Attention, messenger shuffle and feed-forward network (section 3.2), on windows with the messenger first."""
 
     def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float, region: int) -> None:
         super().__init__(dim, attn, mlp, drop_path, eps=1e-5)
@@ -121,16 +127,16 @@ class MessengerBlock(Block):
 
     def forward(self, x_BnNC: Tensor, grid: Grid, window: Grid, windows: Grid) -> Tensor:
         x_BnNC = x_BnNC + self.drop_path1(self.attn(self.norm1(x_BnNC), grid, window))
-        if self.region > 1:  # in place: the sum is nobody else's, and all patches would be copied otherwise
+        if self.region > 1:  # in place, to avoid copying all patches; nothing else uses the sum
             x_BnNC[:, :, 0] = shuffle(x_BnNC[:, :, 0], windows, self.region)
         return x_BnNC + self.drop_path2(self.mlp(self.norm2(x_BnNC)))
 
 
 class MessengerStage(Stage):
-    """Cut the map into windows once, put the messengers in front, run the blocks, put the map together again.
+    """Partition the map into windows once, prepend the messengers, run the blocks, and reassemble the map.
 
-    The companion is the map of messengers (B, h', w', C), one for each window; the first stage makes it from
-    `msg_tokens` (1, G, 1, C), a vector per position in a region.
+    The map's companion is the map of messengers (B, h', w', C), one for each window. The first stage makes it from
+    `msg_tokens` (1, G, 1, C), one vector per position in a region.
     """
 
     def __init__(
@@ -149,7 +155,7 @@ class MessengerStage(Stage):
         window = cut_window(grid, self.window_size)
         padded = padded_grid(grid, window)
         windows = (padded[0] // window[0], padded[1] // window[1])
-        # As many as there are windows: ceil(ceil(H / M) / 2) = ceil(ceil(H / 2) / M).
+        # There is one per window, because ceil(ceil(H / M) / 2) = ceil(ceil(H / 2) / M).
         messengers = self.first_messengers(x.shape[0], windows) if extra is None else self.downsample(extra)
         tokens = torch.cat((messengers.flatten(1, 2)[:, :, None], partition(x, window)), dim=2)
         for block in self.blocks:
@@ -157,14 +163,14 @@ class MessengerStage(Stage):
         return self.norm(merge(tokens[:, :, 1:], grid, window)), tokens[:, :, 0].unflatten(1, windows)
 
     def first_messengers(self, batch: int, windows: Grid) -> Tensor:
-        """(B, h', w', C), the same in every region."""
+        """Return the initial messengers (B, h', w', C), the same in every region."""
         region_abC = self.msg_tokens[0, :, 0].unflatten(0, (self.region, self.region))
         rows, columns = (-(-side // self.region) for side in windows)
         return region_abC.repeat(rows, columns, 1)[: windows[0], : windows[1]].expand(batch, -1, -1, -1)
 
 
 class MSGTransformer(Pyramid):
-    """MSG-Transformer (section 3). `window_size` is M in all stages, `shuffle_sizes` the regions' sides in windows."""
+    """MSG-Transformer (section 3); `window_size` is M, `shuffle_sizes` are the sides of regions in windows."""
 
     pools = ("token", "avg", "")
     no_decay = ("attn.bias",)
@@ -216,13 +222,13 @@ class MSGTransformer(Pyramid):
         self.apply(init_linear)
 
     def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
-        """Normed tokens (B, 1 + h·w, C), first the mean of the messengers."""
+        """Return normed tokens (B, 1 + h·w, C), the mean of the messengers first."""
         assert extra is not None
         return torch.cat((self.norm(extra).mean((1, 2))[:, None], self.norm(x_BHWC).flatten(1, 2)), dim=1)
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The two published tensors of an attention's biases, ((2M-1)², heads) and (heads, 2, 1, 1), become one."""
+        """Join the two published bias tensors of an attention, ((2M-1)², heads) and (heads, 2, 1, 1), into one."""
         ours = super().from_published(state)
         for name in [name for name in ours if name.endswith("rel_pos_msg")]:
             stem = name.removesuffix("rel_pos_msg")
@@ -242,7 +248,7 @@ class MSGTransformer(Pyramid):
         return published
 
     def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Bias tables of another window, resized bicubically as Swin's are."""
+        """Resize bias tables for another window size bicubically, as in Swin."""
         resized = {}
         for name, parameter in self.named_parameters():
             if name.endswith("attn.bias") and name in state and state[name].shape != parameter.shape:

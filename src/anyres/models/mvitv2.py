@@ -1,26 +1,27 @@
 """MViTv2: a pyramid of global attention whose queries, keys and values are pooled inside every attention.
 
 Four stages at strides 4, 8, 16, 32. A depthwise convolution and a norm pool each of q, k and v: keys and values
-strongly, queries only in the block that begins a stage. Every logit gets the query's products with one learned vector
-per vertical and one per horizontal offset (and one per offset in time), and the pooled query is added to the attention
-output. The same block serves images, detection (windows, and a global block at each stage's end) and video.
+strongly, queries only in the first block of a stage. Each logit gets the query's products with a learned vector for its
+vertical and one for its horizontal offset (and one for its offset in time), and the pooled query is added to the
+attention output. The same block is used for images, detection (windows, and a global block at the end of each stage)
+and video.
 
 Paper: "MViTv2: Improved Multiscale Vision Transformers for Classification and Detection", Li, Wu, Fan, Mangalam, Xiong,
 Malik, Feichtenhofer, CVPR 2022, arXiv 2112.01526. Published code and weights, all Apache-2.0: facebookresearch/mvit
 (images), facebookresearch/detectron2 projects/MViTv2 (detection), facebookresearch/SlowFast (video).
 
-Any input size: every grid is a ceiling of a half, nothing is padded, and the offset tables are resized linearly for
-each pair of query and key sides, as SlowFast and detectron2 do (facebookresearch/mvit reads wrong rows at other sizes).
-In the dense form maps are zero-padded to whole windows after the norms and the padding is not masked, as published: a
-padded key has the logit 0 plus its bias. Clips (B, C, T, H, W) may have any T.
+Any input size: grids are halved rounding up, nothing is padded, and the offset tables are resized linearly for each
+pair of query and key sides, as in SlowFast and detectron2 (facebookresearch/mvit reads wrong rows at other sizes). In
+the dense form, maps are zero-padded to whole windows after the norms and the padding is not masked, as published: a
+padded key has the logit 0 plus its bias. Clips (B, C, T, H, W) can have any T.
 
 Quirks that checkpoints depend on: the product q·k is scaled, the bias is not; offsets are computed in float32 and
-truncated towards zero; the shortcut of a block that widens comes from the normed tokens; tables are sized by floor
-divisions of the native grid while convolutions round up, so that some are resized even at the native size (312); the
-1K L widens in the feed-forward network, one block earlier than all others. The published models return a softmax in
-eval mode; this one returns logits.
+truncated towards zero; the shortcut of a block that widens comes from the normed tokens; table sizes come from floor
+divisions of the native grid while convolutions round up, so some tables are resized even at the native size (312); the
+ImageNet-1k L model widens in the feed-forward network, one block earlier than all others. The published models return a
+softmax in eval mode; this one returns logits.
 
-One file, though long: it is one paper, for images and for clips, with its variants and key maps.
+One file, though long: it covers one paper, for images and clips, with its variants and key maps.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ stands before the map."""
 
 
 def pooled(grid: Lengths, stride: int) -> Lengths:
-    """The grid after a convolution of this stride: sides round up, time stays."""
+    """Return the grid after a convolution of this stride: sides round up and time is unchanged."""
     return (*grid[:-2], (grid[-2] - 1) // stride + 1, (grid[-1] - 1) // stride + 1)
 
 
 def trunc_normal(*shape: int) -> nn.Parameter:
-    """A parameter that starts as ViT's do, σ = 0.02."""
+    """Return a parameter initialised as in ViT: truncated normal, σ = 0.02."""
     parameter = nn.Parameter(torch.empty(shape))
     nn.init.trunc_normal_(parameter, std=0.02)
     return parameter
@@ -69,9 +70,12 @@ def trunc_normal(*shape: int) -> nn.Parameter:
 
 @cached_by_size()
 def offset_index(queries: int, keys: int, device: torch.device) -> Tensor:
-    """(queries, keys) rows of an axis's table: trunc((i·a - j·b) + (keys - 1)·b) with a = max(keys / queries, 1) and
-    b = max(queries / keys, 1), in float32 and in this order: where the ratio is no short fraction, other roundings give
-    other rows."""
+    """Return the rows (queries, keys) of an axis's table for every pair of positions.
+
+    The row is trunc((i·a - j·b) + (keys - 1)·b) with a = max(keys / queries, 1) and b = max(queries / keys, 1). It is
+    computed in float32 and in this order, because other rounding gives other rows if the ratio has no exact float32
+    value.
+    """
     a, b = max(keys / queries, 1.0), max(queries / keys, 1.0)
     i = torch.arange(queries, dtype=torch.float32, device=device)[:, None] * a
     j = torch.arange(keys, dtype=torch.float32, device=device)[None] * b
@@ -79,7 +83,7 @@ def offset_index(queries: int, keys: int, device: torch.device) -> Tensor:
 
 
 def resize_rows(table: Tensor, rows: int) -> Tensor:
-    """A table (L, d) → (rows, d), linear with half-pixel centres."""
+    """Resize a table (L, d) to (rows, d), linearly with half-pixel centres."""
     if table.shape[0] == rows:
         return table
     return F.interpolate(table.mT[None], rows, mode="linear")[0].mT
@@ -87,12 +91,12 @@ def resize_rows(table: Tensor, rows: int) -> Tensor:
 
 @cached_for_parameter(maximum=4)
 def offset_vectors(table: Tensor, queries: int, keys: int) -> Tensor:
-    """An axis's table (L, d) → the vector of every pair of positions, (queries, keys, d)."""
+    """Return the vector of every pair of positions, (queries, keys, d), from an axis's table (L, d)."""
     return resize_rows(table, 2 * max(queries, keys) - 1)[offset_index(queries, keys, table.device)]
 
 
 def offset_products(q_BNhd: Tensor, tables: Sequence[Tensor], grid: Lengths, key_grid: Lengths) -> list[Tensor]:
-    """For each axis the products of every query of the map with the vectors of all key positions: (B, N, h, keys)."""
+    """Return, for each axis, the products (B, N, h, keys) of every query with the vectors of all key positions."""
     B, N, heads, dim = q_BNhd.shape
     products = []
     for axis, table in enumerate(tables):
@@ -103,7 +107,7 @@ def offset_products(q_BNhd: Tensor, tables: Sequence[Tensor], grid: Lengths, key
 
 
 def bias_mask(products: Sequence[Tensor]) -> Tensor:
-    """The bias written out: (B, h, N, M)."""
+    """Return the full bias (B, h, N, M), summed over the axes."""
     mask, *others = (product.transpose(1, 2) for product in products)
     for other in others:
         mask = (mask[..., :, None] + other[..., None, :]).flatten(-2)
@@ -112,7 +116,8 @@ def bias_mask(products: Sequence[Tensor]) -> Tensor:
 
 @cached_by_size()
 def key_codes(grid: Lengths, device: torch.device) -> Tensor:
-    """(M, sum of sides): for every key a one at its position on each axis. Products with them pick the bias."""
+    """Return one-hot codes (M, sum of sides) of every key's position on each axis; products with them select the
+    bias."""
     positions = torch.meshgrid(*(torch.arange(side, device=device) for side in grid), indexing="ij")
     codes = [F.one_hot(position.flatten(), side) for position, side in zip(positions, grid, strict=True)]
     return torch.cat(codes, dim=1).float()
@@ -121,8 +126,11 @@ def key_codes(grid: Lengths, device: torch.device) -> Tensor:
 def bias_channels(
     q_BNhd: Tensor, k_BMhd: Tensor, v_BMhd: Tensor, products: Sequence[Tensor], key_grid: Lengths, prefix: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The bias as further channels: the products on q's side, codes of the position on k's (times √d, because the
-    attention will divide by it), zeros on v's, because fused kernels want equal widths. Zeros in prefix rows."""
+    """Append channels to q, k and v that add the bias to the logits.
+
+    The extra channels are the products for q, and the position codes for k (times √d, because the attention divides by
+    it). Those of v are zero, because fused kernels require equal widths. Prefix rows have zeros, too.
+    """
     dim = q_BNhd.shape[-1]
     channels = torch.cat(list(products), dim=-1)
     codes = key_codes(key_grid, k_BMhd.device).to(k_BMhd.dtype)[None, :, None] * math.sqrt(dim)
@@ -146,9 +154,9 @@ def biased_attention(
 ) -> Tensor:
     """Attention with decomposed relative position: softmax(q·k / √d + bias) v, (B, N, h, d).
 
-    The class token's row and column have no bias. The bias is linear in q. Without a class token it is
-    written out as a mask, the quicker way for images. With one it becomes further channels, the products on q's side
-    and one-hot codes on k's, which needs no memory of N·M and is quicker for clips.
+    The class token's row and column have no bias. Without a class token, the bias is computed in full as a mask, which
+    is faster for images. With one, it becomes extra channels, as it is linear in q: the products for q and one-hot
+    codes for k. That avoids memory for N·M values and is faster for clips.
     """
     dim = q_BNhd.shape[-1]
     products = offset_products(q_BNhd[:, prefix:], tables, grid, key_grid)
@@ -166,20 +174,24 @@ def biased_attention(
 
 
 class HeadPool(nn.Module):
-    """Pooling of q, k or v: a depthwise convolution, 3 wide on every axis, padding 1, no bias, then a LayerNorm over
-    the channels of a head. One set of filters serves every head; time is never strided."""
+    """Pooling of q, k or v: a depthwise convolution, then a LayerNorm over the channels of a head.
+
+    The convolution is 3 wide on every axis, with padding 1 and no bias. All heads share one set of filters. Time is
+    never strided.
+    """
 
     def __init__(self, head_dim: int, stride: int, axes: int) -> None:
         super().__init__()
         self.stride = (*(1,) * (axes - 2), stride, stride)
         self.weight = nn.Parameter(torch.empty(head_dim, 1, *(3,) * axes))
         self.norm = nn.LayerNorm(head_dim, eps=1e-6)
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as torch starts its convolutions
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))  # as torch initialises its convolutions
 
     def forward(self, x_BNC: Tensor, grid: Lengths, prefix: int, heads: int) -> Tensor:
         """(B, prefix + N, C) → (B, prefix + M, heads, d). The class token is only normed."""
         x = x_BNC[:, prefix:].unflatten(1, grid).movedim(-1, 1)
-        # Filters tiled over the heads make one depthwise convolution of the channels-last map: no copy per head.
+        # Repeating the filters over the heads makes this one depthwise convolution of the channels-last map, with no
+        # copy.
         weight = self.weight.expand(heads, *self.weight.shape).flatten(0, 1)
         convolve = F.conv2d if len(grid) == 2 else F.conv3d
         out = convolve(x, weight, None, self.stride, 1, groups=weight.shape[0])
@@ -193,8 +205,8 @@ class PoolingAttention(nn.Module):
     """Pooling attention with decomposed relative position and residual pooling (sections 3 and 4.1).
 
     Args:
-        tables: rows of the offset tables, one number per axis.
-        window: side of the windows on the input grid; None for global attention.
+        tables: number of rows of the offset table of each axis.
+        window: side of the windows on the block's input grid; None for global attention.
     """
 
     def __init__(
@@ -231,7 +243,7 @@ class PoolingAttention(nn.Module):
             out = self.in_windows(q, k, v, q_grid, k_grid, self.window)
         else:
             out = self.attend(q, k, v, q_grid, k_grid, prefix)
-        residual = F.pad(q[:, prefix:], (0, 0, 0, 0, prefix, 0)) if prefix else q  # a class token takes no part
+        residual = F.pad(q[:, prefix:], (0, 0, 0, 0, prefix, 0)) if prefix else q  # without the class token
         return self.proj((out + residual).flatten(2))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Lengths, key_grid: Lengths, prefix: int = 0) -> Tensor:
@@ -239,8 +251,10 @@ class PoolingAttention(nn.Module):
         return biased_attention(q, k, v, tables, grid, key_grid, prefix)
 
     def in_windows(self, q: Tensor, k: Tensor, v: Tensor, grid: Lengths, key_grid: Lengths, side: int) -> Tensor:
-        """Attention inside windows of this side on the block's input. Each map is padded with zeros to whole windows,
-        and padded keys are not masked (the published detection code)."""
+        """Attend inside windows with this side on the block's input.
+
+        Each map is zero-padded to whole windows, and padded keys are not masked, as in the published detection code.
+        """
         batch, heads = q.shape[0], self.num_heads
         window, key_window = ((side // stride, side // stride) for stride in (self.stride, self.kv_stride))
         q, k, v = (
@@ -253,8 +267,11 @@ class PoolingAttention(nn.Module):
 
 
 class MultiscaleBlock(nn.Module):
-    """x ← shortcut(x) + Attn(LN(x)); x ← shortcut(x) + MLP(LN(x)). A block that widens projects the normed tokens as
-    the shortcut of the branch that widens; the shortcut of pooled queries is max-pooled."""
+    """x ← shortcut(x) + Attn(LN(x)); x ← shortcut(x) + MLP(LN(x)).
+
+    The shortcut of a branch that changes the width is a projection of the normed tokens. If queries are pooled, the
+    shortcut is max-pooled.
+    """
 
     def __init__(self, in_dim: int, dim: int, out_dim: int, attn: PoolingAttention, drop_path: float) -> None:
         super().__init__()
@@ -280,14 +297,14 @@ class MultiscaleBlock(nn.Module):
 
 
 def max_pool(x_BNC: Tensor, grid: Lengths, prefix: int) -> Tensor:
-    """Each frame's tokens max-pooled 3x3 with stride 2 and padding 1; the class token passes unchanged."""
+    """Max-pool each frame's tokens 3x3 with stride 2 and padding 1; the class token is unchanged."""
     frames = x_BNC[:, prefix:].unflatten(1, (-1, *grid[-2:])).flatten(0, 1)
     out = to_map(F.max_pool2d(frames.permute(0, 3, 1, 2), 3, 2, 1)).unflatten(0, (x_BNC.shape[0], -1)).flatten(1, 3)
     return torch.cat((x_BNC[:, :prefix], out), dim=1) if prefix else out
 
 
 class ClipEmbed(nn.Module):
-    """A clip as a map (B, T, H, W, C) → (B, ceil(T/2), ceil(H/4), ceil(W/4), C')."""
+    """Patch embedding of clips, (B, T, H, W, C) → (B, ceil(T/2), ceil(H/4), ceil(W/4), C')."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
@@ -301,8 +318,11 @@ class ClipEmbed(nn.Module):
 
 
 class MultiscaleStage(Stage):
-    """Tokens through the blocks: the first stage embeds the image and may start a class token of width `class_token`,
-    the first block of every other stage pools."""
+    """The blocks of a stage, which run on tokens.
+
+    The first stage embeds the image and, if `class_token` is not 0, adds a class token of that width. In every other
+    stage, the first block pools.
+    """
 
     def __init__(self, embed: nn.Module | None, blocks: Iterable[MultiscaleBlock], class_token: int = 0) -> None:
         super().__init__(nn.Identity() if embed is None else embed, blocks)
@@ -332,17 +352,17 @@ class MultiscaleStage(Stage):
 class MViTv2(Pyramid):
     """MViTv2 for images, or with `num_frames` for clips (B, in_chans, T, H, W), whose maps are (B, C, t, h, w).
 
-    The dense form of an image model has no class token and attends in windows of `window_size` at the first stage,
-    half as large at each next one and at those blocks that begin a stage only from the next block on; the last blocks
-    of stages 2 to 4 are global, with keys and values pooled twice as strongly in stages 2 and 3. That of a video model
-    is the network without its head.
+    The dense form of an image model has no class token and attends in windows, with a side of `window_size` in the
+    first stage and half as large in each following one. The first block of a stage still uses the window size of the
+    stage before. The last blocks of stages 2 to 4 are global, with keys and values pooled twice as strongly in stages 2
+    and 3. The dense form of a video model is the network without its head.
 
     Args:
-        widen_in_mlp: widths double in the feed-forward network of a stage's last block instead of in the attention of
-            the next stage's first.
-        class_token: a token in front of the map, which the head reads.
-        num_frames: frames of the clips whose grid sizes the tables; None for images.
-        kv_stride: stride of keys and values in the first stage, halved from stage to stage.
+        widen_in_mlp: double the width in the feed-forward network of a stage's last block instead of in the attention
+            of the next stage's first block.
+        class_token: prepend a class token, which the head reads.
+        num_frames: number of frames of the clips that the tables are sized for; None for images.
+        kv_stride: stride of keys and values in the first stage; it halves from stage to stage.
     """
 
     detector = DetectorForm("mvitv2")
@@ -420,13 +440,13 @@ class MViTv2(Pyramid):
         super().check_size(x[:, :, 0])
 
     def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
-        """Normed tokens (B, 1 + N, C), the class token first; the normed map without one."""
+        """Return normed tokens (B, 1 + N, C), the class token first, or the normed map if there is none."""
         if extra is None:
             return self.norm(x_BHWC)
         return self.norm(torch.cat((extra, x_BHWC.flatten(1, -2)), dim=1))
 
     def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Offset tables of another native size, resized as for another grid."""
+        """Resize offset tables stored for another native size, as for another grid."""
         own = {name: tensor.shape for name, tensor in self.state_dict().items() if ".rel_pos_" in name}
         return {
             name: resize_rows(state[name], shape[0])
@@ -436,8 +456,11 @@ class MViTv2(Pyramid):
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Published files number the blocks through all stages: a stage begins where the attention is wider than
-        before. Some hold image filters with a time axis of length 1."""
+        """Rename blocks, which published files number through all stages.
+
+        A stage begins where the attention is wider than before. Some files contain image filters with a time axis of
+        length 1.
+        """
         places: dict[str, str] = {}
         stage = index = width = 0
         while (name := f"blocks.{len(places)}.attn.proj.weight") in state:
@@ -455,7 +478,7 @@ class MViTv2(Pyramid):
 
 
 def _move_blocks(state: dict[str, Tensor], places: dict[str, str]) -> dict[str, Tensor]:
-    """Rename the blocks that `places` names."""
+    """Rename blocks: `places` maps old prefixes to new ones."""
     moved = {}
     for name, tensor in state.items():
         match = re.match(r"(?:stages\.\d+\.)?blocks\.\d+(?=\.)", name)
