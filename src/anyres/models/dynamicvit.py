@@ -145,8 +145,8 @@ class DynamicViT(Plain):
         return self.norm(tokens)
 
     def forward(self, x: Tensor) -> Any:
-        """(B, in_chans, H, W) → logits (B, num_classes), or a list of maps in the dense form; training samples
-        decisions."""
+        """(B, in_chans, H, W) → logits (B, num_classes), from sampled decisions in training; or the dense form's
+        maps."""
         if self.training and not self.dense:
             return self.forward_train(x)["logits"]
         return super().forward(x)

@@ -1,20 +1,22 @@
 """P2T: attention of every position to a pyramid of pooled maps.
 
-Keys and values come from the map average-pooled to four sizes, each with a depthwise convolution added, all in one
-short sequence: context at several scales for the price of a few dozen keys. The feed-forward network is an inverted
-residual with a depthwise convolution, which is all that tells positions apart; there is no table, no class token and no
-final norm.
+The map is average-pooled to four sizes, a depthwise convolution is added to each, and keys and values come from their
+concatenation. This short sequence provides context at several scales for the cost of a few dozen keys. The feed-forward
+network is an inverted residual whose depthwise convolution is the only source of position information. There is no
+position table, class token or final norm.
 
 Paper: "P2T: Pyramid Pooling Transformer for Scene Understanding", Wu, Liu, Zhan, Cheng, TPAMI 2022 (volume 45, 2023),
 arXiv 2106.12011. Published code and weights: yuhuan-wu/P2T (CC BY-NC-SA 4.0: not for commercial use).
 
-Any input size: sizes round up at every stage, nothing stored depends on them. The number of keys follows the map: level
-p pools H x W to round(H / p) x round(W / p), halves to the even number (Python's rounding, on which checkpoints depend:
-at 224 nothing else would show, at 160 or 288 it does). The published classifier takes 65 and more, below which a level
-would be empty; here no level has less than one cell. The published dense code takes multiples of 32 only.
+Any input size: sizes round up at every stage, and no weight depends on them. The number of keys depends on the map:
+level p pools H x W to round(H / p) x round(W / p), with Python's rounding of halves to even numbers. Checkpoints depend
+on this rounding, which makes no difference at 224 but does at 160 or 288. The published classifier needs sides of at
+least 65, because a level would otherwise be empty; here every level has at least one cell. The published dense code
+accepts only multiples of 32.
 
-Quirks that checkpoints depend on: the depthwise convolutions of the levels belong to the stage, all its blocks share
-them; the feed-forward network has Hardswish twice; block norms have eps 1e-6, those of embeddings and keys 1e-5.
+Quirks that checkpoints depend on: the depthwise convolutions of the levels belong to the stage and are shared by all
+its blocks; the feed-forward network has two Hardswish activations; block norms have eps 1e-6, those of embeddings and
+keys 1e-5.
 """
 
 from __future__ import annotations
@@ -38,8 +40,7 @@ from anyres.options import Count, Depth, Factor, PerStage, Rate
 
 
 class PyramidPooling(nn.ModuleList):
-    """Pyramid pooling (section 3.2): the map pooled by each of `ratios`, with a depthwise
-    convolution added, one level behind the other."""
+    """Pyramid pooling (section 3.2): the map pooled by each of `ratios`, plus a depthwise convolution, concatenated."""
 
     def __init__(self, dim: int, ratios: Sequence[int]) -> None:
         super().__init__(depthwise(dim) for _ in ratios)
@@ -56,8 +57,7 @@ class PyramidPooling(nn.ModuleList):
 
 
 class PoolingAttention(nn.Module):
-    """Pooling-based attention (section 3.2): queries from the map, keys and values from its
-    pyramid."""
+    """Pooling-based attention (section 3.2): queries from the map, keys and values from its pyramid."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class PoolingAttention(nn.Module):
 
 
 class PoolingStage(Stage):
-    """Embedding, then blocks that share one pyramid pooling's convolutions."""
+    """Embedding, then blocks that share the convolutions of one pyramid pooling."""
 
     def __init__(self, downsample: nn.Module, blocks: Iterable[nn.Module], pooling: PyramidPooling) -> None:
         super().__init__(downsample, blocks)
@@ -87,8 +87,7 @@ class PoolingStage(Stage):
 
 
 class P2T(Pyramid):
-    """The network of section 3.1. `pool_ratios`: per stage, by how much each level of the pyramid is smaller than the
-    map."""
+    """P2T (section 3.1); `pool_ratios` are the pooling factors of the pyramid's levels, for each stage."""
 
     published_keys = (
         KeyRule("^patch_embed{i+1}", "^stages.{i}.downsample"),

@@ -1,7 +1,7 @@
 """PVT: a pyramid whose attention keeps every query but shrinks the keys and values (spatial-reduction attention).
 
-Four stages at strides 4, 8, 16, 32. Version 1 gives each stage a learned position table and puts a class token into the
-last; version 2 replaces both by overlapping patch embeddings and a depthwise convolution inside the feed-forward
+Four stages at strides 4, 8, 16, 32. In version 1, each stage has a learned position table and the last stage has a
+class token. Version 2 replaces both by overlapping patch embeddings and a depthwise convolution inside the feed-forward
 network, ends every stage with a norm, and in its linear form pools keys and values to 7x7.
 
 Papers: "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions", Wang, Xie, Li,
@@ -9,12 +9,12 @@ Fan, Song, Liang, Lu, Luo, Shao, ICCV 2021, arXiv 2102.12122; "PVT v2: Improved 
 Transformer", the same, Computational Visual Media 2022, arXiv 2106.13797. Published code and weights: whai362/PVT
 (Apache-2.0).
 
-Any input size: as published. Version 1 floors at every embedding (up to 31 rows and columns of the image stay unseen)
-and resizes its tables bilinearly to the grids at hand; version 2 rounds up. The reduction floors in both: rows and
-columns that fill no cell ask but are not asked. The published version 1 compares every stage with the first when it
-decides whether to resize, which crashes at 448x448; here each stage compares its own grid.
+Any input size: as published. Version 1 rounds down at every embedding (up to 31 rows and columns of the image are
+ignored) and resizes its tables bilinearly to the current grids; version 2 rounds up. The reduction rounds down in both:
+rows and columns that do not fill a cell are used as queries but not as keys. To decide whether to resize, the published
+version 1 compares every stage with the first, which crashes at 448x448; here each stage compares its own grid.
 
-Quirks that checkpoints depend on: block norms and last norms have eps 1e-6, those of embeddings and of the reduction
+Quirks that checkpoints depend on: block norms and final norms have eps 1e-6, those of embeddings and of the reduction
 1e-5; the class token's row of the last table is never resized.
 """
 
@@ -47,8 +47,10 @@ from anyres.shapes import Grid
 
 @cached_for_parameter()
 def position_map(table: Tensor, native: Grid, grid: Grid, rows: int) -> Tensor:
-    """A stage's table as a map (1, h, w, C), its first `rows` rows (the class token's) left out; bilinear with
-    half-pixel centres and no antialiasing where the grid is not the native one."""
+    """Return a stage's table as a map (1, h, w, C), without its first `rows` rows (those of the class token).
+
+    If the grid is not the native one, the map is resized bilinearly with half-pixel centres and without antialiasing.
+    """
     picture = table[:, rows:].unflatten(1, native)
     if native == grid:
         return picture
@@ -56,8 +58,11 @@ def position_map(table: Tensor, native: Grid, grid: Grid, rows: int) -> Tensor:
 
 
 class PVTStage(Stage):
-    """Embedding, position table, blocks. The table's first `rows` rows (0 or 1) are the class token's; the dense form
-    has such a row but no token."""
+    """Embedding, position table and blocks.
+
+    The table's first `rows` rows (0 or 1) belong to the class token. The dense form keeps this row although it has no
+    class token.
+    """
 
     def __init__(
         self, downsample: nn.Module, blocks: Iterable[nn.Module], dim: int, native: Grid, rows: int, class_token: bool
@@ -87,7 +92,7 @@ class PVTStage(Stage):
 
 
 class PVT(Pyramid):
-    """PVT version 1 (section 3 of the first paper). The dense form has neither class token nor final norm."""
+    """PVT version 1 (section 3 of the first paper). The dense form has no class token and no final norm."""
 
     pools = ("token", "avg", "")
     no_decay = ("cls_token",)
@@ -144,13 +149,13 @@ class PVT(Pyramid):
         self.apply(init_linear)
 
     def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
-        """Normed tokens (B, 1 + h·w, C), the class token first; the normed map in the dense form."""
+        """Return normed tokens (B, 1 + h·w, C), the class token first, or the normed map in the dense form."""
         if extra is None:
             return self.norm(x_BHWC)
         return self.norm(torch.cat((extra, x_BHWC.flatten(1, 2)), dim=1))
 
     def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tables of another square native size, resized as between stages."""
+        """Resize tables stored for another square native size, as in a forward pass."""
         resized = {}
         for i, stage in enumerate(self.stages):
             assert isinstance(stage, PVTStage)
@@ -169,8 +174,10 @@ class PVT(Pyramid):
 
 
 class LinearSpatialReductionAttention(SpatialReductionAttention):
-    """Linear SRA (second paper, section 3.2): keys and values from the map pooled to 7x7, a 1x1 convolution, a norm and
-    a GELU, in every stage."""
+    """Linear SRA (second paper, section 3.2), in every stage.
+
+    Keys and values come from the map pooled to 7x7, followed by a 1x1 convolution, a norm and a GELU.
+    """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__(dim, num_heads)
@@ -184,8 +191,10 @@ class LinearSpatialReductionAttention(SpatialReductionAttention):
 
 
 class PVTv2(Pyramid):
-    """PVT version 2 (section 3 of the second paper); `linear` is PVTv2-Li. The dense form is the same network without
-    a head."""
+    """PVT version 2 (section 3 of the second paper).
+
+    `linear` gives PVTv2-Li. The dense form is the same network without a head.
+    """
 
     published_keys = (
         KeyRule("^patch_embed{i+1}", "^stages.{i}.downsample"),

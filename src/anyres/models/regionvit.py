@@ -1,23 +1,24 @@
-"""RegionViT: every window of local tokens has one regional token; regions talk to each other, then to their window.
+"""RegionViT: one regional token per window of local tokens; regions exchange information, then pass it to the window.
 
-Two maps go through the pyramid: local tokens at strides 4, 8, 16, 32, and one regional token per window of them. In a
-block the regional tokens attend to one another over the whole image, then each window attends within {its regional
-token, its local tokens}, with the same weights. Classification reads the regional tokens, dense tasks the local ones.
+Two maps go through the pyramid: local tokens at strides 4, 8, 16, 32, and one regional token for each window of local
+tokens. In a block, the regional tokens first attend to one another over the whole image. Then, with the same weights,
+the tokens of each window, including its regional token, attend to one another. Classification reads the regional
+tokens, dense tasks the local ones.
 
 Paper: "RegionViT: Regional-to-Local Attention for Vision Transformers", Chen, Panda, Fan, ICLR 2022, arXiv 2106.02689.
 Published code and weights: IBM/RegionViT (Apache-2.0).
 
-Any input size: as published with `padding` "published". If a region (28 or 56 pixels) does not divide both sides, the
-regional embedding pads *both* with zeros at both ends, a side that it divides by a whole region; local maps are padded
-at the right and the bottom to the regions' windows in every stage; masks hide padding except in the last window, where
-tokens see padding that shares their row or their column. With "clean" only the side in need is padded, at its end, so
-that regions and windows coincide, and no token sees padding. Both agree where nothing is padded.
+Any input size: as published with `padding="published"`. If a region (28 or 56 pixels) does not divide both sides, the
+regional embedding zero-pads *both* sides at both ends; a side that was divisible gets a whole region of padding. Local
+maps are padded at the right and the bottom to the regions' windows in every stage. Masks hide padding except in the
+last window, where tokens see padding in their own row or column. With `padding="clean"`, only sides that need it are
+padded, at their end, so that regions and windows coincide, and no token sees padding. Both agree if nothing is padded.
 
-Quirks that checkpoints depend on: a window's bias table is stored in wrap-around order, its zero offset at w // 2; the
-downsampling of a stage serves both maps and stands in published files twice; the embedding of one convolution makes
-one row less than others of 4n + 1 pixels; norms before convolutions have eps 1e-5, all others 1e-6.
+Quirks that checkpoints depend on: a window's bias table is stored in wrap-around order, with the zero offset at w // 2;
+both maps share the downsampling of a stage, which published files contain twice; the embedding with one convolution
+makes one row fewer than others from 4n + 1 pixels; norms before convolutions have eps 1e-5, all others 1e-6.
 
-One file, though long: it is one paper, with its variants and key map.
+One file, though long: it covers one paper, with its variants and key map.
 """
 
 from __future__ import annotations
@@ -79,13 +80,13 @@ class LocalEmbed(nn.Module):
 
 
 def whole_regions(x_BHWC: Tensor, patch: int, clean: bool) -> Tensor:
-    """An image zero-padded to whole regions of `patch` x `patch` pixels; itself if it is made of them."""
+    """Zero-pad an image to whole regions of `patch` x `patch` pixels; return it unchanged if both sides fit."""
     missing = [-side % patch for side in x_BHWC.shape[1:3]]
     if not any(missing):
         return x_BHWC
     if clean:
         (top, bottom), (left, right) = ((0, extra) for extra in missing)
-    else:  # a side that divides gets a whole patch
+    else:  # a divisible side gets a whole patch
         (top, bottom), (left, right) = (
             (extra // 2, extra - extra // 2) for extra in (extra or patch for extra in missing)
         )
@@ -93,7 +94,7 @@ def whole_regions(x_BHWC: Tensor, patch: int, clean: bool) -> Tensor:
 
 
 class Projection(nn.Module):
-    """Between stages: norm, GELU, and a 3x3 convolution of stride 2 that makes two channels of each."""
+    """Downsampling between stages: norm, GELU and a 3x3 convolution of stride 2, with two filters per channel."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
@@ -109,15 +110,15 @@ class Projection(nn.Module):
 
 # Windows with a regional token ----------------------------------------------------------------------------------------
 #
-# A stage works on tokens (B, R, 1 + w·w, C): of each of the R windows its regional token and its local ones, row by
-# row. Regions attend to each other without positions, so the windows may stand in any order. Where the local map had to
-# be padded they are sorted by the mask that they need: those inside, the last column, the last row, the last window.
-# Four masks then serve any number of windows.
+# A stage works on tokens (B, R, 1 + w·w, C): for each of the R windows, its regional token and then its local tokens,
+# row by row. Regions attend to each other without positions, so the windows can have any order. If the local map is
+# padded, they are sorted by the mask that they need: windows inside, the last column, the last row, the last window.
+# Four masks are then enough for any number of windows.
 
 
 @cached_by_size()
 def window_order(regions: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The order of the windows by mask, as indices into their row-major order, and its inverse: (R,) each."""
+    """Return the order of the windows by mask, as indices into their row-major order, and its inverse, (R,) each."""
     index = torch.arange(regions[0] * regions[1], device=device).view(regions)
     parts = index[:-1, :-1], index[:-1, -1], index[-1, :-1], index[-1, -1]
     order = torch.cat([part.flatten() for part in parts])
@@ -125,7 +126,7 @@ def window_order(regions: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def to_windows(x_BHWC: Tensor, regional_BhwC: Tensor, window: int) -> tuple[Tensor, Grid]:
-    """Local and regional map → tokens (B, R, 1 + w·w, C), and by how many rows and columns the map was padded."""
+    """Local and regional map → tokens (B, R, 1 + w·w, C), and the numbers of padded rows and columns."""
     regions = (regional_BhwC.shape[1], regional_BhwC.shape[2])
     padding = (regions[0] * window - x_BHWC.shape[1], regions[1] * window - x_BHWC.shape[2])
     x_BHWC = F.pad(x_BHWC, (0, 0, 0, padding[1], 0, padding[0])) if padding != (0, 0) else x_BHWC
@@ -146,8 +147,10 @@ def to_maps(t_BRNC: Tensor, regions: Grid, padding: Grid, window: int) -> tuple[
 
 @cached_by_size()
 def wrapped_index(window: int, device: torch.device) -> Tensor:
-    """(w·w, w·w) indices of (query, key) into a flattened table: the key's offset plus w // 2, negative ones wrapped
-    around."""
+    """Return indices (w·w, w·w) of (query, key) into a flattened table.
+
+    The index along an axis is the key's offset plus w // 2; negative ones wrap around.
+    """
     side = torch.arange(window, device=device)
     cell = (side[None] - side[:, None] + window // 2) % (2 * window - 1)  # (query, key) along one axis
     index = cell[:, None, :, None] * (2 * window - 1) + cell[None, :, None, :]
@@ -156,11 +159,13 @@ def wrapped_index(window: int, device: torch.device) -> Tensor:
 
 @cached_by_size()
 def padding_masks(window: int, padding: Grid, clean: bool, device: torch.device) -> Tensor:
-    """(4, 1 + w·w, 1 + w·w) bool, true where a query may see a key: windows inside, in the last column, in the last
-    row, and the last one."""
+    """Return masks (4, 1 + w·w, 1 + w·w), true where a query may see a key.
+
+    They are for windows inside, in the last column, in the last row, and for the last window.
+    """
     side = torch.arange(window, device=device)
     real = (side < window - padding[0])[:, None].expand(window, window), (side < window - padding[1]).expand(window, -1)
-    in_row, in_column = (F.pad(axis.flatten(), (1, 0), value=True) for axis in real)  # a regional token is in both
+    in_row, in_column = (F.pad(axis.flatten(), (1, 0), value=True) for axis in real)  # regional tokens are real in both
     if clean:
         keys = torch.ones_like(in_row), in_column, in_row, in_row & in_column
         return torch.stack([key.expand(len(key), -1) for key in keys])
@@ -170,17 +175,19 @@ def padding_masks(window: int, padding: Grid, clean: bool, device: torch.device)
 
 @cached_for_parameter()
 def window_bias(table: Tensor, window: int, padding: Grid, clean: bool) -> Tensor:
-    """Relative bias of a table (heads, (2w-1)²), masks merged in: (1, heads, 1 + w·w, 1 + w·w), or 4 of them where the
-    local map was padded."""
+    """Return the bias (1, heads, 1 + w·w, 1 + w·w) of a table (heads, (2w-1)²).
+
+    If the local map is padded, there are four of them, each with a padding mask applied.
+    """
     bias = F.pad(table[:, wrapped_index(window, table.device)], (1, 0, 1, 0))[None]
     if padding == (0, 0):
         return bias
-    # Finite in every dtype: a query that may see nothing (padding that nobody sees) must not become NaN.
+    # The value is finite in every dtype: a query that sees no key (hidden padding) must not become NaN.
     return bias.masked_fill(~padding_masks(window, padding, clean, table.device)[:, None], -3e4)
 
 
 class RegionalToLocalAttention(nn.Module):
-    """R2L attention (section 3.2): one set of weights for the regional tokens and for the windows."""
+    """R2L attention (section 3.2), with the same weights for the regional tokens and the windows."""
 
     def __init__(self, dim: int, num_heads: int, window: int, padding: Padding) -> None:
         super().__init__()
@@ -193,7 +200,7 @@ class RegionalToLocalAttention(nn.Module):
         nn.init.trunc_normal_(self.rel_pos, std=0.02)
 
     def among_regions(self, r_BRC: Tensor) -> Tensor:
-        """Regional self-attention, without positions: (B, R, C) → (B, R, C)."""
+        """Regional self-attention without positions: (B, R, C) → (B, R, C)."""
         q, k, v = self.qkv(r_BRC).chunk(3, dim=-1)
         return self.proj(attend(q, k, v, self.num_heads))
 
@@ -208,8 +215,10 @@ class RegionalToLocalAttention(nn.Module):
 
 
 class RegionalToLocalBlock(nn.Module):
-    """Attention among regions, attention in windows, feed-forward network (equation 1). In training the last two are
-    dropped per region, not per image."""
+    """Attention among regions, attention in windows and feed-forward network (equation 1).
+
+    In training, the drop path of the last two acts per region, not per image.
+    """
 
     def __init__(self, dim: int, num_heads: int, window: int, padding: Padding, drop_path: float) -> None:
         super().__init__()
@@ -233,8 +242,11 @@ class RegionalToLocalBlock(nn.Module):
 
 
 class RegionStage(Stage):
-    """Both maps through the embedding or projection, then the blocks. The first stage makes its regional map from the
-    image with `regional`; `peg` is a conditional position encoding of both maps after the first block."""
+    """Embedding or projection of both maps, then the blocks.
+
+    The first stage makes its regional map from the image with `regional`. `peg` is a conditional position encoding of
+    both maps after the first block.
+    """
 
     def __init__(
         self,
@@ -253,17 +265,18 @@ class RegionStage(Stage):
         self.peg = peg
 
     def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
-        """(local map or image, regional map or None) of the stage before → local and regional map of this stage."""
+        """Image or local map, and None or regional map, of the previous stage → local and regional map of this
+        stage."""
         return self.mix(*self.enter(x, extra), run)
 
     def enter(self, x: Tensor, extra: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What `forward` takes → both maps at this stage's size."""
+        """Embed or downsample the arguments of `forward`: returns both maps at this stage's size."""
         if self.regional is None:
             return self.downsample(x), self.downsample(extra)
         return self.downsample(x), on_map(self.regional, whole_regions(x, 4 * self.window, self.clean))
 
     def mix(self, x_BHWC: Tensor, r_BhwC: Tensor, run: Run) -> tuple[Tensor, Tensor]:
-        """The blocks on both maps."""
+        """Run the blocks on both maps."""
         regions = (r_BhwC.shape[1], r_BhwC.shape[2])
         tokens, padding = to_windows(x_BHWC, r_BhwC, self.window)
         for i, block in enumerate(self.blocks):
@@ -276,14 +289,16 @@ class RegionStage(Stage):
 
 
 class RegionViT(Pyramid):
-    """RegionViT (section 3). The companion of a stage's map is its regional map (B, h, w, C); the head reads the last
-    of these. The dense form ends every stage with a norm of the local map, which the next stage gets, too.
+    """RegionViT (section 3).
+
+    The companion of a stage's map is its regional map (B, h, w, C); the head reads that of the last stage. The dense
+    form ends every stage with a norm of the local map, which also feeds the next stage.
 
     Args:
-        window: side of a window; a regional token stands for 4 times as many pixels.
-        stem_depth: convolutions of the local embedding, 1 or 3.
-        peg: a conditional position encoding in every stage.
-        padding: what happens at sizes that regions do not divide, "published" or "clean" (see above).
+        window: side of a window in local tokens; a regional token covers a square with 4 times this side in pixels.
+        stem_depth: number of convolutions in the local embedding, 1 or 3.
+        peg: use a conditional position encoding in every stage.
+        padding: "published" or "clean"; how sizes that regions do not divide are padded (see the module docstring).
     """
 
     detector = DetectorForm("detectron2")
@@ -334,11 +349,11 @@ class RegionViT(Pyramid):
         self.apply(init_linear)
 
     def finish(self, x_BHWC: Tensor, extra: Tensor | None) -> Tensor:
-        """Normed regional tokens (B, h, w, C)."""
+        """Return normed regional tokens (B, h, w, C)."""
         return self.norm(extra)
 
     def forward_train(self, x: Tensor, targets: Sequence[str] = ("cls",)) -> dict[str, Tensor]:
-        """ "gap" is the mean of the last local map through the final norm."""
+        """Return training outputs; "gap" is the mean of the last local map after the final norm."""
         if "gap" not in targets:
             return super().forward_train(x, targets)
         *_, (x_BHWC, regional) = self.forward_stages(x)
@@ -348,7 +363,7 @@ class RegionViT(Pyramid):
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A projection's second name is dropped."""
+        """Drop the second copy of each projection."""
         return super().from_published({name: tensor for name, tensor in state.items() if ".proj_cls." not in name})
 
     @classmethod
@@ -358,8 +373,10 @@ class RegionViT(Pyramid):
         return published | {name.replace(".proj.", ".proj_cls."): tensor for name, tensor in twice.items()}
 
     def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weights of another window, as the published converter resizes them: bicubic, bias tables in their wrapped
-        order."""
+        """Resize weights for another window size bicubically, as in the published converter.
+
+        Bias tables are resized in their wrapped order.
+        """
         resized = {}
         for name, ours in self.state_dict().items():
             table = state.get(name)

@@ -1,20 +1,20 @@
 """ResFormer: a plain transformer that keeps its accuracy at sizes it was not trained at.
 
-Three things make it tolerant: every training image is seen at several resolutions in one step; the class token of a
-smaller replica is pulled towards that of the next larger one (both live in `anyres.training`); and positions change
-smoothly with the input: a global term, the sine map through a depthwise convolution, added once (GPE), and a local
-term, a depthwise convolution of the values inside each attention (LPE).
+Three things make it robust to the input size. Every training image is used at several resolutions in one step, and the
+class token of a smaller copy is pulled towards that of the next larger one (both are in `anyres.training`). Position
+encodings change smoothly with the input: a global term, the sine map after a depthwise convolution, is added once
+(GPE), and a local term, a depthwise convolution of the values, is added inside each attention (LPE).
 
 Paper: "ResFormer: Scaling ViTs with Multi-Resolution Training", Tian, Wu, Dai, Hu, Qiao, Jiang, CVPR 2023,
 arXiv 2212.00776. Published code and weights: ruitian12/resformer (MIT).
 
-Any input size: nothing stored depends on the size, so one state dict serves all. The published code takes square
-inputs and drops what the patch does not divide; here the sine map takes rows over the height and columns over the
-width (the same numbers on squares), and by default the right and the bottom are padded (`remainder="truncate"` gives
-the published numbers).
+Any input size: no weight depends on the size, so one state dict works for all. The published code accepts square inputs
+and drops the rows and columns that do not fill a patch. Here the sine map normalises rows by the height and columns by
+the width (the same numbers for squares), and by default the image is padded at the right and the bottom
+(`remainder="truncate"` gives the published numbers).
 
-Quirks that checkpoints depend on: the sine map counts from 1; one set of LPE filters serves all heads; the class token
-gets neither term, nor the biases of their convolutions.
+Quirks that checkpoints depend on: the sine map counts from 1; all heads share one set of LPE filters; the class token
+gets neither of the two terms, not even the biases of their convolutions.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from anyres.models._plain import WINDOWED, Plain
 
 
 class ResFormer(Plain):
-    """Plain transformer with global–local position embedding (section 3.3); `position` chooses another for ablations
-    (Table 5)."""
+    """Plain transformer with global-local position embedding (section 3.3).
+
+    `position` selects another encoding, as in the ablations of Table 5.
+    """
 
     published_keys = (
         KeyRule("pos_embed.embed_layer", "position.conv"),
@@ -46,7 +48,7 @@ _MULTI = (128, 160, 224)
 
 
 def _at(*top1: float) -> dict[int, float]:
-    """Top-1 at the test sizes of Table 1."""
+    """Map the test sizes of Table 1 to top-1 accuracies."""
     return dict(zip((96, 112, 128, 160, 192, 224, 288, 384, 448, 512, 640), top1, strict=True))
 
 

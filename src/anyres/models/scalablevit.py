@@ -1,20 +1,20 @@
-"""ScalableViT: windows that talk to each other through a convolution, and global attention of chosen width.
+"""ScalableViT: windows that a convolution connects, and global attention of adjustable width.
 
-Blocks take turns. The first of a pair attends inside windows and adds a depthwise convolution of the values over the
-whole map, which crosses the windows' borders (IWSA); the second attends to a reduced map, with queries and keys wider
-or narrower than the map (SSA: scalable in space by s, in channels by `channel_ratios`). Positions come from a depthwise
-convolution after the first block of each stage.
+Two kinds of blocks alternate. The first attends inside windows and adds a depthwise convolution of the values over the
+whole map, which crosses the windows' borders (IWSA). The second attends to a reduced map, with queries and keys wider
+or narrower than the map (SSA: scalable in space by s and in channels by `channel_ratios`). Positions come from a
+depthwise convolution after the first block of each stage.
 
 Paper: "ScalableViT: Rethinking the Context-oriented Generalization of Vision Transformer", Yang, Ma, Wu, Tang, Xiao,
 Zheng, Li, ECCV 2022, arXiv 2203.10790. Published code and weights: Yangr116/ScalableViT (no licence stated).
 
-Any input size: sizes round up at every stage, nothing stored depends on them. The published code takes multiples of 224
-only. Elsewhere maps are padded at the right and the bottom, to multiples of the window with keys that nobody sees, to
-multiples of s with zeros that the reduction sums, so that every position has a key.
+Any input size: sizes round up at every stage, and no weight depends on them. The published code accepts only multiples
+of 224. At other sizes, maps are padded at the right and the bottom: to multiples of the window with masked keys, and to
+multiples of s with zeros that enter the reduction, so that every position contributes to a key.
 
-Quirks that checkpoints depend on: all norms have eps 1e-6 but the reduction's, 1e-5; the last stage, which reduces
-nothing, keeps its heads 32 wide whatever its channel ratio, but scales by the ratio's width; the classifier has a
-hidden layer 4096 wide (`plain_head`: none).
+Quirks that checkpoints depend on: all norms have eps 1e-6 except the reduction's, 1e-5; the last stage, which has no
+reduction, keeps its heads 32 wide for every channel ratio, but scales logits by the width that the ratio implies; the
+classifier has a hidden layer 4096 wide (none with `plain_head`).
 """
 
 from __future__ import annotations
@@ -41,8 +41,10 @@ from anyres.options import Count, Depth, Factor, PerStage, Rate
 
 
 class InteractiveWindowAttention(UnshiftedWindowAttention):
-    """IWSA : attention inside windows, plus a depthwise convolution of the values over the map (the local
-    interactive module), before the projection."""
+    """IWSA: attention inside windows, plus a depthwise convolution of the values, before the projection.
+
+    The convolution (the local interactive module) runs over the whole map.
+    """
 
     def __init__(self, dim: int, num_heads: int, window: int) -> None:
         super().__init__(dim, num_heads, window)
@@ -55,9 +57,8 @@ class InteractiveWindowAttention(UnshiftedWindowAttention):
 
 
 class ScalableAttention(nn.Module):
-    """SSA: queries and keys of width C·ratio, keys and values from a map `reduction` times smaller.
-
-    The reduction is a depthwise and a 1x1 convolution, a norm and a GELU.
+    """SSA: queries and keys of width C·ratio, and keys and values from a map that is `reduction` times smaller. The
+    reduction consists of a depthwise and a 1x1 convolution, a norm and a GELU.
     """
 
     def __init__(self, dim: int, num_heads: int, reduction: int, ratio: float) -> None:
@@ -87,13 +88,13 @@ class ScalableAttention(nn.Module):
 
 
 class ScalableViT(Pyramid):
-    """Blocks of IWSA and SSA, in this order, in every stage.
+    """ScalableViT: alternating blocks of IWSA and SSA, in this order, in every stage.
 
     Args:
-        reductions: s per stage; 1 is plain global attention.
-        channel_ratios: width of SSA's queries and keys per stage, in widths of the map.
-        windows: side of IWSA's windows per stage; no weight depends on it.
-        plain_head: a single linear layer as head, without the hidden one.
+        reductions: s of each stage; 1 means plain global attention.
+        channel_ratios: width of SSA's queries and keys in each stage, as a multiple of the map's width.
+        windows: side of IWSA's windows in each stage; no weight depends on it.
+        plain_head: use a single linear layer as the head, without a hidden layer.
     """
 
     no_decay = ("position",)
@@ -155,11 +156,11 @@ class ScalableViT(Pyramid):
             self.reset_classifier(self.num_classes)
         self.apply(init_linear_and_convolution)
         for module in self.modules():
-            if isinstance(module, ScalableAttention):  # a convolution by its start
+            if isinstance(module, ScalableAttention):  # initialised as a convolution
                 nn.init.normal_(module.pointwise.weight, std=math.sqrt(2 / module.pointwise.out_features))
 
     def pool(self, features: Tensor) -> Tensor:
-        """As the skeleton, then through the head's hidden layer: (B, 4096)."""
+        """Pool as in `Pyramid`, then apply the head's hidden layer: (B, 4096)."""
         return self.hidden(super().pool(features))
 
     def prune_intermediate_layers(

@@ -1,18 +1,18 @@
 """Shunted Transformer: one attention layer that looks at two scales.
 
-In the first three stages half of an attention's heads see keys and values merged from s x s tokens, the other half from
-s/2 x s/2, so that large and small objects are met in the same layer. A depthwise convolution enhances the values, one
-more sits in the feed-forward network, and the stem is convolutional; there is no position embedding.
+In the first three stages, half of the heads see keys and values merged from s x s tokens and the other half from s/2 x
+s/2, so that one layer captures both large and small objects. A depthwise convolution enhances the values, another one
+is in the feed-forward network, and the stem is convolutional. There is no position embedding.
 
 Paper: "Shunted Self-Attention via Multi-Scale Token Aggregation", Ren, Zhou, He, Feng, Wang, CVPR 2022,
 arXiv 2111.15193. Published code and weights: OliverRensu/Shunted-Transformer (no licence stated).
 
-Any input size: as published. The stem rounds up, then down; the other embeddings round up. The merging floors: rows and
-columns that fill no cell ask but are not asked. Where the published code crashes, on a map smaller than a cell, the map
-is zero-padded to one cell.
+Any input size: as published. The stem rounds up, then down; the other embeddings round up. Merging rounds down: rows
+and columns that do not fill a cell are used as queries but not as keys. A map smaller than a cell, on which the
+published code crashes, is zero-padded to one cell.
 
-Quirks that checkpoints depend on: the values are enhanced before the attention where tokens are merged and after it in
-the last stage; norms have eps 1e-6, those of embeddings and merged tokens 1e-5.
+Quirks that checkpoints depend on: the values are enhanced before the attention in the stages that merge tokens and
+after it in the last stage; norms have eps 1e-6, those of embeddings and merged tokens 1e-5.
 """
 
 from __future__ import annotations
@@ -36,8 +36,11 @@ from anyres.shapes import Grid
 
 
 class Stem(nn.Module):
-    """7x7 convolution of stride 2, `depth` 3x3 convolutions, each with a batch norm and a ReLU; then a 2x2 convolution
-    of stride 2 and a LayerNorm (section 3.3). (B, H, W, in_chans) → (B, h, w, dim), h = floor(ceil(H / 2) / 2)."""
+    """The stem (section 3.3), (B, H, W, in_chans) → (B, h, w, dim) with h = floor(ceil(H / 2) / 2).
+
+    It has a 7x7 convolution of stride 2 and `depth` 3x3 convolutions, each with a batch norm and a ReLU; then a 2x2
+    convolution of stride 2 and a LayerNorm.
+    """
 
     def __init__(self, in_chans: int, dim: int, depth: int) -> None:
         super().__init__()
@@ -55,7 +58,7 @@ class Stem(nn.Module):
         return self.norm(on_map(self.conv, x_BHWC))
 
     def fold(self) -> None:
-        """Fold the batch norms into the convolutions before them; only for evaluation."""
+        """Fuse the batch norms into the convolutions before them; only for evaluation."""
         for i, norm in enumerate(self.conv):
             if isinstance(norm, nn.BatchNorm2d):
                 conv = self.conv[i - 1]
@@ -65,8 +68,11 @@ class Stem(nn.Module):
 
 
 class TokenAggregation(nn.Module):
-    """Keys and values of one group of heads (multi-scale token aggregation, equations 1 and 2): `ratio` x `ratio`
-    tokens become one, a linear layer makes keys and values of it, and the values get their neighbours' share."""
+    """Keys and values of one group of heads (multi-scale token aggregation, equations 1 and 2).
+
+    Each cell of `ratio` x `ratio` tokens is merged into one, a linear layer makes keys and values from it, and a
+    depthwise convolution is added to the values.
+    """
 
     def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
@@ -87,8 +93,10 @@ class TokenAggregation(nn.Module):
 
 
 class ShuntedAttention(nn.Module):
-    """Shunted self-attention (section 3.1): the first half of the heads sees tokens merged by `ratio`, the second half
-    by half of it."""
+    """Shunted self-attention (section 3.1).
+
+    The first half of the heads sees tokens merged by `ratio`, the second half by `ratio` / 2.
+    """
 
     def __init__(self, dim: int, num_heads: int, ratio: int) -> None:
         super().__init__()
@@ -106,7 +114,7 @@ class ShuntedAttention(nn.Module):
 
 
 class EnhancedAttention(nn.Module):
-    """The last stage's attention over all tokens; the depthwise convolution of the values is added to the output."""
+    """The last stage's attention over all tokens, plus a depthwise convolution of the values after it."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -124,8 +132,10 @@ class EnhancedAttention(nn.Module):
 
 
 class Shunted(Pyramid):
-    """Shunted Transformer (section 3.4). A merging ratio of 1 means attention over all tokens. The dense form is the
-    same network without a head."""
+    """Shunted Transformer (section 3.4).
+
+    A merging ratio of 1 means attention over all tokens. The dense form is the same network without a head.
+    """
 
     published_keys = (
         KeyRule("^patch_embed{i+1}", "^stages.{i}.downsample"),

@@ -1,23 +1,25 @@
-"""Swin: a pyramid whose attention stays inside windows, moved by half a window in every second block.
+"""Swin: a pyramid with attention inside windows, which are shifted by half a window in every second block.
 
-Four stages at strides 4, 8, 16, 32. Attention is confined to windows of MxM tokens with a learned relative bias; odd
-blocks shift the windows cyclically and mask what the shift joined, so that neighbouring windows exchange information.
-Swin-MLP keeps the skeleton and mixes the tokens of a window with one learned matrix per head instead.
+Four stages at strides 4, 8, 16, 32. Attention is limited to windows of MxM tokens, with a learned relative bias. Odd
+blocks shift the windows cyclically, so that neighbouring windows exchange information, and mask pairs of tokens that
+were not neighbours before the shift. Swin-MLP keeps this structure and mixes the tokens of a window with one learned
+matrix per head instead.
 
 Paper: "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", Liu, Lin, Cao, Hu, Wei, Zhang, Lin,
 Guo, ICCV 2021, arXiv 2103.14030. Published code and weights: microsoft/Swin-Transformer (MIT).
 
-Any input size. The classifier follows the published one where that runs: each stage's map a multiple of M; no block of
-a stage shifts if a side of its map is at most M. Elsewhere the image is padded to a multiple of 4, odd maps to even
-ones at the merging, and the normed map of each block to whole windows, all at the right and the bottom; padding is
-masked as a key. A map side below M gets a window cut to it, whose biases are the table's small offsets. The dense form
-follows the published detectors at every size: every odd block shifts, and the padding, which after `qkv` holds that
-layer's bias, takes part in the attention. At 224 the two forms thus differ in the last stage. Another `window_size`
-resizes the stored tables bicubically when a checkpoint is loaded, as published. Swin-MLP does the same in both forms:
-it pads with zeros, which its matrices mix in as published, and its M is fixed.
+Any input size. The classifier follows the published one at sizes where that runs, i.e. where each stage's map is a
+multiple of M; no block of a stage shifts if a side of its map is at most M. At other sizes, the image is padded to a
+multiple of 4, odd maps to even ones before merging, and the normed map of each block to whole windows, all at the right
+and the bottom; padded keys are masked. If a side of the map is below M, the window is cropped to it and uses the small
+offsets of the bias table. The dense form follows the published detectors at every size: every odd block shifts, and
+padding, which after `qkv` equals that layer's bias, takes part in the attention. At 224 the two forms therefore differ
+in the last stage. If `window_size` changes, the stored tables are resized bicubically when a checkpoint is loaded, as
+published. Swin-MLP is the same in both forms: it pads with zeros, which its matrices mix in as published, and its M is
+fixed.
 
 Quirks that checkpoints depend on: every norm has eps 1e-5; merging concatenates its 2x2 cell column by column; Swin-MLP
-shifts by padding M - M//2 rows and columns at the top and the left, without a roll, and has no projection.
+shifts by padding M - M//2 rows and columns at the top and the left instead of rolling, and has no projection.
 """
 
 from __future__ import annotations
@@ -49,8 +51,10 @@ from anyres.shapes import Grid
 
 
 class PatchMerging(nn.Module):
-    """2x2 cells → one token of twice the width (section 3.1): concatenation, norm, linear; an odd side gets a row or
-    column of zeros."""
+    """Merge 2x2 cells into one token of twice the width (section 3.1): concatenation, norm, linear layer.
+
+    An odd side is padded by a row or column of zeros.
+    """
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
@@ -65,12 +69,12 @@ class PatchMerging(nn.Module):
         if H % 2 or W % 2:
             x_BHWC = F.pad(x_BHWC, (0, 0, 0, W % 2, 0, H % 2))
         h, w = self.grid(H, W)
-        cells = x_BHWC.view(B, h, 2, w, 2, C).permute(0, 1, 3, 4, 2, 5)  # column of the cell before its row
+        cells = x_BHWC.view(B, h, 2, w, 2, C).permute(0, 1, 3, 4, 2, 5)  # the cell's columns before its rows
         return self.reduction(self.norm(cells.reshape(B, h, w, 4 * C)))
 
 
 class ShiftedWindowAttention(WindowAttention):
-    """W-MSA or SW-MSA (section 3.2): the windows that the published rules give the map at hand, `shifted` or not."""
+    """W-MSA, or SW-MSA if `shifted` (section 3.2), with windows chosen by the published rules for the current map."""
 
     def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool, dense: bool) -> None:
         super().__init__(dim, num_heads, window_size)
@@ -87,7 +91,7 @@ class ShiftedWindowAttention(WindowAttention):
 
 
 class SwinTransformer(Pyramid):
-    """Swin, version 1. `window_size` is M in all stages."""
+    """Swin, version 1; `window_size` is M in all stages."""
 
     no_decay: tuple[str, ...] = ("bias_table",)
     published_keys: tuple[KeyRule, ...] = (
@@ -131,7 +135,7 @@ class SwinTransformer(Pyramid):
         self.apply(init_linear)
 
     def token_mixer(self, dim: int, num_heads: int, window_size: int, shifted: bool, dense: bool) -> nn.Module:
-        """What mixes the tokens in a block: (B, H, W, C) → the same."""
+        """Return the module that mixes the tokens in a block, (B, H, W, C) → the same."""
         return ShiftedWindowAttention(dim, num_heads, window_size, shifted, dense)
 
     @classmethod
@@ -143,7 +147,7 @@ class SwinTransformer(Pyramid):
         return super().to_published(tables_to_published(state))
 
     def fit_tables(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Bias tables of another window, resized bicubically."""
+        """Resize bias tables for another window size bicubically."""
         return {
             name: resample_table(state[name], (parameter.shape[1], parameter.shape[2]))
             for name, parameter in self.named_parameters()
@@ -155,8 +159,11 @@ class SwinTransformer(Pyramid):
 
 
 class WindowMixing(nn.Module):
-    """Swin-MLP's place of the attention: one matrix per head mixes the positions of a window, alike for all channels of
-    the head; no projection. `weight` (heads·M², M²) and `bias` (heads·M²) have their rows head-major."""
+    """Swin-MLP's replacement for attention: one matrix per head mixes the positions of a window.
+
+    All channels of a head share its matrix, and there is no projection. The rows of `weight` (heads·M², M²) and `bias`
+    (heads·M²) are head-major.
+    """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool) -> None:
         super().__init__()
@@ -168,8 +175,11 @@ class WindowMixing(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        """(B, H, W, C) → the same. Zeros at the bottom and the right make whole windows; a shift puts M - M//2 rows and
-        columns of them at the top and the left before."""
+        """(B, H, W, C) → the same.
+
+        A shift first pads M - M//2 rows and columns of zeros at the top and the left; the map is then zero-padded at
+        the bottom and the right to whole windows.
+        """
         H, W, C = x_BHWC.shape[1:]
         M, heads = self.window_size, self.num_heads
         before = M - M // 2 if self.shifted and min(H, W) > M else 0
@@ -184,7 +194,7 @@ class WindowMixing(nn.Module):
 
 
 class SwinMLP(SwinTransformer):
-    """Swin-MLP: the same pyramid, and by padding the same shift, for a network without attention."""
+    """Swin-MLP: the same pyramid without attention, with windows shifted by padding."""
 
     no_decay = ()
     published_keys = (*SwinTransformer.published_keys, KeyRule("spatial_mlp", "attn"))
@@ -194,7 +204,7 @@ class SwinMLP(SwinTransformer):
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The mixing matrices are published as 1-wide convolutions (heads·M², M², 1)."""
+        """Convert the mixing matrices, which are published as 1-wide convolutions (heads·M², M², 1)."""
         ours = super().from_published(state)
         return {name: t.flatten(1) if name.endswith("attn.weight") else t for name, t in ours.items()}
 

@@ -1,23 +1,23 @@
-"""Twins: plain windows and a strided summary of the map, taking turns, are attention enough for a pyramid.
+"""Twins: pyramids that alternate attention inside windows with attention to a reduced map, or use only the latter.
 
-Two networks share the idea that positions come from a depthwise convolution after the first block of each stage (the
-conditional position encoding of CPVT). PCPVT is PVT with that in place of its tables and class token. SVT alternates
-attention inside 7x7 windows, which never shift (LSA), with PVT's attention to a reduced map (GSA).
+In both networks, positions come from a depthwise convolution after the first block of each stage (the conditional
+position encoding of CPVT). PCPVT is PVT with this convolution in place of its tables and class token. SVT alternates
+attention inside unshifted 7x7 windows (LSA) with PVT's attention to a reduced map (GSA).
 
 Paper: "Twins: Revisiting the Design of Spatial Attention in Vision Transformers", Chu, Tian, Wang, Zhang, Ren, Wei,
 Xia, Shen, NeurIPS 2021, arXiv 2104.13840; position encoding: arXiv 2102.10882. Published code and weights:
 Meituan-AutoML/Twins (Apache-2.0).
 
-Any input size: embeddings and reductions floor, as published (up to 31 rows and columns of the image stay unseen). The
-published SVT classifier takes multiples of 224 only; here every size goes the way of the published detection code:
-maps are zero-padded at the right and the bottom to multiples of the window, and padded tokens are ordinary keys. The
-published segmentation code hides them, but only where both sides need padding (its index arithmetic hides nothing if
-one does not): `mask_padding=True`.
+Any input size: embeddings and reductions round down, as published (up to 31 rows and columns of the image are ignored).
+The published SVT classifier accepts only multiples of 224; here all sizes are handled as in the published detection
+code: maps are zero-padded at the right and the bottom to multiples of the window, and padded tokens are ordinary keys.
+`mask_padding=True` follows the published segmentation code, which hides them, but only if both sides need padding (its
+index arithmetic hides nothing if one does not).
 
 Quirks that checkpoints depend on: norms of blocks, stages and head have eps 1e-6, those of embeddings and reductions
-1e-5; detectors and segmenters on SVT were trained with a norm at the end of every stage, which feeds the next stage
-too (`stage_norms`, on by default in the dense form) and which ImageNet files have not. Published dense files carry the
-classifier's unused norm and head: the network of such a file, whole, is `stage_norms=True` without `dense`.
+1e-5; detectors and segmentation models on SVT were trained with a norm at the end of every stage, which also feeds the
+next stage (`stage_norms`, on by default in the dense form) and which ImageNet files lack. Published dense files contain
+the classifier's unused norm and head; to load such a file completely, use `stage_norms=True` without `dense`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ from anyres.shapes import Grid
 
 
 class LocallyGroupedAttention(UnshiftedWindowAttention):
-    """LSA (section 3.2): attention inside windows. Padding is seen as a key with the biases for k and v; with
-    `mask_padding` it is not where both sides of the map need some."""
+    """LSA (section 3.2): attention inside windows.
+
+    Padding acts as keys and values equal to the biases of k and v. With `mask_padding`, it is masked if both sides of
+    the map are padded.
+    """
 
     def __init__(self, dim: int, num_heads: int, window: int = 7, mask_padding: bool = False) -> None:
         super().__init__(dim, num_heads, window)
@@ -53,13 +56,14 @@ class LocallyGroupedAttention(UnshiftedWindowAttention):
 
 
 class Twins(Pyramid):
-    """Both networks (sections 3.1 and 3.2). Global sub-sampled attention (GSA) is PVT's; `reductions` are its strides
-    per stage.
+    """Both networks (sections 3.1 and 3.2).
+
+    Global sub-sampled attention (GSA) is that of PVT; `reductions` are its strides in each stage.
 
     Args:
-        window: side of the windows of every other block, starting with the first (SVT); None for none (PCPVT).
-        mask_padding: windows as in the published segmentation code (see above).
-        stage_norms: a norm at the end of every stage; by default SVT's dense form has them.
+        window: side of the windows in every other block, starting with the first (SVT); None for no windows (PCPVT).
+        mask_padding: mask padding as in the published segmentation code (see the module docstring).
+        stage_norms: add a norm at the end of every stage; by default only in the dense form of SVT.
     """
 
     no_decay = ("position",)

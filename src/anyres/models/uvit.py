@@ -1,19 +1,19 @@
-"""UViT: a plain transformer made for detection, with windows that are a fraction of the image.
+"""UViT: a plain transformer designed for detection, with windows that are a fraction of the image.
 
-One resolution and one width from the first block to the last, at stride 8 for dense tasks. Attention is global, or
-confined to windows whose sides are those of the token grid divided by 2 (UViT) or, growing with depth, by 4, 2 and 1
-(UViT+), so that they keep their share of the image at any size. Depth, width and input size follow a scaling rule.
+All blocks have the same resolution and width, at stride 8 for dense tasks. Attention is global, or limited to windows
+whose sides are those of the token grid divided by 2 (UViT), or by 4, 2 and 1 with increasing depth (UViT+), so that a
+window covers the same share of the image at any size. Depth, width and input size follow a scaling rule.
 
-Paper: "A Simple Single-Scale Vision Transformer for Object Detection and Instance Segmentation", Chen, Du, Yang,
-Beyer, Zhai, Lin, Chen, Li, Song, Wang, Zhou, ECCV 2022, arXiv 2112.09747. There is neither a PyTorch implementation of
-the authors nor a checkpoint, so what the paper leaves open is chosen here as DeiT has it: biases everywhere, norms with
-eps 1e-6, exact GELU, the mean of the normed tokens for the classifier. There is no class token, which would have no
-place in a window, and the classifier's attention is global, which is what the published costs agree with.
+Paper: "A Simple Single-Scale Vision Transformer for Object Detection and Instance Segmentation", Chen, Du, Yang, Beyer,
+Zhai, Lin, Chen, Li, Song, Wang, Zhou, ECCV 2022, arXiv 2112.09747. The authors published no PyTorch implementation and
+no checkpoint, so details that the paper leaves open are chosen as in DeiT: biases everywhere, norms with eps 1e-6,
+exact GELU, and for the classifier the mean of the normed tokens. There is no class token, because it would belong to no
+window, and the classifier's attention is global, in agreement with the published costs.
 
 Any input size: the position table is resized bilinearly to the grid. Images are padded at the right and the bottom to
-whole patches. Windows have ceil(side / n) tokens a side, counted from the top left; the last of a row or a column is
-smaller where that does not divide the grid. The dense form cuts the image into patches of 8 with the stored 16x16
-kernel resized (the mean of every 2x2 block), so that one set of weights serves both forms.
+whole patches. Windows have ceil(side / n) tokens per side, counted from the top left; the last one in a row or column
+is smaller if that does not divide the grid. The dense form uses patches of 8 and resizes the stored 16x16 kernel (the
+mean of every 2x2 block), so that both forms share one set of weights.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from anyres.options import Count, Depth
 
 
 class UViT(Plain):
-    """Plain transformer without class token (section 3). The dense form has stride 8 and constant windows, unless told
-    otherwise, and returns one map."""
+    """Plain transformer without class token (section 3).
+
+    By default, the dense form has stride 8 and "constant" windows; it returns one map.
+    """
 
     detector = DetectorForm("standard", "last", "pyramid")
     pools = ("avg", "")
@@ -62,7 +64,7 @@ class UViT(Plain):
 
     @classmethod
     def default_out_indices(cls, args: dict[str, Any]) -> tuple[int, ...]:
-        """The last block: detectors get one map (section 3.1)."""
+        """Return the last block's index, because detectors use one map (section 3.1)."""
         return (args.get("depth", 18) - 1,)
 
 
