@@ -1,5 +1,4 @@
-"""What is kept of a source between several passes over it: decoded images, as far as memory allows; and which of its
-items a pass takes."""
+"""Decoded images kept in memory between several passes over a source, and the choice of a subset of its items."""
 
 from __future__ import annotations
 
@@ -21,8 +20,8 @@ KEPT_BYTES = 2 << 30
 class KeptImages:
     """Decoded images of a source, so that a second pass at another size only has to resize them.
 
-    A pass gets the very pixels that it would have decoded: a JPEG that is decoded at a half for a small size is kept
-    at a half for such sizes, and decoded anew for larger ones. Images beyond `most` bytes are not kept.
+    A pass gets exactly the pixels that decoding would give: a JPEG that is decoded at half its size for a small input
+    is kept at half its size for such inputs, and decoded again for larger ones. At most `most` bytes are kept in total.
     """
 
     def __init__(self, most: int = KEPT_BYTES) -> None:
@@ -30,13 +29,13 @@ class KeptImages:
         self._images: dict[int, _KeptImage] = {}
 
     def item(self, source: MapSource, index: int) -> Item:
-        """The item of a source at an index, whose image is decoded at its first use."""
+        """Return the item of a source at an index; its image is decoded at its first use."""
         if index in self._images:
             item = self._images[index].item
             return item._replace(data=self._images[index])
         item = source.item(index)
         encoded = item.data.data if isinstance(item.data, Deep) else item.data
-        if not isinstance(encoded, bytes | Path):  # pixels already, or drawn for each size
+        if not isinstance(encoded, bytes | Path):  # already pixels, or drawn for each size
             return item
         if not self.take(len(encoded) if isinstance(encoded, bytes) else 0):
             return item
@@ -44,7 +43,7 @@ class KeptImages:
         return item._replace(data=self._images[index])
 
     def take(self, size: int) -> bool:
-        """Whether there is room for `size` bytes more, which are then taken."""
+        """Reserve `size` bytes, and return whether there was room for them."""
         if size > self.left:
             return False
         self.left -= size
@@ -88,10 +87,11 @@ class _KeptImage(Kept):
 
 
 def spread(source: Source, count: int, seed: int = 0) -> list[int]:
-    """The indices of `count` items of a source in ascending order, evenly spread over its classes.
+    """Return the indices of `count` items of a source in ascending order, evenly spread over its classes.
 
-    Every class has its share, to within one item, so that a score means the same as over all items. Items whose label
-    is no class are spread over their order. Drawn by `seed`; all of them if there are no more.
+    Every class keeps its share of the items, to within one item, so that a score means the same as over all items.
+    Items whose label is not a class are spread evenly over the source. The choice depends on `seed`. If there are no
+    more than `count` items, all are returned.
 
     Raises UserError for a stream, which has no indices.
     """

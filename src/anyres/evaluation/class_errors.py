@@ -1,5 +1,4 @@
-"""Errors by size, for the report: scores of classes, confusions, and images that are right at one size and wrong at
-another."""
+"""Errors by size for the report: class scores, confusions, and images that are right at one size but not at another."""
 
 from __future__ import annotations
 
@@ -35,19 +34,19 @@ def class_errors(
     source: Source,
     indices: Sequence[int] | None,
 ) -> dict[str, Any] | None:
-    """What the report shows of errors, as JSON; None where nothing was kept of the items.
+    """Return the report's data on errors, ready for JSON; None if no predictions were kept.
 
     Args:
-        runs: for each model of the report the names of its runs, one or several. Scores of classes are means over the
-            runs and confusions their sums; images are judged by the first run.
-        evidence: by (run, size).
-        indices: those of the source's items that were evaluated; all by default.
+        runs: for each model of the report, the names of its one or several runs. Class scores are means over the runs
+            and confusions are their sums; images are judged by the first run.
+        evidence: the predictions, by (run, size).
+        indices: indices of the source's items that were evaluated; None for all.
 
     Returns:
-        "classes": names, at most `CLASSES`, those with the lowest mean score. "total": how many classes there are.
+        "classes": names of the classes with the lowest mean scores, at most `CLASSES`. "total": number of all classes.
         "sizes": names. "scores"[model][size]: one number for each class, or null. "confusions"[model][size]: lists
-        (label, answer, count), -1 for an answer that is none of these classes; empty unless items have one answer.
-        "images": name, label, picture and "answers"[model][size], of at most `IMAGES` items.
+        (label, answer, count), with answer -1 for any other class; empty unless the task has one answer per item.
+        "images": name, label, picture and "answers"[model][size] of at most `IMAGES` items.
     """
     if not evidence:
         return None
@@ -75,7 +74,7 @@ def class_errors(
 
 
 def _scores(runs: Sequence[tuple[Evidence | None, list[int]]]) -> list[float] | None:
-    """The mean score of every class of the source."""
+    """Return the mean score of every class of the source."""
     found = [one.by_class()[places] for one, places in runs if one is not None]
     return np.mean(found, axis=0).tolist() if found else None
 
@@ -105,7 +104,8 @@ def _images(
     source: Source,
     indices: Sequence[int] | None,
 ) -> list[dict[str, Any]]:
-    """Images that a model has right at one size and wrong at another, evenly spread over those of all models."""
+    """Select images that a model classifies correctly at one size and wrongly at another, evenly spread over the
+    source."""
     if not isinstance(source, MapSource):
         return []
     answers: dict[int, list[list[str | None]]] = {}
@@ -135,7 +135,7 @@ def _images(
         entry = source.item(item if indices is None else indices[item])
         try:
             picture = _thumbnail(load_image(entry.data, entry.name, source.in_chans))
-        except (BadImage, AttributeError, TypeError):  # no image: a clip
+        except (BadImage, AttributeError, TypeError):  # a clip, not an image
             return []
         room -= len(picture)
         if room < 0:
@@ -150,7 +150,7 @@ def _images(
 
 
 def _thumbnail(image: Image.Image) -> str:
-    """At most 96 pixels per side, as a data URI of the shorter of two encodings."""
+    """Encode with at most 96 pixels per side, as a data URI of PNG or JPEG, whichever is shorter."""
     image = image.copy()
     image.thumbnail((96, 96))
     coded = []

@@ -1,4 +1,4 @@
-"""Which differences between models are more than chance: paired tests on the same images, size by size."""
+"""Significance of differences between models: paired tests on the same images, for each size."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from anyres.shapes import Size
 from anyres.tasks.evidence import Evidence, holm, p_value
 
 Kept = Mapping[tuple[str, Size], Evidence]
-"""What models answered at sizes, by (model, size)."""
+"""The predictions of models, by (model, size)."""
 
 
 def compare(rows: Sequence[Row], evidence: Kept, groups: Mapping[str, Sequence[str]]) -> list[Comparison]:
-    """The first model of `rows` beside every other one, at every size that both run at. `groups` are models that stand
-    for several runs: name → names of the runs in `evidence`."""
+    """Compare the first model of `rows` with every other one, at every size at which both run.
+
+    `groups` maps models that combine several runs to the names of the runs in `evidence`.
+    """
     scores = {(row.model, row.size): row.score for row in rows if row.score is not None}
     models = list(dict.fromkeys(row.model for row in rows))
     found: list[Comparison] = []
@@ -34,8 +36,10 @@ def compare(rows: Sequence[Row], evidence: Kept, groups: Mapping[str, Sequence[s
 
 
 def merged(rows: Sequence[Row], groups: Mapping[str, Sequence[str]]) -> list[Row]:
-    """The rows of models, where those of a group's runs become one: mean scores, with `low` and `high` the smallest and
-    the largest main score."""
+    """Return the rows with those of a group's runs merged into one.
+
+    Its scores are means, and `low` and `high` are the smallest and the largest main score of the runs.
+    """
     of_group = {run: group for group, runs in groups.items() for run in runs}
     parts: dict[tuple[str, Size], list[Row]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Labels of a sweep's plots: sizes, values and names, placed so that they do not overlap."""
+"""Labels of a sweep's plots: sizes, values and names, placed without overlaps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _KEPT_WIDTH = 0.6
-"""What at least remains of the width of panels when the names at the ends of the curves get their room."""
+"""Smallest share of a panel's width that remains when names are placed at the ends of the curves."""
 _MARK_STEP = 6.0
-"""Points from the marks of one model below the axis to those of the next."""
+"""Distance in points between the marks of one model below the axis and those of the next."""
 
 
 def label_dots(axes: Axes, rows: list[Row], models: list[str]) -> None:
-    """Write the values of a panel of dots above and below them, in turns, those of the first models first. Values that
-    would overlap another are left out: the tables have them."""
+    """Write the values alternately above and below the dots of a panel, starting with the first models.
+
+    Values that would overlap others are left out, because the tables contain them.
+    """
     low, high = axes.get_xlim()
     room = 24 / (_KEPT_WIDTH * axes.get_window_extent().width / axes.figure.dpi * 72) * (high - low)
     sizes = list(dict.fromkeys(row.size for row in rows))
@@ -86,7 +88,7 @@ def label_ends(axes: Axes, rows: list[Row], models: list[str]) -> None:
     taken: list[float] = []
     for index, _, points in curves:
         value = points[0][1]
-        # Those that would overlap the value of an earlier model are left out: the tables have them.
+        # Values that would overlap that of an earlier model are left out, because the tables contain them.
         if points[0][0] == first and len(points) > 1 and all(abs(value - other) >= line for other in taken):
             axes.annotate(f"{value:.1f}", (first, value), xytext=(-9, 0), textcoords="offset points", ha="right",
                           va="center", fontsize=8.5, color=model_colour(index), annotation_clip=False)  # fmt: skip
@@ -135,13 +137,15 @@ def _in_points(axes: Axes, points: float) -> float:
 
 
 def room_for_marks(axes: Axes, models: int) -> None:
-    """Leave room between the axis and its labels for the training sizes of so many models."""
+    """Leave room between the axis and its labels to mark the training sizes of this number of models."""
     axes.tick_params(axis="x", pad=3.5 + _MARK_STEP * models)
 
 
 def mark_training_sizes(axes: Axes, sides: list[int], marked: dict[int, list[int]]) -> None:
-    """Mark the training sizes of each model below the axis, in its colour, a line for each model. Those beyond the
-    `sides` of the axis are left out."""
+    """Mark the training sizes of each model below the axis, in its colour, with one line per model.
+
+    Sizes outside the range of `sides` are left out.
+    """
     height = axes.get_window_extent().height / axes.figure.dpi * 72
     for line, (index, own) in enumerate(marked.items()):
         inside = [side for side in own if sides[0] <= side <= sides[-1]]
@@ -153,7 +157,7 @@ def mark_training_sizes(axes: Axes, sides: list[int], marked: dict[int, list[int
 def size_axis(axes: Axes, sides: list[int], trained: Collection[int]) -> None:
     """Make a log2 axis with a tick at every size.
 
-    Where labels would overlap, those of training sizes and of the ends are kept. Training sizes have bold labels.
+    If labels would overlap, those of training sizes and at the ends are kept. Labels of training sizes are bold.
     """
     from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
@@ -162,7 +166,7 @@ def size_axis(axes: Axes, sides: list[int], trained: Collection[int]) -> None:
     axes.set_xscale("log", base=2)
     spread = math.log2(sides[-1] / sides[0]) or 1.0
     width = _KEPT_WIDTH * axes.get_window_extent().width / axes.figure.dpi * 72
-    before = 38 / (width - 38) * spread if len(sides) > 1 else 0.5  # the first values stand there
+    before = 38 / (width - 38) * spread if len(sides) > 1 else 0.5  # room for the first values
     axes.set_xlim(sides[0] / 2**before, sides[-1] * 2 ** (0.05 * spread if len(sides) > 1 else 0.5))
     axes.xaxis.set_major_locator(FixedLocator(sides))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -203,7 +207,7 @@ def plain_log_ticks(axis: Any) -> None:
 
 
 def reading_key(figure: Figure, rows: list[Row], marked: bool, crosses: bool, columns: int) -> None:
-    """Add the key of markers, bands and crosses below the panels, in so many columns."""
+    """Add the key to markers, bands and crosses below the panels, in `columns` columns."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

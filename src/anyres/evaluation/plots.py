@@ -1,6 +1,6 @@
-"""The plots of a sweep: accuracy by size, accuracy against time, cost by size.
+"""The plots of a sweep: accuracy by size, accuracy against time, and cost by size.
 
-In all of them, filled markers are sizes that the model was trained at and hollow ones are sizes unseen in training.
+In all of them, filled markers are sizes that the model was trained at, and hollow ones are sizes unseen in training.
 Bands and bars are the intervals of the rows: 95 % over images, or the range over several runs.
 """
 
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_NON_SQUARE_DOTS = 12  # with more non-square sizes than this, draw curves, one small panel per aspect ratio
+_NON_SQUARE_DOTS = 12  # with more non-square sizes than this, draw curves in one small panel per aspect ratio
 
 
 Published = Mapping[str, Mapping[int, float]]
-"""Published scores of models by the side of the input."""
+"""Published scores of models, by side of the input."""
 
 
 def accuracy_figure(
@@ -45,8 +45,8 @@ def accuracy_figure(
     """Plot the main score over the side of a square input, with non-square sizes to the right (below if `narrow`).
 
     Args:
-        train_sides: by model, the sides of its square training sizes: marks in its colour below the axis.
-        published: crosses in the colour of the model.
+        train_sides: sides of each model's square training sizes, marked in its colour below the axis.
+        published: published scores, drawn as crosses in the colour of the model.
     """
     squares = [row for row in rows if row.square]
     others = [row for row in rows if not row.square]
@@ -150,7 +150,7 @@ def cost_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: bool
         for axes, (name, title) in zip(grid, panels, strict=True):
             for index, model in enumerate(models):
                 curve = [(row.height, getattr(row, name), row.trained) for row in squares if row.model == model]
-                # Models of the same width and depth cost the same; draw earlier ones larger to show under later ones.
+                # Models of the same width and depth cost the same; draw earlier ones larger so that they stay visible.
                 known: list[tuple[float, float, bool]] = sorted((x, y, trained) for x, y, trained in curve if y)
                 _curve(axes, known, index, marker_size=max(3.5, 9.0 - 3.0 * index), width=max(1.2, 4.5 - 1.7 * index))
             axes.set_yscale("log")
@@ -165,7 +165,7 @@ def cost_figure(rows: list[Row], train_sides: dict[str, list[int]], narrow: bool
 
 
 def save(figure: Figure, target: str | PathLike[str] | IO[bytes], kind: Literal["png", "svg"] = "png") -> None:
-    """Save a figure as PNG at 200 dpi, or as SVG with text as outlines, which look the same everywhere."""
+    """Save a figure as PNG at 200 dpi, or as SVG with text as outlines, so that it looks the same everywhere."""
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None} if kind == "svg" else {"Software": None}
     with style():
         figure.savefig(target, format=kind, dpi=200, metadata=metadata)

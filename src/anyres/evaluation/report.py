@@ -1,7 +1,7 @@
 """The report of a sweep: a self-contained HTML page with results, plots, tables and the method.
 
-The page has no external links. Its one script filters the errors by size, in the browser alone; names reach it as data
-and the page as text.
+The page has no external links. Its only script filters the errors by size in the browser. Names are passed to the
+script as data and to the page as text.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class Page:
     rows: list[Row]
     train_sizes: Mapping[str, list[Size]]
     source: str
-    finding: Finding | None = None  # by default what the rows alone say
+    finding: Finding | None = None  # by default computed from the rows alone
     facts: Mapping[str, str] = field(default_factory=dict)
     preparation: Mapping[str, str] = field(default_factory=dict)
     published: plots.Published = field(default_factory=dict)
     samples: Sequence[Samples] = ()
-    bad: Sequence[str] = ()  # names and reasons of the skipped images
+    bad: Sequence[str] = ()  # names of the skipped images, with reasons
     errors: Mapping[str, Any] | None = None  # as in `class_errors`
 
 
@@ -143,12 +143,12 @@ def _template() -> Template:
 
 
 def _printed(value: Any) -> Any:
-    # Markup comes from the template's own macros, whose values have already passed through here.
+    # Markup comes from the template's own macros, whose values were already escaped here.
     return value if isinstance(value, Markup) else printable(str(value))
 
 
 def _with_short_names(page: Page) -> Page:
-    """Return the page with model names shortened to about 80 letters; different names stay different."""
+    """Return the page with model names shortened to about 80 characters; different names stay different."""
     short: dict[str, str] = {}
     for model in dict.fromkeys(row.model for row in page.rows):
         name = shorten(printable(model), 80)
@@ -172,7 +172,7 @@ def _keep_names_whole(text: str, models: list[str]) -> str:
 
 
 def _accuracy_lines(rows: list[Row], models: list[str]) -> list[dict[str, Any]]:
-    """Return a table line for each size, squares first, with a row or None for each model."""
+    """Return a table line for each size, square sizes first, with a `Row` or None for each model."""
     cells = {(row.size, row.model): row for row in rows}
     sizes = sorted({row.size for row in rows}, key=lambda size: (size[0] != size[1], size[0] * size[1], size))
     return [
@@ -190,7 +190,7 @@ def _accuracy_lines(rows: list[Row], models: list[str]) -> list[dict[str, Any]]:
 
 
 def _parts(rows: list[Row], models: list[str]) -> list[dict[str, Any]]:
-    """Return a table for each model that has scores of parts of the data: lines are parts, cells are sizes."""
+    """Return a table for each model that has scores for parts of the data: one line per part, one cell per size."""
     found = []
     for model in models:
         own = [row for row in rows if row.model == model and row.score is not None]
@@ -238,7 +238,8 @@ def _digits(value: float | None) -> str:
 
 
 def _thumbnail(image: Image.Image) -> bytes:
-    """Encode as PNG of at most 192 pixels per side; smaller images keep their pixels, which the page shows."""
+    """Encode as PNG with at most 192 pixels per side; the pixels of smaller images are kept, and the page shows
+    them."""
     image = image.copy()
     image.thumbnail((192, 192))
     buffer = io.BytesIO()

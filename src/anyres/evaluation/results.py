@@ -19,9 +19,9 @@ TITLES = {name: titles[0] for task in TASKS.values() for name, titles in task.ti
 """Titles of the main scores in plots and reports."""
 SHORT_TITLES = {name: titles[1] for task in TASKS.values() for name, titles in task.titles.items()}
 SECOND_TITLES = {name: title for task in TASKS.values() for name, title in task.second_titles.items()}
-"""Titles of scores that tables show in brackets after the main one."""
+"""Titles of secondary scores, which tables show in brackets after the main score."""
 PART_TITLES = {name: title for task in TASKS.values() for name, title in task.part_titles.items()}
-"""Titles of the scores of parts of the data."""
+"""Titles of scores for parts of the data."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class Row:
     trained: bool  # whether the model was trained at this size
     scores: dict[str, float]  # as in `tasks.scores.Measured`
     low: float | None = field(default=None, kw_only=True)
-    """With `high`, the 95 % confidence interval of the main score over images; of several runs, its range."""
+    """Lower end (`high`: upper end) of the main score's 95 % confidence interval over images, or range over runs."""
     high: float | None = field(default=None, kw_only=True)
-    runs: int = field(default=1, kw_only=True)  # how many of them the scores are the mean of
+    runs: int = field(default=1, kw_only=True)  # number of runs that the scores are the mean of
     count: int  # images evaluated
-    of: int | None = field(default=None, kw_only=True)  # images there are; None if that is unknown
+    of: int | None = field(default=None, kw_only=True)  # images in the data; None if unknown
     bad: int  # images skipped because they could not be read
     gflops: float | None  # per image; 2 × multiply-adds
     params: int | None
@@ -140,7 +140,7 @@ def _to_cell(value: object) -> object:
 
 
 def card_table(rows: list[Row], source: str) -> tuple[str, list[list[str]]]:
-    """A sentence about the rows of one model, and their table for its model card."""
+    """Return a sentence about the rows of one model, and their table, for its model card."""
     counts = {(row.count, row.of) for row in rows if row.score is not None}
     shares = [f"{count:,}" if of in (None, count) else f"{count:,} of {of:,}" for count, of in sorted(counts, key=str)]
     about = f"{TITLES[main_score(rows)]} in percent on {' or '.join(shares) or 'no'} images of {source}."
@@ -194,24 +194,24 @@ def areas(rows: list[Row]) -> tuple[dict[str, float | None], list[int]]:
 
 
 LEVEL = 0.05
-"""Of significance."""
+"""Level of significance."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first model of a sweep beside another one at a size."""
+    """The comparison of a sweep's first model with another one at a size."""
 
     first: str
     other: str
     size: Size
     gap: float
-    """Main score of the first minus that of the other, in points."""
+    """Main score of the first model minus that of the other, in percentage points."""
     p: float | None
-    """Two-sided, corrected for all comparisons of the sweep by Holm's method; None where nothing can be tested."""
+    """Two-sided p-value, corrected for all comparisons of the sweep by Holm's method; None if no test is possible."""
 
     @property
     def clear(self) -> bool:
-        """Whether the difference is more than chance."""
+        """Whether the difference is statistically significant."""
         return self.p is not None and self.p < LEVEL
 
 
@@ -228,8 +228,8 @@ def find(
 ) -> Finding:
     """Summarise the results in words, without favouring any model.
 
-    The first model is compared with every other one. The headline names the differences that a test supports
-    (`comparisons`; `test` says which test that is) and no others.
+    The first model is compared with every other one. The headline names only differences that are significant in a
+    test: `comparisons` are its results and `test` is its name.
     """
     models = list(dict.fromkeys(row.model for row in rows))
     means, sides = areas(rows)
@@ -292,7 +292,7 @@ def _find_without_curves(rows: list[Row], models: list[str], comparisons: Sequen
 
 
 def _headline(models: list[str], means: dict[str, float], span: str, comparisons: Sequence[Comparison]) -> str:
-    """What tests say of the first model beside the others, the three that come first by name."""
+    """State the significant differences between the first model and the next three."""
     first, *others = models
     told = {model: f"{model} ({means[model]:.1f} %)" if model in means else model for model in models}
     sentences = []
@@ -313,7 +313,7 @@ def _headline(models: list[str], means: dict[str, float], span: str, comparisons
 
 
 def _widest(other: str, comparisons: Sequence[Comparison]) -> str:
-    """Where a model is most ahead and most behind, among the differences that a test supports."""
+    """State the largest significant lead and deficit of the first model against another, with their sizes."""
     own = [each for each in comparisons if each.other == other and each.clear]
     places = []
     for each, word in ((max(own, key=lambda one: one.gap, default=None), "ahead"),

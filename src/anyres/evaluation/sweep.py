@@ -53,16 +53,16 @@ class SweepResult:
     """The results of `sweep` and the files that it wrote."""
 
     rows: list[Row]
-    """Of every model and size; those of several runs as one stand behind those of the runs."""
+    """One row for each model and size; merged rows of several runs come after those of the runs."""
     train_sizes: dict[str, list[Size]]
     files: dict[str, Path] = field(default_factory=dict)  # "table", "picture", "pareto", "report"
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     evidence: Kept = field(default_factory=dict)
-    """What models answered for every image, by (model, size), where the task keeps it."""
+    """The predictions for every image, by (model, size), if the task keeps them."""
 
     @property
     def shown(self) -> list[Row]:
-        """The rows with those of several runs as one."""
+        """The rows to show, with those of several runs merged into one."""
         return merged([row for row in self.rows if row.model not in self.groups], self.groups)
 
     @property
@@ -72,7 +72,7 @@ class SweepResult:
 
     @property
     def comparisons(self) -> list[Comparison]:
-        """The first model beside the others, tested on the same images."""
+        """The first model compared with each of the others, tested on the same images."""
         return compare(self.shown, self.evidence, self.groups)
 
     @property
@@ -115,14 +115,14 @@ def sweep(
         source: an open data source.
         sizes: (height, width) of each size.
         out: folder for the results.
-        images: how many of the images to take, evenly spread over the classes (`data.kept.spread`); all by default.
-        groups: runs that are shown as one, such as seeds: name → names of the models.
+        images: number of images to evaluate, evenly spread over the classes (see `data.kept.spread`); None for all.
+        groups: runs to show as one model, such as several seeds: name → names of the models.
         cost: also measure speed, FLOPs and memory.
         cost_batch_size: batch size of the cost measurement.
         cost_seconds: length of each of the two timings, in seconds.
-        command: command line to show in the report; by default that of this process.
-        facts: further lines (name, value) at the end of the report.
-        published: main scores that are published for models, by side; marked in the pictures.
+        command: command line to show in the report; None for that of this process.
+        facts: additional lines (name, value) at the end of the report.
+        published: published main scores of models, by side; marked in the plots.
         progress: called with each row, its number and the total number of rows.
 
     Raises:
@@ -236,7 +236,7 @@ def write_outputs(page: Page, out: str | Path, rows: list[Row]) -> dict[str, Pat
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What models are evaluated on, and how."""
+    """The data and the settings of an evaluation."""
 
     source: Source
     batch_size: int
@@ -263,7 +263,7 @@ def _measure(
     except _RefusedSizeError as error:
         return dataclasses.replace(row, note=str(error)), None
     except torch.OutOfMemoryError:
-        if process()[1] > 1:  # the others wait for this process's counts
+        if process()[1] > 1:  # the other processes wait for this one's counts
             raise
         return dataclasses.replace(row, note=f"out of memory in batches of {about.batch_size}"), None
     row = dataclasses.replace(

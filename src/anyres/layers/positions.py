@@ -1,6 +1,6 @@
 """Position encodings for tokens on any grid (h, w).
 
-They act at one of four points, and a model may combine them:
+Each acts in one of four places, and a model can combine several:
 
 | applied to | classes | source |
 |---|---|---|
@@ -11,7 +11,7 @@ They act at one of four points, and a model may combine them:
 | queries and keys, rotated or scaled | `AxialRotary`, `LogScale` | RoFormer, in normalised axial coordinates |
 | the attention output, added | `LocalPositionEmbedding` | ResFormer (LPE) |
 
-One file, though long: side by side they can be compared.
+One file, though long: all encodings are here, so that they can be compared.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class LocalPositionEmbedding(nn.Module):
 
 
 class LogitBias(Protocol):
-    """What is added to the logits, by pairs of tokens."""
+    """A bias for pairs of tokens that is added to the logits."""
 
     def __call__(self, grid: Grid, num_prefix: int, like: Tensor, /) -> Tensor:
         """(1, heads, prefix + N, prefix + N) in the dtype and on the device of `like`."""
@@ -236,19 +236,20 @@ class ContinuousBias(nn.Module):
 
 @cached_by_size()
 def token_offsets(grid: Grid, device: torch.device) -> Tensor:
-    """(2h-1, 2w-1, 2) offsets in tokens, query minus key, rows first."""
+    """Return offsets (2h-1, 2w-1, 2) in tokens, query minus key, rows first."""
     rows, columns = (torch.arange(1 - side, side, dtype=torch.float32, device=device) for side in grid)
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
 
 
 class FunctionalBias(nn.Module):
-    """FIRE in two dimensions: a small network maps normalised log distances to a bias per head (Li et al., "Functional
-    Interpolation for Relative Positions", ICLR 2024, arXiv 2310.04418).
+    """FIRE in two dimensions: a small network maps normalised log distances to a bias per head.
 
-    Along each axis it sees sign(Δ)·ψ(|Δ|) / ψ(max(L, side)), ψ(x) = log(1 + c·x), Δ in tokens: in units of the image
-    above a threshold L, in tokens below. c and L > 0 are learnt (as logarithms). The paper's texts run one way, and
-    each position is normalised by its own; images run both ways, so here it is the grid's side. c starts at 1, not at
-    the paper's 0.1, which is for hundreds of tokens in a row, and L at the native side.
+    Source: Li et al., "Functional Interpolation for Relative Positions", ICLR 2024, arXiv 2310.04418. For each axis,
+    the network's input is sign(Δ)·ψ(|Δ|) / ψ(max(L, side)) with ψ(x) = log(1 + c·x) and Δ in tokens, so distances are
+    relative to the image if its side is above a threshold L, and absolute below. c and L > 0 are learnt (as
+    logarithms). The paper treats causal text and normalises by the query's position; images have no direction, so here
+    the grid's side is used. c starts at 1 and not at the paper's 0.1, which suits hundreds of tokens in a row; L starts
+    at the native side.
     """
 
     def __init__(self, num_heads: int, native_grid: Grid, hidden: int = 32) -> None:
@@ -269,16 +270,18 @@ class FunctionalBias(nn.Module):
 
 
 VIEWS = ((0, 1), (0, -1), (-1, 0), (1, 0), (-1, 1), (1, -1), (-1, -1), (1, 1))
-"""Directions of `FieldsOfView`, (down, right), opposite ones next to each other, so that few heads see both sides."""
+"""Directions (down, right) of `FieldsOfView`; opposite ones are neighbours, so that few heads cover both sides."""
 
 
 @cached_by_size(maximum=8)
 def fields_of_view(
     grid: Grid, heads: int, first: int, num_prefix: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """(1, heads, prefix + N, prefix + N): -slope·distance within a head's field of view, -inf outside. Directed heads
-    start with direction `first` of `VIEWS`."""
-    offsets = -token_offsets(grid, device)  # where the key lies, seen from the query
+    """Return the bias (1, heads, prefix + N, prefix + N): -slope·distance in a head's field of view, -inf outside.
+
+    Directed heads start with direction `first` of `VIEWS`.
+    """
+    offsets = -token_offsets(grid, device)  # position of the key relative to the query
     distance = offsets.norm(dim=-1)
     per_head, directed = [], 0
     for head in range(heads):
@@ -287,23 +290,23 @@ def fields_of_view(
             continue
         direction = torch.tensor(VIEWS[(first + directed) % len(VIEWS)], dtype=torch.float32, device=device)
         directed += 1
-        # Within 45 degrees to either side; the margin keeps what lies on the edge.
+        # Within 45 degrees to either side; the margin includes keys exactly on the edge.
         ahead = offsets @ (direction / direction.norm()) >= distance * (math.sqrt(0.5) - 1e-4)
         per_head.append(torch.where(ahead, distance, torch.inf))
     return -_bias_from_offsets(torch.stack(per_head), grid, num_prefix).to(dtype)
 
 
 class FieldsOfView(nn.Module):
-    """LookHere: every head looks in one direction, less at what is further away (Fuller et al., NeurIPS 2024, arXiv
-    2405.13985); no parameters.
+    """LookHere: each head attends in one direction, with a penalty for distance; no parameters.
 
-    Of three heads two are directed: they see only patches within a quadrant (90 degrees) around their direction, and
-    the patch itself. The third sees all. Directions go round the eight of `VIEWS` from head to head and on from block
-    to block, so that a network with few heads looks everywhere as well. What is seen gets the bias -slope·distance,
-    Euclidean, in tokens: a larger image is looked at as closely as a small one. The slope is a head's (1 for directed
-    ones, 1/4, 1/16, … for the others) times the block's, which falls linearly from 1.5 in the first to 0.5 in the last.
-    Prefix tokens see all and are seen by all. The shares of heads, their order and their slopes for any number of heads
-    are ours, after the paper's idea.
+    Source: Fuller et al., NeurIPS 2024, arXiv 2405.13985. Two of every three heads are directed: they see only patches
+    within a quadrant (90 degrees) around their direction, and the query's own patch. The third sees all patches.
+    Directions cycle through the eight `VIEWS` from head to head and continue from block to block, so that a network
+    with few heads also covers all of them. Visible keys get the bias -slope·distance (Euclidean, in tokens, so it does
+    not depend on the image size). The slope is the head's (1 for directed heads, 1/4, 1/16, … for the others) times the
+    block's, which falls linearly from 1.5 in the first block to 0.5 in the last. Prefix tokens see all tokens and are
+    seen by all. The shares of heads, their order and their slopes for any number of heads are our own choice, based on
+    the paper's idea.
     """
 
     def __init__(self, num_heads: int, block: int, depth: int) -> None:
@@ -322,11 +325,10 @@ class FieldsOfView(nn.Module):
 
 @cached_by_size()
 def centred_coordinates(grid: Grid, num_prefix: int, device: torch.device) -> Tensor:
-    """(prefix + h·w, 3): 1, row and column of a patch from the centre of the image, in units of half the side of the
-    square of the same area; zeros for prefix tokens. float32.
+    """Return (1, row, column) of every patch, measured from the centre of the image, (prefix + h·w, 3) in float32.
 
-    One unit for both axes, so that distances are those of the picture; on a square image they lie in [-1, 1] whatever
-    its size.
+    The unit is half the side of the square with the same area. Both axes have the same unit, so that distances keep the
+    image's proportions; on a square image of any size, coordinates are in [-1, 1]. Prefix tokens have zeros.
     """
     h, w = grid
     unit = torch.full((), h * w, dtype=torch.float32, device=device).sqrt()
@@ -338,7 +340,7 @@ def centred_coordinates(grid: Grid, num_prefix: int, device: torch.device) -> Te
 
 
 class Widening(NamedTuple):
-    """Further channels of queries and keys, (B or 1, heads or 1, N, 8) each, whose product is a bias."""
+    """Extra channels of queries and keys, (B or 1, heads or 1, N, 8) each, whose product is a bias."""
 
     of_queries: Tensor
     of_keys: Tensor
@@ -351,17 +353,18 @@ class Widening(NamedTuple):
 
 
 class ParabolicBias(nn.Module):
-    """PaPE: a sum of parabolas of the relative position, whose coefficients depend on what the query is (Øhrstrøm et
-    al., "Parabolic Position Encoding", arXiv 2602.01418).
+    """PaPE: a sum of parabolas of the relative position, with coefficients that depend on the query.
 
-    For Δ = place of the key - place of the query (see `centred_coordinates`) the bias of a head is
-    Σ_m -a_m·(u_m·Δ)² + b_m·(u_m·Δ), with directions u_m learnt per head, and curvatures a_m > 0 (softplus) and slopes
-    b_m that are linear functions of the head's query. Multiplied out, this is a product of 6 channels of the query and
-    6 of the key (8, so that kernels find the multiple of 8 they want): no N x N mask. The bias is 0 from and to prefix
-    tokens. `isotropic` (PaPE-RI): -a·|Δ|² alone, which does not change when the image is turned.
+    Source: Øhrstrøm et al., "Parabolic Position Encoding", arXiv 2602.01418. For Δ = key position - query position (see
+    `centred_coordinates`), the bias of a head is Σ_m -a_m·(u_m·Δ)² + b_m·(u_m·Δ). The directions u_m are learnt per
+    head; the curvatures a_m > 0 (softplus) and slopes b_m are linear functions of the head's query. Multiplied out,
+    this is a product of 6 channels of the query and 6 of the key (padded to 8, because kernels need a multiple of 8),
+    so no N x N mask is needed. The bias is 0 from and to prefix tokens. `isotropic` (PaPE-RI) keeps only -a·|Δ|², which
+    does not change when the image is rotated.
 
-    Curvatures start as wide for the first head (1/4) and narrow for the last (16), slopes at zero, directions evenly
-    spread; this start, the unit and taking the query for the context are ours, after the paper's idea.
+    Initially, curvatures range from wide in the first head (1/4) to narrow in the last (16), slopes are zero and
+    directions are evenly spread. This initialisation, the unit, and the query as the context are our own choice, based
+    on the paper's idea.
     """
 
     def __init__(self, num_heads: int, head_dim: int, isotropic: bool = False, parabolas: int = 4) -> None:
@@ -382,8 +385,10 @@ class ParabolicBias(nn.Module):
         self.bias = nn.Parameter(bias)
 
     def coefficients(self, q_BhNd: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries → A (B, heads, N, 2, 2), symmetric and nowhere negative, and b (B, heads, N, 2), such that the bias
-        is -Δᵀ·A·Δ + b·Δ; float32."""
+        """Return A (B, heads, N, 2, 2) and b (B, heads, N, 2) for the queries, such that the bias is -Δᵀ·A·Δ + b·Δ.
+
+        A is symmetric and positive semidefinite; both are float32.
+        """
         found = torch.einsum("bhnd,hdm->bhnm", q_BhNd.float(), self.weight.float()) + self.bias.float()[:, None]
         if self.directions is None:
             curvature = F.softplus(found)[..., None] * torch.eye(2, device=found.device)
@@ -395,9 +400,9 @@ class ParabolicBias(nn.Module):
         return curvature, torch.einsum("bhnm,hmi->bhni", slopes, directions)
 
     def forward(self, q_BhNd: Tensor, grid: Grid, num_prefix: int) -> Widening:
-        """The widening for these queries, all or the first few, in their dtype.
+        """Return the widening for these queries (all or the first few) in their dtype.
 
-        With p and s the places of query and key, -Δᵀ·A·Δ + b·Δ = -sᵀ·A·s + (2·A·p + b)·s - (A·p + b)·p.
+        With the positions p of the query and s of the key, -Δᵀ·A·Δ + b·Δ = -sᵀ·A·s + (2·A·p + b)·s - (A·p + b)·p.
         """
         places = centred_coordinates(grid, num_prefix, q_BhNd.device)
         patch, row, column = places.unbind(-1)
@@ -409,7 +414,7 @@ class ParabolicBias(nn.Module):
         constant = -((Ap + b) * p).sum(dim=-1, keepdim=True)
         squares = torch.stack((A[..., 0, 0], A[..., 0, 1], A[..., 1, 1]), dim=-1)
         of_queries = torch.cat((constant, 2 * Ap + b, -squares, torch.zeros_like(b)), dim=-1) * patch
-        # The attention divides by √d, which is not meant for the bias.
+        # The attention divides by √d, which must not affect the bias.
         scale = q_BhNd.shape[-1] ** 0.5
         return Widening((of_queries * scale).to(q_BhNd.dtype), of_keys[None, None].to(q_BhNd.dtype))
 
@@ -418,7 +423,7 @@ class ParabolicBias(nn.Module):
 
 
 class QueryKeyMap(Protocol):
-    """What is done to queries (B, heads, N, d), all or the first few, and keys before their products are taken."""
+    """A transform of queries (B, heads, N, d; all or the first few) and keys before their products."""
 
     def queries(self, q_BhNd: Tensor) -> Tensor: ...
 
@@ -452,16 +457,17 @@ class QueryScale(NamedTuple):
 
 
 class LogScale(nn.Module):
-    """Scaling of queries by (log(tokens) / log(native tokens))^p, which preserves the entropy of the attention at other
-    numbers of tokens (Chiang & Cholak 2022; Su 2021).
+    """Scaling of queries by (log(tokens) / log(native tokens))^p.
 
-    `kind` "fixed": p = 1. "learnt": one exponent for the model, which starts at 1. "clamped": p = 1, but at least 1, so
-    that nothing changes below the native size, and at most what it is at 4 times the native tokens.
+    It preserves the entropy of the attention at other numbers of tokens (Chiang & Cholak 2022; Su 2021). `kind`
+    "fixed": p = 1. "learnt": one exponent for the model, initially 1. "clamped": p = 1, with the scale limited to at
+    least 1, so that nothing changes below the native size, and to at most its value at 4 times the native number of
+    tokens.
     """
 
     def __init__(self, native_tokens: int, kind: Literal["fixed", "learnt", "clamped"]) -> None:
         super().__init__()
-        self.native_tokens = max(native_tokens, 2)  # one token has nothing to choose from, and log(1) = 0
+        self.native_tokens = max(native_tokens, 2)  # log(1) = 0, and attention to one token has no choice
         self.clamped = kind == "clamped"
         self.exponent = nn.Parameter(torch.ones(1)) if kind == "learnt" else None
 

@@ -14,16 +14,16 @@ from anyres.options import Options, Range, option
 class Position(Options):
     """A combination of position encodings for a plain model, with at most one for each place where one can act."""
 
-    tokens: Literal["table", "sine", "gpe"] | None = option(None, "What is added to the tokens once.")
-    resize: Literal["bicubic", "bilinear"] = option("bicubic", "How the table of tokens=table is resized.")
+    tokens: Literal["table", "sine", "gpe"] | None = option(None, "Encoding that is added to the tokens once.")
+    resize: Literal["bicubic", "bilinear"] = option("bicubic", "Interpolation that resizes the table of tokens=table.")
     logits: Literal["table", "continuous", "fire", "lookhere", "pape", "pape_ri"] | None = option(
-        None, "What is added to the attention's logits."
+        None, "Bias that is added to the attention logits."
     )
-    rotary: bool = option(False, "Queries and keys are turned by their coordinates.")
-    local: bool = option(False, "A convolution of the values is added to the attention's output.")
-    jitter: Range | None = option(None, "In training the coordinates of rotary are scaled by a factor from this range.")
+    rotary: bool = option(False, "Rotate queries and keys by their coordinates.")
+    local: bool = option(False, "Add a convolution of the values to the attention output.")
+    jitter: Range | None = option(None, "In training, scale the coordinates of rotary by a factor from this range.")
     log_scale: Literal["fixed", "learnt", "clamped"] | None = option(
-        None, "Queries are scaled by the logarithm of the number of tokens (see LogScale)."
+        None, "Scale queries by the logarithm of the number of tokens (see LogScale)."
     )
 
     @model_validator(mode="after")
@@ -55,8 +55,8 @@ POSITIONS = {
     "rope": Position(rotary=True),
     "rlpe": Position(rotary=True, local=True, jitter=[0.75, 1.25], log_scale="fixed"),
 }
-"""Position encodings by name: the rows of ResFormer's ablation (Table 5), newer biases of the logits, rotary
-positions, and rotary + LPE."""
+"""Position encodings by name: the rows of ResFormer's ablation (Table 5), newer logit biases, rotary encodings, and
+rotary + LPE."""
 
 
 def choose_position(name: str, args: Mapping[str, Any] | None = None) -> Position:

@@ -74,11 +74,11 @@ class Tiles(NamedTuple):
     """One axis of a map, cut into tiles of queries; each tile has all the keys that its queries see."""
 
     keys: Tensor
-    """(tiles, span): the keys of every tile."""
+    """Keys of every tile, (tiles, span)."""
     offset: Tensor
-    """(tiles, side, span): key minus query, + 6, in 0 .. 12."""
+    """Offset of key from query plus 6, in 0 .. 12, (tiles, side, span)."""
     seen: Tensor
-    """(tiles, side, span) bool: whether the key is among the query's neighbours."""
+    """True if the key is among the query's neighbours, (tiles, side, span)."""
 
 
 @cached_by_size()

@@ -44,7 +44,7 @@ from anyres.options import Count, Depth, Factor, Rate, SideOrPair, WholeNumber
 from anyres.shapes import Grid
 
 GROUP_HEADS = 6
-"""Heads wherever group tokens take part."""
+"""Number of heads in all attention with group tokens."""
 
 
 class ConvStem(nn.Module):

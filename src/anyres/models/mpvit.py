@@ -39,7 +39,7 @@ from anyres.shapes import Grid
 
 HEADS = 8
 WINDOWS = {3: 2, 5: 3, 7: 3}
-"""Side of the relative position's kernel: number of heads that have it, in the order of the heads."""
+"""Kernel side of the relative position encoding → number of heads that use it, in the order of the heads."""
 
 
 class PointwiseNorm(nn.Module):

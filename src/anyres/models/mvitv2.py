@@ -49,8 +49,8 @@ from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, PerStage, Rate, SideOrPair
 
 Lengths = tuple[int, ...]
-"""Tokens along each axis: (h, w), or (t, h, w) of a clip. In tokens (B, prefix + N, C) a class token (prefix 1) or none
-stands before the map."""
+"""Number of tokens along each axis: (h, w), or (t, h, w) for a clip. Tokens (B, prefix + N, C) start with the class
+token if prefix is 1."""
 
 
 def pooled(grid: Lengths, stride: int) -> Lengths:

@@ -57,8 +57,9 @@ class InteractiveWindowAttention(UnshiftedWindowAttention):
 
 
 class ScalableAttention(nn.Module):
-    """SSA: queries and keys of width C·ratio, and keys and values from a map that is `reduction` times smaller. The
-    reduction consists of a depthwise and a 1x1 convolution, a norm and a GELU.
+    """SSA: queries and keys of width C·ratio, and keys and values from a map that is `reduction` times smaller.
+
+    The reduction consists of a depthwise and a 1x1 convolution, a norm and a GELU.
     """
 
     def __init__(self, dim: int, num_heads: int, reduction: int, ratio: float) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation keeps of every item, so that intervals, paired tests and the errors of a class follow from it."""
+"""Predictions for every item of an evaluation, for intervals, paired tests and errors by class."""
 
 from __future__ import annotations
 
@@ -13,46 +13,48 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 _REPEATS = 1000
-"""Resamplings of a bootstrap: enough for two digits of an interval."""
+"""Number of bootstrap resamplings: enough for two digits of an interval."""
 
 
 @dataclass(frozen=True)
 class Evidence(ABC):
-    """What a model answered for the items at these places in a source. Arrays have one row for each of them, in
-    ascending order of `places`."""
+    """A model's predictions for the items at certain places in a source.
+
+    Arrays have one row for each item, in ascending order of `places`.
+    """
 
     test: ClassVar[str]
-    """What tests a difference between two models, in a sentence."""
+    """Name of the test for a difference between two models, to be used in a sentence."""
 
     places: np.ndarray
     """(n,) int32."""
 
     @abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
-        """The constructor's arguments by name."""
+        """Return the constructor's array arguments by name."""
 
     @abstractmethod
     def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the main score over images, in percent."""
+        """Return the 95 % confidence interval of the main score over images, in percent."""
 
     @abstractmethod
     def by_class(self) -> np.ndarray:
-        """(K,) score of each class in percent; NaN where there is nothing to judge it by."""
+        """Return the score of each class in percent, (K,); NaN for a class without data."""
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """The evidence of several processes as one."""
+        """Join the evidence of several processes."""
         merged = {name: np.concatenate([part.arrays()[name] for part in parts]) for name in parts[0].arrays()}
         order = np.argsort(merged["places"], kind="stable")
         return cls(**{name: array[order] for name, array in merged.items()})
 
     def at(self, places: np.ndarray) -> Self:
-        """The part at these places, which must be among its own."""
+        """Return the part at these places, all of which must be present."""
         rows = np.searchsorted(self.places, places)
         return type(self)(**{name: array[rows] for name, array in self.arrays().items()})
 
     def pack(self) -> dict[str, Any]:
-        """As JSON, compressed."""
+        """Return the evidence in a form for JSON, with compressed arrays."""
         packed = {
             name: [array.dtype.str, list(array.shape), base64.b64encode(zlib.compress(array.tobytes())).decode()]
             for name, array in self.arrays().items()
@@ -62,7 +64,7 @@ class Evidence(ABC):
 
 @dataclass(frozen=True)
 class Answers(Evidence):
-    """A class for each item: the right one, and the one that the model put first."""
+    """For each item, its true class and the class that the model ranks first."""
 
     test = "McNemar's exact test on the same images"
 
@@ -71,7 +73,7 @@ class Answers(Evidence):
     predicted: np.ndarray
     """(n,) int32."""
     classes: np.ndarray
-    """(n,) int32, how many classes the model has."""
+    """(n,) int32; the number of classes of the model."""
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {"places": self.places, "truth": self.truth, "predicted": self.predicted, "classes": self.classes}
@@ -83,7 +85,7 @@ class Answers(Evidence):
 
     @property
     def count(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return int(self.classes.max())
 
     def interval(self) -> tuple[float, float]:
@@ -95,14 +97,14 @@ class Answers(Evidence):
             return 100 * np.bincount(self.truth, weights=self.right, minlength=self.count) / totals
 
     def confusion(self) -> np.ndarray:
-        """(K, K) int64; rows are labels, columns answers."""
+        """Return the confusion matrix (K, K) int64, with labels as rows and predictions as columns."""
         pairs = self.truth.astype(np.int64) * self.count + self.predicted
         return np.bincount(pairs, minlength=self.count**2).reshape(self.count, self.count)
 
 
 @dataclass(frozen=True)
 class Regions(Evidence):
-    """Pixels of each class in each item: rightly found, and in the union of those labelled and found."""
+    """Numbers of pixels of each class in each item: in the intersection and in the union of label and prediction."""
 
     test = "a paired bootstrap over the images"
 
@@ -124,7 +126,10 @@ class Regions(Evidence):
         return share
 
     def resampled(self) -> np.ndarray:
-        """(_REPEATS,) mIoU in percent of items drawn with replacement; the same draws for the same number of items."""
+        """Return the mIoU in percent of items drawn with replacement, (_REPEATS,).
+
+        The draws are the same for the same number of items.
+        """
         n = len(self.places)
         weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_REPEATS).astype(np.float64)
         union = weights @ self.union
@@ -134,7 +139,7 @@ class Regions(Evidence):
 
 
 def unpack(packed: dict[str, Any]) -> Evidence:
-    """The evidence that `Evidence.pack` made JSON of. Raises KeyError, TypeError or ValueError for anything else."""
+    """Restore evidence from the output of `Evidence.pack`. Raises KeyError, TypeError or ValueError for other input."""
     packed = dict(packed)
     kind = {"Answers": Answers, "Regions": Regions}[packed.pop("kind")]
     arrays = {
@@ -145,12 +150,12 @@ def unpack(packed: dict[str, Any]) -> Evidence:
 
 
 def p_value(first: Sequence[Evidence], second: Sequence[Evidence]) -> float | None:
-    """How likely a difference at least as large as that between two models is by chance, on the items that both saw.
+    """Return the two-sided p-value for the difference between two models, on the items that all runs have in common.
 
-    For one run of each and answers that are right or wrong, this is McNemar's exact test; for regions, a paired
-    bootstrap over the images. Where several runs of a model are given, the pooled two-sample t-test over runs must
-    support the difference, too: the larger of both is returned, since images alone say nothing about other seeds. None
-    without items in common.
+    Over images, this is McNemar's exact test for answers of one run each, a paired normal test for answers of several
+    runs, and a paired bootstrap for regions. If a model has several runs, the pooled two-sample t-test over runs must
+    also support the difference: the larger p-value is returned, because images alone say nothing about other seeds.
+    None without common items.
     """
     every = [*first, *second]
     places = every[0].places
@@ -189,7 +194,7 @@ def _over_items(ours: Sequence[Evidence], theirs: Sequence[Evidence]) -> float:
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % confidence interval of a share, in percent (J. Am. Stat. Assoc. 22, 1927)."""
+    """Return Wilson's 95 % confidence interval of a proportion, in percent (J. Am. Stat. Assoc. 22, 1927)."""
     z = 1.959964
     share, room = right / count, z * z / count
     middle = (share + room / 2) / (1 + room)
@@ -198,8 +203,10 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def mcnemar(first_only: int, second_only: int) -> float:
-    """The exact two-sided p-value of McNemar's test: of the items that one of two models has right, either would have
-    half if they were equally good."""
+    """Return the exact two-sided p-value of McNemar's test.
+
+    If two models are equally good, each is expected to have half of the items that only one of them has right.
+    """
     total, fewer = first_only + second_only, min(first_only, second_only)
     logs = [
         math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) - total * math.log(2)
@@ -209,7 +216,10 @@ def mcnemar(first_only: int, second_only: int) -> float:
 
 
 def _over_runs(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The two-sided p-value of Student's two-sample t-test; with one run on a side, the spread is that of the other."""
+    """Return the two-sided p-value of Student's two-sample t-test.
+
+    If one model has a single run, the variance comes from the other's runs.
+    """
     free = len(ours) + len(theirs) - 2
     means = [sum(side) / len(side) for side in (ours, theirs)]
     squares = sum((score - mean) ** 2 for side, mean in zip((ours, theirs), means, strict=True) for score in side)
@@ -221,10 +231,11 @@ def _over_runs(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def student(t: float, free: int) -> float:
-    """The two-sided p-value of Student's t (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """Return the two-sided p-value of Student's t with `free` degrees of freedom (Abramowitz and Stegun, 26.7.3,
+    26.7.4)."""
     angle = math.atan(t / math.sqrt(free))
     cosine, term, total = math.cos(angle), 1.0, 0.0
-    for k in range(free % 2, free - 1, 2):  # powers of the cosine: 0, 2, … for an even number, 1, 3, … for an odd one
+    for k in range(free % 2, free - 1, 2):  # powers of the cosine: 0, 2, … if `free` is even, 1, 3, … if it is odd
         term = term if k == 0 else cosine if k == 1 else term * cosine**2 * (k - 1) / k
         total += term
     inside = 2 / math.pi * (angle + math.sin(angle) * total) if free % 2 else math.sin(angle) * total
@@ -232,8 +243,10 @@ def student(t: float, free: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for their number, so that one in twenty such families has a false one below 0.05 (Holm,
-    Scand. J. Stat. 6, 1979)."""
+    """Return the p-values corrected for multiple tests by Holm's method (Scand. J. Stat. 6, 1979).
+
+    If no difference is real, any of the corrected values is below 0.05 with a probability of at most 5 %.
+    """
     order = sorted(range(len(p_values)), key=lambda place: p_values[place])
     corrected, largest = [0.0] * len(p_values), 0.0
     for rank, place in enumerate(order):
