@@ -231,7 +231,7 @@ WRONG = {
     "device": (["sweep", "x", "device=gpu"], "gpu"),
     "device that is not there": (["predict", "x", "y", "device=xla"], "device is 'xla', but this machine"),
     "no such weights": (["sweep", "x", "weights=worst"], "weights is 'worst'"),
-    "group": (["sweep", "runs/a+"], r"runs/a\+ has a \+ with no model beside it"),
+    "group": (["sweep", "runs/a+"], r"runs/a\+ has a \+ without a model on both sides"),
     "no batch": (["sweep", "x", "batch_size=0"], "batch_size is 0; it must be at least 1"),
     "less than no batch": (["predict", "x", "y", "--batch-size=-1"], "batch_size is -1; it must be at least 1"),
     "training size": (["train", "data=digits", "sizes=8", f"model_args={TINY.replace('4', '16')}"], "minimum|multiple"),

@@ -104,8 +104,7 @@ def _images(
     source: Source,
     indices: Sequence[int] | None,
 ) -> list[dict[str, Any]]:
-    """Select images that a model classifies correctly at one size and wrongly at another, evenly spread over the
-    source."""
+    """Select images that a model gets right at one size and wrong at another, evenly spread over the source."""
     if not isinstance(source, MapSource):
         return []
     answers: dict[int, list[list[str | None]]] = {}

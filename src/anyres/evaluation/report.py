@@ -238,8 +238,8 @@ def _digits(value: float | None) -> str:
 
 
 def _thumbnail(image: Image.Image) -> bytes:
-    """Encode as PNG with at most 192 pixels per side; the pixels of smaller images are kept, and the page shows
-    them."""
+    """Encode as PNG with at most 192 pixels per side; smaller images keep their size, and the page shows their
+    pixels."""
     image = image.copy()
     image.thumbnail((192, 192))
     buffer = io.BytesIO()

@@ -443,7 +443,7 @@ VARIANTS = {
         {384: 84.8},
         (384,),
         crop_pct=1.0,
-        notes="Fine-tuned from dat_base, whose tables a checkpoint brings are resized bicubically.",
+        notes="Fine-tuned from dat_base, whose bias tables are resized bicubically when they are loaded.",
     ),
 }
 

@@ -49,7 +49,7 @@ class DeiT(Plain):
         return nn.ModuleList([self.head, self.head_dist]) if self.distilled else self.head
 
     def pool(self, x_BNC: Tensor) -> Tensor:
-        """Return the mean of class and distillation token if there are two (as timm does), else pool by
+        """Return the mean of class and distillation token if there are both (as in timm), else pool by
         `global_pool`."""
         if self.distilled and self.global_pool == "token":
             return x_BNC[:, :2].mean(1)

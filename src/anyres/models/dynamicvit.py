@@ -145,8 +145,7 @@ class DynamicViT(Plain):
         return self.norm(tokens)
 
     def forward(self, x: Tensor) -> Any:
-        """(B, in_chans, H, W) → logits (B, num_classes), from sampled decisions in training; or the dense form's
-        maps."""
+        """(B, in_chans, H, W) → logits (B, num_classes), or a list of maps; decisions are sampled in training."""
         if self.training and not self.dense:
             return self.forward_train(x)["logits"]
         return super().forward(x)

@@ -49,7 +49,9 @@ GROUP_HEADS = 6
 
 class ConvStem(nn.Module):
     """7x7 convolution of stride 2, `extra` 3x3 convolutions, then 4x4 patches: (B, in_chans, H, W) → (B, dim, h, w).
-    The map after the convolutions is zero-padded to whole patches."""
+
+    The map after the convolutions is zero-padded to whole patches.
+    """
 
     patch_size = 8
 
@@ -82,8 +84,11 @@ class LocalLayer(Block):
 
 
 class Grouping(nn.Module):
-    """Learned group tokens G read from all tokens: softmax(LN(G)·K(u)ᵀ)·u with u = LN(x), (B, N, C) → (B, M, C)
-    (section 3.2). The classifier's pooling has one token and no norm, and its keys have no bias (section 3.4)."""
+    """Learned group tokens attend to all tokens (section 3.2), (B, N, C) → (B, M, C).
+
+    The result is softmax(LN(G)·K(u)ᵀ)·u with group tokens G and u = LN(x). The classifier's pooling has one token and
+    no norm, and its keys have no bias (section 3.4).
+    """
 
     def __init__(self, dim: int, tokens: int, pooling: bool = False) -> None:
         super().__init__()

@@ -102,8 +102,10 @@ class LocalBranch(nn.Module):
 
 
 class FactorisedAttention(nn.Module):
-    """Factorised attention with a convolutional relative position (CoaT, section 3.2):
-    q (softmax_N(k)ᵀ v) / √d + q * conv(v)."""
+    """Factorised attention with convolutional relative positions (CoaT, section 3.2).
+
+    The output is q (softmax_N(k)ᵀ v) / √d + q * conv(v).
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()

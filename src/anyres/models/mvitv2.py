@@ -116,8 +116,7 @@ def bias_mask(products: Sequence[Tensor]) -> Tensor:
 
 @cached_by_size()
 def key_codes(grid: Lengths, device: torch.device) -> Tensor:
-    """Return one-hot codes (M, sum of sides) of every key's position on each axis; products with them select the
-    bias."""
+    """Return one-hot codes (M, sum of sides) of every key's position on each axis, which select the bias."""
     positions = torch.meshgrid(*(torch.arange(side, device=device) for side in grid), indexing="ij")
     codes = [F.one_hot(position.flatten(), side) for position, side in zip(positions, grid, strict=True)]
     return torch.cat(codes, dim=1).float()

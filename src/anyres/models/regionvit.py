@@ -265,8 +265,7 @@ class RegionStage(Stage):
         self.peg = peg
 
     def forward(self, x: Tensor, extra: Tensor | None, run: Run) -> tuple[Tensor, Tensor | None]:
-        """Image or local map, and None or regional map, of the previous stage → local and regional map of this
-        stage."""
+        """Image and None, or local and regional map of the previous stage → local and regional map of this stage."""
         return self.mix(*self.enter(x, extra), run)
 
     def enter(self, x: Tensor, extra: Tensor | None) -> tuple[Tensor, Tensor]:

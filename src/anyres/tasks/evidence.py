@@ -231,8 +231,7 @@ def _over_runs(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def student(t: float, free: int) -> float:
-    """Return the two-sided p-value of Student's t with `free` degrees of freedom (Abramowitz and Stegun, 26.7.3,
-    26.7.4)."""
+    """Return the two-sided p-value of Student's t for `free` degrees of freedom (Abramowitz and Stegun, 26.7.3-4)."""
     angle = math.atan(t / math.sqrt(free))
     cosine, term, total = math.cos(angle), 1.0, 0.0
     for k in range(free % 2, free - 1, 2):  # powers of the cosine: 0, 2, … if `free` is even, 1, 3, … if it is odd
