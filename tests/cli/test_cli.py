@@ -229,7 +229,7 @@ WRONG = {
     "missing run": (["sweep", "runs/none/best"], "runs/none/best"),
     "missing weights": (["sweep", "deit_tiny=none.pth"], "none.pth"),
     "device": (["sweep", "x", "device=gpu"], "gpu"),
-    "device that is not there": (["predict", "x", "y", "device=xla"], "device is 'xla', but this machine"),
+    "device that is not there": (["sweep", "deit_tiny", "device=xla"], "device is 'xla', but this machine"),
     "no such weights": (["sweep", "x", "weights=worst"], "weights is 'worst'"),
     "group": (["sweep", "runs/a+"], r"runs/a\+ has a \+ without a model on both sides"),
     "no batch": (["sweep", "x", "batch_size=0"], "batch_size is 0; it must be at least 1"),
@@ -263,7 +263,7 @@ def test_mistakes_with_files(no_trace: Sentence, tmp_path: Path, pictures: Path,
     torch.save({"model": create_model("deit_tiny", depth=1).state_dict()}, tmp_path / "other.pth")
     assert "does not fit" in no_trace("predict", f"resformer_tiny={tmp_path / 'other.pth'}", pictures)
     assert "fits no registered model" in no_trace("convert", tmp_path / "other.pth", tmp_path / "x.safetensors")
-    assert "single files" in no_trace("convert", digits_run / "best", tmp_path / "x", "--to=published")
+    assert "a single file" in no_trace("convert", digits_run / "best", tmp_path / "x", "--to=published")
 
 
 def test_a_full_disk_is_one_sentence(

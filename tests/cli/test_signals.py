@@ -41,15 +41,17 @@ def test_a_signal_during_the_start_says_so_and_leaves_nothing(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_stopped_before_its_first_validation_names_no_weights(tmp_path: Path) -> None:
+def test_a_run_stopped_before_its_first_validation_names_its_last_weights(tmp_path: Path) -> None:
     process = start(tmp_path / "run")
     while not (tmp_path / "run" / "summary.json").exists():
         time.sleep(0.05)
     time.sleep(1)
     code, said = end(process, signal.SIGTERM)
     assert code == 0
+    last = tmp_path / "run" / "last"
+    assert last.is_dir()
     assert said == [
-        "signal: stopped before the first validation; the same command continues the run",
+        f"signal: not validated; weights in {last}; the same command continues the run",
         "anyres: saving and stopping after this step; a second signal stops at once.",
     ]
     assert not (tmp_path / "run" / "best").exists()
