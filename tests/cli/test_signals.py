@@ -41,6 +41,19 @@ def test_a_signal_during_the_start_says_so_and_leaves_nothing(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+def test_a_signal_in_a_text_that_is_executed_keeps_the_exit_code(tmp_path: Path) -> None:
+    """CPython remembers a KeyboardInterrupt that left such a text, and ends a module by SIGINT then."""
+    (tmp_path / "tried.py").write_text("""
+import os, signal, sys
+from anyres.cli.main import interruptible
+def command():
+    exec("os.kill(os.getpid(), signal.SIGTERM)\\nfor _ in range(10**9): pass")
+sys.exit(interruptible(command)())
+""")
+    command = [sys.executable, "-m", "tried"]
+    assert subprocess.run(command, capture_output=True, check=False, cwd=tmp_path).returncode == 143
+
+
 def test_a_run_stopped_before_its_first_validation_names_its_last_weights(tmp_path: Path) -> None:
     process = start(tmp_path / "run")
     while not (tmp_path / "run" / "summary.json").exists():

@@ -166,7 +166,7 @@ def test_lines_log_and_warnings_are_made_harmless(capsys: pytest.CaptureFixture[
 
 def test_sentences_about_mistakes_are_made_harmless(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "\x1b[31mred\n/x"]) == 2
-    assert capsys.readouterr().err.startswith(r"anyres: There is no model \x1b[31mred\n/x: ")
+    assert capsys.readouterr().err.startswith(r"anyres: There is no file or folder \x1b[31mred\n/x: ")
 
 
 @pytest.mark.parametrize("kind", NASTY)

@@ -28,6 +28,14 @@ ABOUT = """Vision transformers that work at any input size.
 P = ParamSpec("P")
 
 
+class _Stop(KeyboardInterrupt):
+    """A signal that asks the command to end.
+
+    Not KeyboardInterrupt itself: if one passes through the `exec` of a text (a dataclass that is being defined),
+    `python -m anyres` ends itself by SIGINT later, whatever exit code was asked for.
+    """
+
+
 def interruptible(command: Callable[P, int]) -> Callable[P, int]:
     """Make SIGINT and SIGTERM end a command with a short message and the exit code that shells expect."""
 
@@ -41,7 +49,7 @@ def interruptible(command: Callable[P, int]) -> Callable[P, int]:
             if not received:
                 deadline.start()
             received.append(number)
-            raise KeyboardInterrupt
+            raise _Stop
 
         def end() -> int:
             sentence = "terminated" if received[0] == signal.SIGTERM else "interrupted"
