@@ -98,7 +98,8 @@ def _stroke(rng: np.random.Generator, draw: ImageDraw.ImageDraw, side: int, grou
     (x0, x1), (y0, y1) = np.sort(rng.uniform(-0.2, 1.2, (2, 2)) * side, axis=1)
     width = max(1, round(side * rng.uniform(0.004, 0.04)))
     if rng.random() < 0.5:
-        draw.line((x0, *(y0, y1)[:: rng.choice((-1, 1))][:1], x1, y1), fill=colour, width=width)
+        ends = (y0, y1) if rng.random() < 0.5 else (y1, y0)
+        draw.line((x0, ends[0], x1, ends[1]), fill=colour, width=width)
     else:
         draw.arc((x0, y0, x1, y1), rng.uniform(0, 360), rng.uniform(0, 360), fill=colour, width=width)
 
@@ -144,7 +145,7 @@ def _grain(image: Image.Image, strength: float, seed: tuple[int, int]) -> Image.
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=32)  # every font holds a file open
 def _font(name: str, size: float) -> ImageFont.FreeTypeFont:
     package = importlib.util.find_spec("matplotlib")  # importing it would take longer than drawing an epoch begins
     for folder in (package.submodule_search_locations or ()) if package is not None else ():

@@ -20,7 +20,7 @@ class TaskOptions(Options):
 
     model: str = option("resformer_tiny", "Architecture, a name from `anyres models`.")
     model_args: Arguments = option({}, "Additional arguments of create_model, such as {embed_dim: 96, depth: 4}.")
-    data: str = option("digits", "Training data: digits, a folder, hf:NAME, hf-stream:NAME or wds:PATTERN.")
+    data: str = option("digits", "Training data: digits, letters, a folder, hf:NAME, hf-stream:NAME or wds:PATTERN.")
     val_data: str | None = option(
         None, "Validation data, if not in `data`: its validation split, or all of it if it has no splits."
     )
