@@ -59,7 +59,13 @@ def test_the_table_has_means_intervals_and_marks(
     for method, share in (("single", 0.5), ("sample", 0.8), ("published", 0.5)):
         for seed in (0, 1, 2):
             right = {size: "".join(map(str, (rng.random(400) < share).astype(int))) for size in sizes}
-            found = {"data": "things", "method": method, "seed": seed, "views": 100.0, "equal": "arithmetic"}
+            found: dict[str, Any] = {
+                "data": "things",
+                "method": method,
+                "seed": seed,
+                "views": 100.0,
+                "equal": "arithmetic",
+            }
             found |= {"action": "run", "options": {"lr": 0.01}, "epochs": 3, "teraflops": 1.0, "cpu_seconds": 60.0}
             (tmp_path / f"{method}{seed}.json").write_text(json.dumps(found | {"peak_gib": 0.5, "right": right}))
     scaling["print_tables"](tmp_path, [])
@@ -68,7 +74,8 @@ def test_the_table_has_means_intervals_and_marks(
     assert all("+" in cell for cell in rows["sample"][7 : 7 + len(sizes)])
     assert not any("+" in cell or "−" in cell for cell in [*rows["single"][7:], *rows["published"][7:]])
     mean, _, interval = rows["sample"][-2].strip().partition(" ± ")
-    assert abs(float(mean.strip("*")) - 80) < 3 and 0 < float(interval) < 5
+    assert abs(float(mean.strip("*")) - 80) < 3
+    assert 0 < float(interval) < 5
     assert "400 validation images" in "\n".join(lines)
 
 
@@ -82,7 +89,8 @@ def test_a_drawing_is_rendered_alike_each_time(drawings: dict[str, Any]) -> None
     pytest.importorskip("resvg_py")
     icon = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><path fill="#000" d="M4 4h16v16H4z"/></svg>'
     one, other = (np.asarray(drawings["render"](icon, "square/one")) for _ in range(2))
-    assert one.shape == (256, 256, 3) and np.array_equal(one, other)
+    assert one.shape == (256, 256, 3)
+    assert np.array_equal(one, other)
     assert not np.array_equal(one, np.asarray(drawings["render"](icon, "square/two"))), "another background"
 
 
