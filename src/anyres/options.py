@@ -25,6 +25,8 @@ T = TypeVar("T")
 LARGEST = 1 << 24
 LONGEST = 1024
 """Bounds on the numbers and list lengths that `is_kind` accepts; nothing in a network is larger."""
+LARGEST_OPTION = (1 << 31) - 1
+"""Bound on the whole numbers among options, so that sums and products of them stay within 64 bits."""
 
 
 def option(default: Any, text: str, **bounds: Any) -> Any:
@@ -85,6 +87,14 @@ class Options(BaseModel):
         if new is not None:
             raise UserError(f"{value!r}, which is now spelled {new!r}")
         return read(value, cls.model_fields[info.field_name].annotation)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _bounded(cls, value: Any) -> Any:
+        for number in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(number, int) and abs(number) > LARGEST_OPTION:
+                raise UserError(f"{str(number):.80}; it must be at most {LARGEST_OPTION}")
+        return value
 
     @classmethod
     def check_name(cls, name: str) -> None:

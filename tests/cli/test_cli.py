@@ -237,6 +237,9 @@ WRONG = {
     "training size": (["train", "data=digits", "sizes=8", f"model_args={TINY.replace('4', '16')}"], "minimum|multiple"),
     "model option": (["train", "data=digits", "model_args=dept=3", "sizes=32"], "depth"),
     "value": (["train", "epochs=none"], "whole number"),
+    "number beyond 64 bits": (["train", f"seed={1 << 63}"], "seed is 9223372036854775808; it must be at most 214748"),
+    "number beyond 32 bits": (["detect", "train", f"repeats={1 << 32}"], "repeats is 4294967296; it must be at most"),
+    "processes": (["train", "data=digits", "workers=65536"], "workers 65536 must be between 0 .* and 1024"),
 }
 
 
@@ -278,6 +281,36 @@ def test_a_full_disk_is_one_sentence(
     as_a(DeiT, create_model("deit_tiny")).save_pretrained(tmp_path / "m")
     assert "disk is full" in no_trace("convert", tmp_path / "m", tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (MemoryError(), "smaller batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "smaller batch_size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "smaller batch_size"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "by signal: Killed.*fewer workers"),
+    ],
+)
+def test_limits_of_the_machine_get_one_sentence(
+    error: Exception, hint: str, no_trace: Sentence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import re
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("anyres.training.train", fail)
+    assert re.search(hint, no_trace("train", "data=digits"))
+
+
+def test_a_defect_in_a_loading_process_has_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("Caught RuntimeError in DataLoader worker process 0.")
+
+    monkeypatch.setattr("anyres.training.train", fail)
+    with pytest.raises(RuntimeError, match="Caught"):
+        main(["train", "data=digits"])
 
 
 NAMES = [

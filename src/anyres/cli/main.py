@@ -89,7 +89,23 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         note(f"anyres: {error}")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        sentence = _machine_sentence(error)
+        if sentence is None:
+            raise
+        note(f"anyres: {sentence}")
+        return 2
     return 0
+
+
+def _machine_sentence(error: MemoryError | RuntimeError) -> str | None:
+    """Return what to do about an error that the machine's limits explain, or None for any other one."""
+    text = str(error)
+    if text.startswith("DataLoader worker"):  # a defect inside of one starts with "Caught"
+        return f"a data loading process has ended ({text}): its memory may have run out; use fewer workers."
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return "the memory has run out: use a smaller batch_size, smaller sizes or fewer workers."
+    return None
 
 
 def _os_sentence(error: OSError) -> str:

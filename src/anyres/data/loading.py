@@ -13,6 +13,9 @@ from anyres.data.base import Item
 from anyres.errors import UserError
 from anyres.shapes import Size
 
+MAX_WORKERS = 1024
+"""More than any machine has processors to run; each takes some hundred megabytes."""
+
 
 class Views(Protocol):
     """A train transform: how items become training views. Must be picklable, because it runs in the workers."""
@@ -30,8 +33,8 @@ def _as_is(batch: Any) -> Any:
 
 def data_loader(batches: Dataset[Any], tasks: Any, workers: int, pin_memory: bool, persistent: bool) -> DataLoader[Any]:
     """Return a DataLoader that turns each element of `tasks` into one batch, in order."""
-    if workers < 0:
-        raise UserError(f"workers {workers} must be 0 (load in the main process) or more")
+    if not 0 <= workers <= MAX_WORKERS:
+        raise UserError(f"workers {workers} must be between 0 (load in the main process) and {MAX_WORKERS}")
     return DataLoader(
         batches,
         batch_size=None,
