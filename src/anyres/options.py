@@ -93,7 +93,7 @@ class Options(BaseModel):
     def _bounded(cls, value: Any) -> Any:
         for number in value if isinstance(value, list | tuple) else (value,):
             if isinstance(number, int) and abs(number) > LARGEST_OPTION:
-                raise UserError(f"{str(number):.80}; it must be at most {LARGEST_OPTION}")
+                raise UserError(f"{number!s:.80}; it must be at most {LARGEST_OPTION}")
         return value
 
     @classmethod
