@@ -87,6 +87,24 @@ def test_every_option_has_a_help_line(task: str) -> None:
     assert config_of(task)().task == task
 
 
+def test_arguments_of_a_recipe_are_changed_one_by_one() -> None:
+    recipe = {"model": "resformer_tiny", "model_args": {"position": "rlpe", "depth": 3}}
+    assert load_config(recipe).model_args == recipe["model_args"]
+    for given in ("depth=4,embed_dim=96", {"depth": 4, "embed_dim": 96}):
+        found = load_config(recipe, model_args=given).model_args
+        assert found == {"position": "rlpe", "depth": 4, "embed_dim": 96}
+    assert load_config({**recipe, "model_args": "depth=3"}, model_args="depth=4").model_args == {"depth": 4}
+    assert load_config(recipe, model="resformer_small").model_args == recipe["model_args"]
+    # Those of another system or head would not fit.
+    assert load_config(recipe, model="swin_tiny").model_args == {}
+    assert load_config(recipe, model="swin_tiny", model_args="depth=4").model_args == {"depth": 4}
+    dense = {"model": "pvt_v2_b0", "head": "upernet", "head_args": {"channels": 64}}
+    assert load_config(dense, "segmentation", head_args="pools=1").head_args == {"channels": 64, "pools": 1}
+    assert load_config(dense, "segmentation", head="semantic_fpn").head_args == {}
+    with pytest.raises(UserError, match="model_args"):
+        load_config(recipe, model_args="depth")
+
+
 def test_a_recipe_of_another_task_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(load_config(task="segmentation").to_dict()))
     assert load_config(tmp_path / "config.yaml", "segmentation") == load_config(task="segmentation")

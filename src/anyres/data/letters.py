@@ -17,7 +17,7 @@ from anyres.data.splits import check_split
 from anyres.errors import UserError
 
 SIDE = 256
-COUNTS = {"train": 100, "val": 40}
+COUNTS = {"train": 200, "val": 40}
 """Images per class."""
 FONTS = {
     "train": (
@@ -28,12 +28,12 @@ FONTS = {
     ),
     "val": (*(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")), "cmtt10", "cmti10"),
 }
-HEIGHTS = (0.22, 0.7)
+HEIGHTS = (0.4, 0.8)
 """Height of a capital as a share of the image's side."""
 
 
 class Letters(MapSource):
-    """26 classes, the letters of the alphabet in upper or lower case: 2600 training and 1040 validation images.
+    """26 classes, the letters of the alphabet in upper or lower case: 5200 training and 1040 validation images.
 
     Each image is one letter, turned and sheared, solid or in outline, in front of a blotchy, grainy ground and a few
     strokes. It is drawn anew from (split, index) every time, directly at the resolution that is asked for, up to 256

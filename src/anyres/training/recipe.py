@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from anyres.errors import UserError
-from anyres.io.parsing import read_yaml
+from anyres.io.parsing import read_mapping, read_yaml
 from anyres.options import did_you_mean
 from anyres.training.config import CONFIG_FILE, config_of
 
 RECIPES = Path(__file__).parent / "recipes"
+ARGUMENTS = {"model_args": "model", "head_args": "head"}
+"""Option with the arguments of an architecture → option that names it."""
 
 
 def field_help(task: str = "classification") -> dict[str, str]:
@@ -55,12 +57,40 @@ def load_config(
 ) -> Any:
     """Return an instance of `config_of(task)` with the options of a recipe (name, path or mapping) and `overrides`.
 
+    Overriding `model_args` or `head_args` changes the given arguments and keeps the recipe's others. The recipe's
+    arguments are for its own architecture: with a model of another system, or another head, they do not apply.
+
     Raises UserError for an unknown recipe or option and for a value that is not allowed.
     """
     options = dict(recipe) if isinstance(recipe, Mapping) else read_recipe(recipe, task) if recipe is not None else {}
+    for name, owner in ARGUMENTS.items():
+        if name in options and owner in overrides and not _akin(options.get(owner), overrides[owner]):
+            del options[name]
+        if name in options and name in overrides:
+            overrides[name] = _merged(options[name], overrides[name])
     options.update(overrides)
     check_names(options, task)
     return config_of(task)(**options)
+
+
+def _akin(first: Any, second: Any) -> bool:
+    """Return whether two architectures are the same or variants of one system, which take the same arguments."""
+    from anyres.models._registry import entries, resolve_name
+
+    if first == second:
+        return True
+    try:
+        return entries()[resolve_name(str(first))].family is entries()[resolve_name(str(second))].family
+    except UserError:
+        return False
+
+
+def _merged(recipe: Any, given: Any) -> Any:
+    try:
+        recipe, given = read_mapping(recipe), read_mapping(given)
+    except UserError:
+        return given  # validating the options reports it with its name
+    return {**recipe, **given} if isinstance(recipe, Mapping) and isinstance(given, Mapping) else given
 
 
 def check_names(options: Mapping[str, Any], task: str = "classification", where: str = "") -> None:
