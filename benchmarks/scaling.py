@@ -154,7 +154,9 @@ def run(
         output = Path(folder) / "run"
         config = config.changed(output=str(output), epochs=epochs, warmup_epochs=0.1 * epochs)
         began, cpu = time.monotonic(), time.process_time()
-        train(config)
+        status = train(config).status
+        if status != "finished":
+            raise SystemExit(f"{name} was stopped ({status}) and is not recorded")
         seconds, cpu_seconds = time.monotonic() - began, time.process_time() - cpu
         model = load_pretrained(output / "last_ema")
     source = open_test_source(model, used)
