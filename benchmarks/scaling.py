@@ -2,7 +2,7 @@
 
     uv run python benchmarks/scaling.py run results letters /data/icons --seeds 0 1 2
     uv run python benchmarks/scaling.py tune results letters /data/icons
-    uv run python benchmarks/scaling.py table results > table.md
+    uv run python benchmarks/scaling.py table benchmarks/results --into docs/science.md
 
 `run` trains every method on every dataset with every seed, and evaluates the averaged last weights at ten square sizes
 from 0.3 to 4 times the largest training size and at two aspect ratios. All methods have the same augmentation,
@@ -11,6 +11,7 @@ as much (`--equal epochs`: as many passes over the images, as in the ResFormer p
 already are not repeated. `tune` compares learning rates on a tenth of the training images, which is never reported.
 `table` prints the mean over seeds and the mean over the logarithm of the size with its 95 % interval over seeds, and
 marks differences from the first method that a paired test over images finds, corrected for the number of sizes (Holm).
+With --into, it replaces what stands between the lines `<!-- results -->` and `<!-- end of results -->` of a file.
 
 Datasets are `letters` or image folders with train and val; benchmarks/drawings.py makes two.
 """
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "pair late": {"mode": "sample", "sizes_per_step": 2, "distillation_start": 0.5},
 }
 RATES = (3e-3, 1e-2, 3e-2)
+RESULTS = ("<!-- results -->", "<!-- end of results -->")
 
 
 def main() -> None:
@@ -117,11 +119,16 @@ def main() -> None:
     parser.add_argument("--equal", choices=("arithmetic", "epochs"), default="arithmetic")
     parser.add_argument("--lr", type=float, help="of every method, instead of 1e-2")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--into", type=Path, help="Markdown file for the tables, instead of stdout")
     options = parser.parse_args()
     if unknown := set(options.methods) - set(METHODS):
         parser.error(f"there is no method {', '.join(sorted(unknown))}; there are {', '.join(METHODS)}")
     if options.action == "table":
-        print_tables(options.results, options.data)
+        found = "\n".join(tables(options.results, options.data))
+        if options.into is None:
+            print(found)
+        else:
+            options.into.write_text(with_results(options.into.read_text(), found))
         return
     torch.set_num_threads(options.threads)
     rates = RATES if options.action == "tune" else (options.lr,)
@@ -219,7 +226,15 @@ def length(config: Any, images: int, views: float, equal: str) -> tuple[int, flo
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 
-def print_tables(results: Path, data: Sequence[str]) -> None:
+def with_results(text: str, found: str) -> str:
+    """Return a document with other results."""
+    before, start, rest = text.partition(RESULTS[0])
+    _, end, after = rest.partition(RESULTS[1])
+    return f"{before}{start}\n{found}\n{end}{after}"
+
+
+def tables(results: Path, data: Sequence[str]) -> Iterator[str]:
+    """The lines of a table for each dataset and cost."""
     runs: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for file in sorted(results.glob("*.json")):
         found = json.loads(file.read_text())
@@ -228,20 +243,18 @@ def print_tables(results: Path, data: Sequence[str]) -> None:
             rate = f" lr {found['options']['lr']:g}" if found["action"] == "tune" else ""
             runs[key][found["method"] + rate].append(found)
     order = list(METHODS)
-    for (action, name, equal, views), methods in runs.items():
+    for (action, name, equal, views), methods in sorted(runs.items()):
         ranked = sorted(methods, key=lambda method: (order.index(method.partition(" lr ")[0]), method))
         sizes = list(methods[ranked[0]][0]["right"])
         counts = {len(bits) for found in methods.values() for each in found for bits in each["right"].values()}
-        print(f"\n### {name}, equal {equal}, {views:,.0f} views at {TOP} px{', learning rates' * (action == 'tune')}\n")
+        yield f"\n### {name}, equal {equal}, {views:,.0f} views at {TOP} px{', learning rates' * (action == 'tune')}\n"
         area = ["mean over log size"] if action == "run" else []
-        print("|".join(["| method | seeds | epochs | TFLOP | minutes | MB ", *sizes, *area, ""]))
-        print("|".join(["|---|--:|--:|--:|--:|--:", *["--:"] * (len(sizes) + len(area)), ""]))
+        yield "|".join(["| method | seeds | epochs | TFLOP | minutes | MB ", *sizes, *area, ""])
+        yield "|".join(["|---|--:|--:|--:|--:|--:", *["--:"] * (len(sizes) + len(area)), ""])
         for method in ranked:
-            print(row(methods[method], methods[ranked[0]], sizes, area))
-        print(
-            f"\n{', '.join(map(str, counts))} validation images.",
-            "+ and −: above and below the first line (paired, 5 %).",
-        )
+            yield row(methods[method], methods[ranked[0]], sizes, area)
+        counted = ", ".join(map(str, counts))
+        yield f"\n{counted} validation images. + and −: above and below the first line (paired, 5 %)."
 
 
 def row(found: list[dict[str, Any]], first: list[dict[str, Any]], sizes: Sequence[str], area: Sequence[str]) -> str:

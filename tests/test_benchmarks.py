@@ -51,9 +51,7 @@ def test_equal_epochs_are_equal(scaling: dict[str, Any]) -> None:
     assert scaling["length"](config, 3200, 160_000, "epochs")[0] == 50
 
 
-def test_the_table_has_means_intervals_and_marks(
-    scaling: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_has_means_intervals_and_marks(scaling: dict[str, Any], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     sizes = [f"{side}x{side}" for side in scaling["SIDES"]] + ["48x85"]
     for method, share in (("single", 0.5), ("sample", 0.8), ("published", 0.5)):
@@ -68,8 +66,7 @@ def test_the_table_has_means_intervals_and_marks(
             }
             found |= {"action": "run", "options": {"lr": 0.01}, "epochs": 3, "teraflops": 1.0, "cpu_seconds": 60.0}
             (tmp_path / f"{method}{seed}.json").write_text(json.dumps(found | {"peak_gib": 0.5, "right": right}))
-    scaling["print_tables"](tmp_path, [])
-    lines = capsys.readouterr().out.splitlines()
+    lines = "\n".join(scaling["tables"](tmp_path, [])).splitlines()
     rows = {line.split("|")[1].strip(): line.split("|") for line in lines if line.startswith("| ")}
     assert all("+" in cell for cell in rows["sample"][7 : 7 + len(sizes)])
     assert not any("+" in cell or "−" in cell for cell in [*rows["single"][7:], *rows["published"][7:]])
@@ -77,6 +74,11 @@ def test_the_table_has_means_intervals_and_marks(
     assert abs(float(mean.strip("*")) - 80) < 3
     assert 0 < float(interval) < 5
     assert "400 validation images" in "\n".join(lines)
+
+
+def test_the_documented_tables_are_those_of_the_recorded_runs(scaling: dict[str, Any]) -> None:
+    text = (ROOT.parent / "docs" / "science.md").read_text()
+    assert scaling["with_results"](text, "\n".join(scaling["tables"](ROOT / "results", []))) == text
 
 
 def test_variants_of_an_icon_are_one_thing(drawings: dict[str, Any]) -> None:

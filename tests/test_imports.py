@@ -14,7 +14,7 @@ import anyres
 
 ROOT = Path(anyres.__file__).parent
 FLOORS = [
-    {"errors", "shapes"},
+    {"allocator", "errors", "shapes"},
     {"extras", "options"},
     {"io", "layers"},
     {"data"},

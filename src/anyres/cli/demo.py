@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anyres.allocator import keep_memory
 from anyres.errors import UserError
 from anyres.extras import require
 from anyres.tasks import TASKS
@@ -114,10 +115,6 @@ def _processes() -> multiprocessing.context.BaseContext:
     """Return a context whose processes share one slow import of torch if the platform can fork."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
-    # By default glibc returns the memory of the activations to the system after every step, which took 13 % of the time
-    # on the machine where this was measured. glibc reads these variables when a process starts; others ignore them.
-    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
-        os.environ.setdefault(name, str(1 << 32))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["anyres.training.loop"])
     return context
@@ -129,6 +126,7 @@ def _train(config: RunConfig, threads: int) -> float:
 
     from anyres.training import train
 
+    keep_memory()
     torch.set_num_threads(threads)
     result = train(config)
     if result.status != "finished":

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec
 
+from anyres.allocator import keep_memory
 from anyres.cli.arguments import parse
 from anyres.cli.commands import COMMANDS
 from anyres.cli.terminal import note, safe_streams
@@ -77,6 +78,7 @@ def interruptible(command: Callable[P, int]) -> Callable[P, int]:
 @interruptible
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; for bad input, print an error message to stderr and return 2."""
+    keep_memory()
     try:
         command, values = parse("anyres", ABOUT, COMMANDS, sys.argv[1:] if arguments is None else arguments)
         command(**values)

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from anyres.allocator import keep_memory
 from anyres.data import BadImage, Item
 from anyres.data.config import DataConfig
 from anyres.data.decode import Data, with_depth
@@ -75,6 +76,7 @@ class Predictor:
         source: Any = None,
         **options: Any,
     ) -> None:
+        keep_memory()
         self.model: Any = model if isinstance(model, nn.Module) else open_model(str(model), names)[1]
         self.task = task_of(self.model)
         self.config = DataConfig.of(self.model, source)
