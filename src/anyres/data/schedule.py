@@ -13,6 +13,8 @@ from anyres.shapes import Size
 
 MAX_SIDE = 65536
 MAX_SIZES = 10_000
+LONG_TRAINING = 300
+"""Epochs from which mode "auto" shows every image at all sizes."""
 
 
 def parse_sizes(text: str) -> list[Size]:
@@ -60,6 +62,8 @@ class SizeSchedule:
     2023). With `sizes_per_step` k, it uses k neighbouring sizes, starting at index (step mod (n-k+1)). `mode` "sample"
     draws `sizes_per_step` different sizes (by default one) for each "iteration" or "epoch", the same on every rank.
     Single sizes drawn per iteration come in rounds, in which each occurs once, so that none is missed for long.
+    "auto" is "sample" in runs of fewer than 300 `epochs`, where it wins at equal cost (docs/science.md), and "replicate"
+    in longer ones, the length of ResFormer's published training.
 
     `curriculum` makes small sizes likelier at the start of the `epochs` and large ones at the end: in the logarithm of
     its side, a size is weighted by a normal curve (sigma 0.35 of the range) around the share of the epochs done, over a
@@ -72,7 +76,7 @@ class SizeSchedule:
     def __init__(
         self,
         sizes: Sequence[Size],
-        mode: Literal["replicate", "sample"] = "replicate",
+        mode: Literal["replicate", "sample", "auto"] = "replicate",
         per: Literal["iteration", "epoch"] = "iteration",
         sizes_per_step: int | None = None,
         curriculum: bool = False,
@@ -86,8 +90,10 @@ class SizeSchedule:
             raise UserError(f"sizes {ordered} must be pairs (height, width) of positive integers")
         if len(set(ordered)) < len(ordered):
             raise UserError(f"sizes {ordered} hold one size twice: leave the second out")
-        if mode not in ("replicate", "sample"):
-            raise UserError(f"mode {mode!r} must be 'replicate' or 'sample'")
+        if mode not in ("replicate", "sample", "auto"):
+            raise UserError(f"mode {mode!r} must be 'replicate', 'sample' or 'auto'")
+        if mode == "auto":
+            mode = "sample" if epochs < LONG_TRAINING else "replicate"
         if per not in ("iteration", "epoch"):
             raise UserError(f"per {per!r} must be 'iteration' or 'epoch'")
         if sizes_per_step is not None and not 1 <= sizes_per_step <= len(ordered):
