@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
+import torch
 import yaml
 
 from anyres.data import Augmentation, Mixing, SizeSchedule
@@ -15,7 +16,8 @@ from anyres.data.clips import Sampling
 from anyres.data.detection_views import DetectionViews
 from anyres.data.segmentation_views import SegmentationViews
 from anyres.errors import UserError
-from anyres.models._registry import list_models
+from anyres.evaluation.cost import count_flops
+from anyres.models._registry import create_model, list_models
 from anyres.options import Options, option
 from anyres.tasks import TASKS
 from anyres.training.config import config_of
@@ -212,6 +214,18 @@ def test_components_are_built_from_the_options_of_their_names() -> None:
     assert (mixing.num_classes, mixing.mix_prob, mixing.smoothing, mixing.separate_mix) == (7, 0.25, 0, True)
     assert mixing.seed == 3
     assert config.build(Sampling, stride=9) == Sampling(4, 9)
+
+
+def test_the_demo_compares_at_equal_cost() -> None:
+    def cost(recipe: str) -> float:
+        config = load_config(recipe)
+        model: Any = create_model(config.model, **config.model_args, num_classes=10).eval()
+        forward = [count_flops(model, torch.zeros(1, 3, *shape)) for shape in config.shapes]
+        assert config.build(SizeSchedule, sizes=config.shapes).mode == "sample" or len(config.shapes) == 1
+        return config.epochs * sum(forward) / len(forward)
+
+    several, single = TASKS["classification"].demo.runs.values()
+    assert 0.95 < cost(several) / cost(single) <= 1
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -31,8 +31,8 @@ PICTURES = 6
 def run_demo(task: Task, output: Path, epochs: int | None = None, seed: int = 0, device: str = "auto") -> SweepResult:
     """Train the networks of `task.demo`, evaluate them at its sizes and write the report to `output / "report"`.
 
-    `epochs` replaces the number of epochs of the first recipe and scales those of the others in proportion. Finished
-    runs in `output` are not trained again.
+    `epochs` replaces the number of epochs of the first recipe and scales those of the others, and the warm-up of all, in
+    proportion. Finished runs in `output` are not trained again.
 
     Raises:
         UserError: if a required package is missing, or if a run is stopped or its process is killed.
@@ -46,7 +46,9 @@ def run_demo(task: Task, output: Path, epochs: int | None = None, seed: int = 0,
     for recipe in runs.values():
         options: dict[str, Any] = {"output": str(output / recipe), "seed": seed, "device": device, "progress": False}
         if epochs is not None:
-            options["epochs"] = round(epochs * load_config(recipe, task.name).epochs / first.epochs)
+            usual = load_config(recipe, task.name)
+            options["epochs"] = max(1, round(epochs * usual.epochs / first.epochs))
+            options["warmup_epochs"] = usual.warmup_epochs * options["epochs"] / usual.epochs
         configs.append(load_config(recipe, task.name, **options))
     print(f"[1/2] training {len(configs)} networks side by side: {', '.join(runs)}", file=sys.stderr, flush=True)
     # Networks this small do not benefit from a second core. A process for each saves a third of the time.

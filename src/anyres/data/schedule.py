@@ -62,8 +62,8 @@ class SizeSchedule:
     2023). With `sizes_per_step` k, it uses k neighbouring sizes, starting at index (step mod (n-k+1)). `mode` "sample"
     draws `sizes_per_step` different sizes (by default one) for each "iteration" or "epoch", the same on every rank.
     Single sizes drawn per iteration come in rounds, in which each occurs once, so that none is missed for long.
-    "auto" is "sample" in runs of fewer than 300 `epochs`, where it wins at equal cost (docs/science.md), and "replicate"
-    in longer ones, the length of ResFormer's published training.
+    "auto" is "sample" in runs of fewer than 300 `epochs`, where it wins at equal cost (docs/science.md), and
+    "replicate" in longer ones, the length of ResFormer's published training.
 
     `curriculum` makes small sizes likelier at the start of the `epochs` and large ones at the end: in the logarithm of
     its side, a size is weighted by a normal curve (sigma 0.35 of the range) around the share of the epochs done, over a

@@ -39,8 +39,8 @@ class RunConfig(TaskOptions):
     # Sizes
     mode: Literal["replicate", "sample", "auto"] = option(
         "replicate",
-        "replicate: every image at all sizes in each step, as published. sample: one size per batch, which gives better "
-        "accuracy for the same training time. auto: replicate from 300 epochs on, otherwise sample.",
+        "replicate: every image at all sizes in each step, as published. sample: one size per batch, for the best "
+        "accuracy in a given training time. auto: replicate from 300 epochs on, otherwise sample.",
     )
     per: Literal["iteration", "epoch"] = option(
         "iteration", "How often mode=sample draws a new size (the same on all processes)."
