@@ -219,7 +219,7 @@ def test_components_are_built_from_the_options_of_their_names() -> None:
 def test_the_demo_compares_at_equal_cost() -> None:
     def cost(recipe: str) -> float:
         config = load_config(recipe)
-        model: Any = create_model(config.model, **config.model_args, num_classes=10).eval()
+        model: Any = create_model(config.model, **config.model_args, img_size=config.shapes[0], num_classes=10).eval()
         forward = [count_flops(model, torch.zeros(1, 3, *shape)) for shape in config.shapes]
         assert config.build(SizeSchedule, sizes=config.shapes).mode == "sample" or len(config.shapes) == 1
         return config.epochs * sum(forward) / len(forward)

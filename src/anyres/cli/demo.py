@@ -31,7 +31,7 @@ PICTURES = 6
 def run_demo(task: Task, output: Path, epochs: int | None = None, seed: int = 0, device: str = "auto") -> SweepResult:
     """Train the networks of `task.demo`, evaluate them at its sizes and write the report to `output / "report"`.
 
-    `epochs` replaces the number of epochs of the first recipe and scales those of the others, and the warm-up of all, in
+    `epochs` replaces the number of epochs of the first recipe and scales those of the others and the warm-up in
     proportion. Finished runs in `output` are not trained again.
 
     Raises:

@@ -37,7 +37,7 @@ class Classification(Task):
     test_size = 224
     test_batch_size = 64
     demo = Demo(
-        "Train an any-size network and an ordinary DeiT on built-in digits at equal cost, and compare them at all sizes.",
+        "Train an any-size network and an ordinary DeiT on built-in digits at equal cost, and compare their accuracy.",
         {"any size": "digits_any_size", "DeiT": "digits_deit"},
         (*((side, side) for side in (10, 12, 15, 20, 24, 28, 32, 40, 48, 64, 96)), (24, 30), (40, 32)),
         batch_size=120,
