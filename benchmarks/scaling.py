@@ -22,10 +22,10 @@ import argparse
 import json
 import math
 import os
+import re
 import resource
 import shlex
 import shutil
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from anyres.allocator import keep_memory
 from anyres.data.kept import KeptImages
 from anyres.data.schedule import SizeSchedule
 from anyres.evaluation import evaluate
@@ -82,6 +83,7 @@ COMMON: dict[str, Any] = {
     "progress": False,
 }
 SAMPLE = {"mode": "sample", "distillation": "none"}
+ADAMW = {"optimizer": "adamw", "lr": 3e-3}
 LADDER = [64, 56, 48, 40, 32, 24]
 
 
@@ -91,18 +93,25 @@ def positioned(name: str, **parts: Any) -> dict[str, Any]:
 
 METHODS: dict[str, dict[str, Any]] = {
     "single": {"sizes": [TOP], "model": "deit_tiny", "distillation": "none"},
+    "single rlpe": {"sizes": [TOP], "distillation": "none", **positioned("rlpe")},
+    "single, AdamW": {"sizes": [TOP], "model": "deit_tiny", "distillation": "none", **ADAMW},
     "published": {},
+    "published rlpe": positioned("rlpe"),
     "replicate": {"distillation": "none"},
     "sample": SAMPLE,
-    "sample ape": {**SAMPLE, **positioned("ape")},
     "sample rope": {**SAMPLE, **positioned("rope")},
     "sample rlpe": {**SAMPLE, **positioned("rlpe")},
+    "sample rlpe, no log scale": {**SAMPLE, **positioned("rlpe", log_scale=None)},
+    "sample rlpe, no jitter": {**SAMPLE, **positioned("rlpe", jitter=None)},
     "sample pape": {**SAMPLE, **positioned("pape")},
-    "sample wide": {**SAMPLE, "sizes": LADDER},
-    "curriculum": {**SAMPLE, "sizes": LADDER, "curriculum": True},
-    "curriculum rope": {**SAMPLE, "sizes": LADDER, "curriculum": True, **positioned("rope")},
-    "pair": {"mode": "sample", "sizes_per_step": 2},
-    "pair late": {"mode": "sample", "sizes_per_step": 2, "distillation_start": 0.5},
+    "sample fire": {**SAMPLE, **positioned("fire")},
+    "sample lookhere": {**SAMPLE, **positioned("lookhere")},
+    "pair rlpe": {"mode": "sample", "sizes_per_step": 2, **positioned("rlpe")},
+    "pair rlpe, late": {"mode": "sample", "sizes_per_step": 2, "distillation_start": 0.5, **positioned("rlpe")},
+    "any_size": {**SAMPLE, "sizes": LADDER, **positioned("rlpe")},
+    "any_size, curriculum": {**SAMPLE, "sizes": LADDER, "curriculum": True, **positioned("rlpe")},
+    "any_size, crops 0.1-3": {**SAMPLE, "sizes": LADDER, "crop_scale": [0.1, 3.0], **positioned("rlpe")},
+    "any_size, AdamW": {**SAMPLE, "sizes": LADDER, **ADAMW, **positioned("rlpe")},
 }
 RATES = (3e-3, 1e-2, 3e-2)
 RESULTS = ("<!-- results -->", "<!-- end of results -->")
@@ -131,6 +140,7 @@ def main() -> None:
             options.into.write_text(with_results(options.into.read_text(), found))
         return
     torch.set_num_threads(options.threads)
+    keep_memory()
     rates = RATES if options.action == "tune" else (options.lr,)
     for data in options.data or ["letters"]:
         for seed in options.seeds:
@@ -151,7 +161,8 @@ def run(
     # A folder of classes gives a tenth of itself for validation.
     used = str(place / "train") if action == "tune" and place.is_dir() else data
     config = load_config({**COMMON, **changes, "data": used, "seed": seed})
-    name = "_".join([place.name, method.replace(" ", "-"), f"{views:g}", equal, f"{config.lr:g}", str(seed), action])
+    slug = re.sub(r"[^a-z0-9.]+", "-", method.lower())
+    name = "_".join([place.name, slug, f"{views:g}", equal, f"{config.lr:g}", str(seed), action])
     file = results / f"{name}.json"
     if file.exists():
         return
@@ -179,7 +190,12 @@ def run(
         "views": views,
         "equal": equal,
         "action": action,
-        "command": shlex.join(["benchmarks/scaling.py", *sys.argv[1:]]),
+        "command": shlex.join(
+            [
+                *("benchmarks/scaling.py", action, "RESULTS", place.name, "--methods", method, "--seeds", str(seed)),
+                *("--views", f"{views:g}", "--equal", equal, *(() if rate is None else ("--lr", f"{rate:g}"))),
+            ]
+        ),
         "options": {key: value for key, value in config.to_dict().items() if key not in ("output", "data")},
         "images": images,
         "epochs": epochs,
