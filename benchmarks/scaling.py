@@ -113,6 +113,17 @@ METHODS: dict[str, dict[str, Any]] = {
     "any_size, crops 0.1-3": {**SAMPLE, "sizes": LADDER, "crop_scale": [0.1, 3.0], **positioned("rlpe")},
     "any_size, AdamW": {**SAMPLE, "sizes": LADDER, **ADAMW, **positioned("rlpe")},
 }
+WIDTHS = {"embed_dims": (32, 48, 64, 96), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 3), "mlp_ratios": (2, 2, 2, 2)}
+PYRAMIDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "swin": ("swin_tiny", {"embed_dim": 16, "depths": (2, 2, 2, 1), "num_heads": (1, 2, 4, 8)}),
+    "pvt_v2": ("pvt_v2_b1", WIDTHS),
+    "cvt": ("cvt_13", {"embed_dims": (32, 48, 96), "depths": (1, 1, 2), "num_heads": (1, 2, 3), "mlp_ratio": 2}),
+}
+for system, (model, arguments) in PYRAMIDS.items():
+    network = {"model": model, "model_args": arguments}
+    METHODS[f"{system}, single"] = {**network, "sizes": [TOP], "distillation": "none"}
+    METHODS[f"{system}, published"] = network
+    METHODS[f"{system}, any_size"] = {**network, **SAMPLE, "sizes": LADDER}
 RATES = (3e-3, 1e-2, 3e-2)
 RESULTS = ("<!-- results -->", "<!-- end of results -->")
 
