@@ -94,9 +94,10 @@ def positioned(name: str, **parts: Any) -> dict[str, Any]:
 METHODS: dict[str, dict[str, Any]] = {
     "single": {"sizes": [TOP], "model": "deit_tiny", "distillation": "none"},
     "single rlpe": {"sizes": [TOP], "distillation": "none", **positioned("rlpe")},
+    "single pape": {"sizes": [TOP], "distillation": "none", **positioned("pape")},
     "single, AdamW": {"sizes": [TOP], "model": "deit_tiny", "distillation": "none", **ADAMW},
     "published": {},
-    "published rlpe": positioned("rlpe"),
+    "published pape": positioned("pape"),
     "replicate": {"distillation": "none"},
     "sample": SAMPLE,
     "sample rope": {**SAMPLE, **positioned("rope")},
@@ -106,12 +107,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "sample pape": {**SAMPLE, **positioned("pape")},
     "sample fire": {**SAMPLE, **positioned("fire")},
     "sample lookhere": {**SAMPLE, **positioned("lookhere")},
-    "pair rlpe": {"mode": "sample", "sizes_per_step": 2, **positioned("rlpe")},
-    "pair rlpe, late": {"mode": "sample", "sizes_per_step": 2, "distillation_start": 0.5, **positioned("rlpe")},
-    "any_size": {**SAMPLE, "sizes": LADDER, **positioned("rlpe")},
-    "any_size, curriculum": {**SAMPLE, "sizes": LADDER, "curriculum": True, **positioned("rlpe")},
-    "any_size, crops 0.1-3": {**SAMPLE, "sizes": LADDER, "crop_scale": [0.1, 3.0], **positioned("rlpe")},
-    "any_size, AdamW": {**SAMPLE, "sizes": LADDER, **ADAMW, **positioned("rlpe")},
+    "pair pape": {"mode": "sample", "sizes_per_step": 2, **positioned("pape")},
+    "pair pape, late": {"mode": "sample", "sizes_per_step": 2, "distillation_start": 0.5, **positioned("pape")},
+    "wide rlpe": {**SAMPLE, "sizes": LADDER, **positioned("rlpe")},
+    "any_size": {**SAMPLE, "sizes": LADDER, **positioned("pape")},
+    "any_size, local": {**SAMPLE, "sizes": LADDER, **positioned("pape", local=True)},
+    "any_size, curriculum": {**SAMPLE, "sizes": LADDER, "curriculum": True, **positioned("pape")},
+    "any_size, crops 0.1-3": {**SAMPLE, "sizes": LADDER, "crop_scale": [0.1, 3.0], **positioned("pape")},
+    "any_size, AdamW": {**SAMPLE, "sizes": LADDER, **ADAMW, **positioned("pape")},
 }
 WIDTHS = {"embed_dims": (32, 48, 64, 96), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 3), "mlp_ratios": (2, 2, 2, 2)}
 PYRAMIDS: dict[str, tuple[str, dict[str, Any]]] = {

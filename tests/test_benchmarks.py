@@ -31,7 +31,7 @@ def test_every_method_is_a_valid_configuration(scaling: dict[str, Any]) -> None:
         load_config({**scaling["COMMON"], **changes, "epochs": 30})
 
 
-@pytest.mark.parametrize("method", ["published", "sample", "any_size", "any_size, curriculum", "pair rlpe"])
+@pytest.mark.parametrize("method", ["published", "sample", "any_size", "any_size, curriculum", "pair pape"])
 def test_methods_have_the_arithmetic_of_the_single_size(scaling: dict[str, Any], method: str) -> None:
     images, views = 3200, 160_000
 
