@@ -78,9 +78,11 @@ class SweepResult:
     @property
     def finding(self) -> Finding:
         """The main result in words."""
-        test = next((each.test for each in self.evidence.values()), "")
-        over_runs = ", and of several runs also a t-test over them," if self.groups else ""
-        return find(self.shown, self.train_sizes, self.comparisons, test + over_runs)
+        kind = next(iter(self.evidence.values()), None)
+        test = kind.test if kind is not None else ""
+        if kind is not None and self.groups:
+            test = f"{test} (for several runs, {kind.test_of_runs} and a t-test over them)"
+        return find(self.shown, self.train_sizes, self.comparisons, test)
 
 
 def sweep(

@@ -25,6 +25,8 @@ class Evidence(ABC):
 
     test: ClassVar[str]
     """Name of the test for a difference between two models, to be used in a sentence."""
+    test_of_runs: ClassVar[str]
+    """The same for a difference between the means of several runs."""
 
     places: np.ndarray
     """(n,) int32."""
@@ -67,6 +69,7 @@ class Answers(Evidence):
     """For each item, its true class and the class that the model ranks first."""
 
     test = "McNemar's exact test on the same images"
+    test_of_runs = "a normal test of the paired differences"
 
     truth: np.ndarray
     """(n,) int32."""
@@ -106,7 +109,7 @@ class Answers(Evidence):
 class Regions(Evidence):
     """Numbers of pixels of each class in each item: in the intersection and in the union of label and prediction."""
 
-    test = "a paired bootstrap over the images"
+    test = test_of_runs = "a paired bootstrap over the images"
 
     found: np.ndarray
     """(n, K) int32."""
