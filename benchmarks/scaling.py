@@ -91,6 +91,8 @@ def positioned(name: str, **parts: Any) -> dict[str, Any]:
     return {"model_args": {**NETWORK, "position": name, **({"position_args": parts} if parts else {})}}
 
 
+ANY_SIZE = {**SAMPLE, "sizes": LADDER, **positioned("pape", local=True)}
+"""The recipe any_size."""
 METHODS: dict[str, dict[str, Any]] = {
     "single": {"sizes": [TOP], "model": "deit_tiny", "distillation": "none"},
     "single rlpe": {"sizes": [TOP], "distillation": "none", **positioned("rlpe")},
@@ -110,11 +112,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "pair pape": {"mode": "sample", "sizes_per_step": 2, **positioned("pape")},
     "pair pape, late": {"mode": "sample", "sizes_per_step": 2, "distillation_start": 0.5, **positioned("pape")},
     "wide rlpe": {**SAMPLE, "sizes": LADDER, **positioned("rlpe")},
-    "any_size": {**SAMPLE, "sizes": LADDER, **positioned("pape")},
-    "any_size, local": {**SAMPLE, "sizes": LADDER, **positioned("pape", local=True)},
-    "any_size, curriculum": {**SAMPLE, "sizes": LADDER, "curriculum": True, **positioned("pape")},
-    "any_size, crops 0.1-3": {**SAMPLE, "sizes": LADDER, "crop_scale": [0.1, 3.0], **positioned("pape")},
-    "any_size, AdamW": {**SAMPLE, "sizes": LADDER, **ADAMW, **positioned("pape")},
+    "wide pape": {**SAMPLE, "sizes": LADDER, **positioned("pape")},
+    "any_size": ANY_SIZE,
+    "any_size, curriculum": {**ANY_SIZE, "curriculum": True},
+    "any_size, crops 0.1-3": {**ANY_SIZE, "crop_scale": [0.1, 3.0]},
+    "any_size, AdamW": {**ANY_SIZE, **ADAMW},
 }
 WIDTHS = {"embed_dims": (32, 48, 64, 96), "depths": (1, 1, 2, 1), "num_heads": (1, 2, 2, 3), "mlp_ratios": (2, 2, 2, 2)}
 PYRAMIDS: dict[str, tuple[str, dict[str, Any]]] = {

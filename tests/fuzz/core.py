@@ -125,12 +125,15 @@ def run_kind(kind: Kind, seed: int, cases: Sequence[int], root: Path, progress: 
     return tally
 
 
+CACHES = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR")
+
+
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A temporary folder that is also the place of everything that libraries keep for themselves."""
     root = Path(tempfile.mkdtemp(prefix="anyres-fuzz-")).resolve()
     before = dict(os.environ)
-    own = {name: str(new_folder(root / name.lower())) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR")}
+    own = {name: str(new_folder(root / name.lower())) for name in CACHES}
     os.environ.update(own, HF_HUB_OFFLINE="1", COLUMNS="200")
     tempfile.tempdir = None  # read TMPDIR again
     try:
