@@ -57,11 +57,6 @@ def test_every_variant_states_its_facts() -> None:
         assert info["size_policy"].endswith(".")
 
 
-def test_pretrained_without_an_address_says_where_the_file_is() -> None:
-    with pytest.raises(UserError, match=r"ruitian12/resformer.*checkpoint_path"):
-        create_model("resformer_small", pretrained=True)
-
-
 def test_options_reach_the_model_and_none_means_default() -> None:
     model = create_model("resformer_tiny", num_classes=5, in_chans=4, depth=2, embed_dim=None, drop_path_rate=0.1)
     assert model.embed_dim == 192

@@ -13,7 +13,7 @@ from anyres.io import hub
 from anyres.io.files import existing
 from anyres.models._backbone import Backbone
 from anyres.models._checkpoints import load_checkpoint
-from anyres.models._registry import create_model, entries, guess_model, resolve_name
+from anyres.models._registry import PREFIX, create_model, entries, guess_model, resolve_name
 from anyres.tasks import load_pretrained
 from anyres.tasks.finite import check_weights
 
@@ -101,10 +101,11 @@ def published_top1(spec: str, model: nn.Module, classes: int) -> dict[int, float
     """Top-1 on ImageNet-1k by side that its authors report for a model with their weights: given by its name or as
     their weights file, and judged on so many classes. Empty for every other one."""
     own = Path(spec.split(":=", 1)[-1]).is_dir() or ":" in spec.split(":=", 1)[-1]
-    name = str(getattr(model, "architecture", ""))
+    name = str(getattr(model, "architecture", "")).removeprefix(PREFIX)
     if own or classes != 1000 or name not in entries():
         return {}
-    return dict(entries()[name].variant.top1)
+    variant = entries()[name].variant
+    return dict(variant.top1) if variant.benchmark == "ImageNet-1k" else {}
 
 
 def from_file(path: Path, architecture: str | None = None) -> Backbone:

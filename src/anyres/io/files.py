@@ -275,6 +275,12 @@ def is_damaged(path: Path, kind: str) -> bool:
     return bool(record) and _line(path.name, kind, path) not in record
 
 
+def recorded(path: Path, kind: str) -> set[str]:
+    """Return the SHA-256 of everything of this kind that anyres wrote to `path`, also of what is no longer there."""
+    lines = [json.loads(line) for line in _record(path.parent).splitlines() if line.endswith(b"}")]
+    return {line["sha256"] for line in lines if (line["file"], line["kind"]) == (path.name, kind)}
+
+
 def adopt(folder: Path, kind: str, names: Iterable[str]) -> None:
     """Record files that were written by a version of anyres without records."""
     paths = [folder / name for name in names]

@@ -87,15 +87,14 @@ class Variant:
     drop_path: float = 0.0
     """Drop-path rate in the published training."""
     top1: dict[int, float] = field(default_factory=dict)
-    """Published ImageNet-1k top-1 in percent by test size."""
+    """Published top-1 in percent by test size."""
     train_sizes: tuple[int, ...] = (224,)
-    tag: str = "in1k"
-    url: str | None = None
-    """Direct download URL of the authors' weights, or None."""
     crop_pct: float = 0.875
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     notes: str = ""
+    benchmark: str = "ImageNet-1k"
+    """The data that `top1` is for."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from anyres.errors import UserError, first_line
@@ -33,6 +34,9 @@ class LoadReport:
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
+    """Tables of another native size."""
+    adapted: list[str] = field(default_factory=list)
+    """Layers that read images of another number of channels."""
     foreign: list[str] = field(default_factory=list)
     """Non-tensor classes and functions that the file refers to; their objects were left out."""
 
@@ -43,7 +47,7 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors loaded"]
-        for what in ("resized", "missing", "unexpected", "mismatched", "foreign"):
+        for what in ("resized", "adapted", "missing", "unexpected", "mismatched", "foreign"):
             names = getattr(self, what)
             if names:
                 parts.append(f"{len(names)} {what} ({_some(names)})")
@@ -145,11 +149,29 @@ def _without_prefixes(state: dict[str, Tensor], part: bool) -> list[dict[str, Te
     return found
 
 
-def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema: bool = False) -> LoadReport:
+def fit_channels(state: Mapping[str, Tensor], own: Mapping[str, Tensor], in_chans: int) -> dict[str, Tensor]:
+    """Return the layers of `state` that read RGB images, adapted to a model with `in_chans` channels by timm's rule.
+
+    One channel gets the sum of the three; more get copies of them in turn, scaled so that their sum stays the same.
+    """
+    adapted = {}
+    for name, tensor in state.items():
+        place = own.get(name)
+        if place is None or not place.ndim == tensor.ndim > 3 or tensor.shape[1] != 3 or in_chans == 3:
+            continue
+        if place.shape == (len(tensor), in_chans, *tensor.shape[2:]):
+            adapted[name] = adapt_input_conv(in_chans, tensor.flatten(3)).view(place.shape)
+    return adapted
+
+
+def load_checkpoint(
+    model: nn.Module, path: str | Path, strict: bool = True, ema: bool = False, skip: Collection[str] = ()
+) -> LoadReport:
     """Load a published or own weights file into a model.
 
     Position tables with another native size are resized (and reported). With `strict` everything must match; otherwise
     whatever matches is loaded and the rest is reported. `ema` prefers the averaged weights if a file has both.
+    Parameters whose names start with one in `skip` keep their values.
 
     Raises FileNotFoundError, and UserError for a damaged file or weights of a different model. The model is then
     unchanged.
@@ -168,10 +190,13 @@ def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema
         if name in own and tensor.numel() and tensor.is_floating_point() and tensor.ndim == own[name].ndim
     }
     resized = model.fit_tables(tables)
-    state |= resized
-    report = LoadReport(resized=list(resized), foreign=list(file.foreign))
+    adapted = fit_channels(state, own, model.in_chans)
+    state |= resized | adapted
+    report = LoadReport(resized=list(resized), adapted=list(adapted), foreign=list(file.foreign))
     if dense:  # a file of the whole network is fine too; its classifier is not needed
         state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(_CLASSIFIER)}
+    passed = tuple(skip)
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(passed)}
     for name, tensor in state.items():
         if name not in own:
             report.unexpected.append(name)
@@ -181,7 +206,8 @@ def load_checkpoint(model: nn.Module, path: str | Path, strict: bool = True, ema
             report.mismatched.append(f"{name} {hub.describe(tensor)} for {hub.describe(own[name])}")
         else:
             report.loaded.append(name)
-    report.missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    wanted = [name for name in own if not name.startswith(passed) and not name.endswith("num_batches_tracked")]
+    report.missing = [name for name in wanted if name not in state]
     if not report.loaded or (strict and not report.complete):
         name = (model.architecture or type(model).__name__).removeprefix("anyres_")
         only_head = report.loaded and all(
@@ -203,7 +229,8 @@ def save_weights(state: dict[str, Tensor], path: str | Path) -> None:
     """Write a flat state dict atomically: `.safetensors`, or a torch file under the key "model", as published files
     are."""
     path = Path(path)
-    state = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+    # Published names may share a tensor, and safetensors does not write shared memory.
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     with atomic_write(path, "weights") as temporary:
         if path.suffix == ".safetensors":
             save_file(state, temporary, metadata={"format": "pt"})

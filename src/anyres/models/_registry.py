@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 
 import timm
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from timm.models._features import FeatureDictNet, FeatureGetterNet, FeatureListNet
 from timm.models._features_fx import FeatureGraphNet
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from anyres import models
 from anyres.errors import UserError
 from anyres.models._backbone import Backbone, Family, Variant, pair
 from anyres.models._checkpoints import load_checkpoint, pick_state, read_state
+from anyres.models._published import Published, fetch_weights, published
 from anyres.options import check_kind
 
 __all__ = ["create_model", "guess_model", "list_models", "model_info", "model_of_folder"]
@@ -111,10 +112,11 @@ def create_model(
     """Build a model.
 
     Args:
-        name: a name in `list_models()`, a published name (both may have a `.tag`), `local-dir:FOLDER` or
-            `hf-hub:OWNER/NAME`.
-        pretrained: load the published weights (downloaded if the authors offer a direct URL).
-        num_classes: classes of the head; 0 for no head. Default: as published (1000).
+        name: a name in `list_models()`, a published name (both may have a `.tag`, which chooses one of several
+            published files), `local-dir:FOLDER` or `hf-hub:OWNER/NAME`.
+        pretrained: load the published weights, which are downloaded on first use and kept in the Hub's cache. With
+            another `num_classes` the head is left out, and with other `in_chans` the first layer is adapted.
+        num_classes: classes of the head; 0 for no head. Default: as published.
         in_chans: channels of the input. Default 3.
         img_size: native size, a side or (height, width), which sets the size of stored position tables. Inputs may have
             any size.
@@ -124,7 +126,8 @@ def create_model(
             default.
 
     Raises:
-        UserError: unknown name or argument; the message suggests the nearest one that exists.
+        UserError: unknown name or argument (the message suggests the nearest one that exists), or weights that cannot
+            be downloaded (the message says where they are and how to load them).
     """
     chosen = {
         "num_classes": num_classes,
@@ -142,12 +145,10 @@ def create_model(
     if not name.startswith(("hf-hub:", "local-dir:")):
         stem, dot, tag = name.partition(".")
         stem = resolve_name(stem)
-        if pretrained and checkpoint_path is None and entries()[stem].variant.url is None:
-            raise UserError(
-                f"{stem} has no weights that can be downloaded directly: get the file from "
-                f"github.com/{entries()[stem].family.repository} and give it as {stem}=FILE to a command, or as "
-                "checkpoint_path to create_model."
-            )
+        tags = [file.tag for file in published()[stem]]
+        if dot and tag not in tags:
+            known = " or ".join(f"{stem}.{other}" for other in tags)
+            raise UserError(f"{stem} has no weights {tag!r:.80}: choose {known}.")
         name = PREFIX + stem + dot + tag
     model: nn.Module = timm.create_model(name, pretrained=pretrained and checkpoint_path is None, **chosen)
     if checkpoint_path is not None:
@@ -211,17 +212,18 @@ def model_info(name: str) -> dict[str, Any]:
         "name": name,
         "published_name": variant.published,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "native_size": pair(variant.args.get("img_size", 224)),
+        "native_size": pair(published()[name][0].size),
         "train_sizes": list(variant.train_sizes),
         "minimum_size": model.minimum_size,
         "size_policy": family.size_policy,
         "top1": dict(variant.top1),
+        "benchmark": variant.benchmark,
         "drop_path": variant.drop_path,
         "crop_pct": variant.crop_pct,
         "paper": family.paper,
         "repository": family.repository,
         "licence": family.licence,
-        "download": variant.url,
+        "weights": {file.tag: file.where for file in published()[name]},
         "notes": variant.notes,
     }
 
@@ -233,24 +235,26 @@ def _classifiers(family: Family) -> tuple[str, ...]:
     return (family.classifier,) if isinstance(family.classifier, str) else family.classifier
 
 
-def _pretrained_cfg(entry: Entry) -> dict[str, Any]:
+def _pretrained_cfg(entry: Entry, file: Published) -> dict[str, Any]:
     distilled = entry.variant.args.get("distilled", False)
     return {
-        "url": entry.variant.url,
-        "input_size": (3, *pair(entry.variant.args.get("img_size", 224))),
-        "crop_pct": entry.variant.crop_pct,
+        "url": file.download,
+        "input_size": (3, file.size, file.size),
+        "crop_pct": entry.variant.crop_pct if file.size in entry.variant.train_sizes else 1.0,
         "interpolation": "bicubic",
         "mean": entry.variant.mean,
         "std": entry.variant.std,
-        "num_classes": entry.variant.args.get("num_classes", 1000),
+        "num_classes": file.classes,
         "first_conv": entry.family.first_conv,
         "classifier": entry.family.classifier if distilled else _classifiers(entry.family)[0],
-        "license": entry.family.licence.lower(),
+        "license": _HUB_LICENCES.get(entry.family.licence, entry.family.licence.lower()),
         "paper_name": entry.family.paper,
         "origin_url": f"https://github.com/{entry.family.repository}",
     }
 
 
+_HUB_LICENCES = {"none stated": "unknown"}
+"""The Hub's identifiers that are not the licence's own in lower case."""
 _TIMM_OPTIONS = {
     "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_model_args", "cache_dir",
     "features_only", "out_indices", "feature_cls",
@@ -288,9 +292,13 @@ def _register(name: str, entry: Entry) -> None:
         options = {key: value for key, value in kwargs.items() if key not in _ALWAYS_ON}
         family.model.check_args(name, options)
 
+        own = _own_weights(name, entry, timm_options) if pretrained else None
+
         def build(**args: Any) -> Backbone:
             model = family.model.from_args(name, args, options)
             model.architecture, model.model_args = PREFIX + name, args
+            if own is not None:
+                _start_from(model, *own, entry)
             return model
 
         args = {**variant.args, **options}
@@ -300,7 +308,7 @@ def _register(name: str, entry: Entry) -> None:
         model: nn.Module = build_model_with_cfg(
             build,
             PREFIX + name,
-            pretrained,
+            pretrained and own is None,
             feature_cfg=features,
             pretrained_filter_fn=_filter_published,
             **timm_options,
@@ -315,13 +323,50 @@ def _register(name: str, entry: Entry) -> None:
     register_model(entrypoint)
 
 
+def _own_weights(name: str, entry: Entry, timm_options: dict[str, Any]) -> tuple[Path, int] | None:
+    """Return (file, number of its classes) of weights in any layout, or None for those that timm itself loads.
+
+    These are weights of a folder or from the Hub, a state dict, and other addresses than the published ones.
+    """
+    given = [timm_options.get(key) for key in ("pretrained_cfg", "pretrained_cfg_overlay")]
+    config = resolve_pretrained_cfg(PREFIX + name, *given)
+    if config.source in ("hf-hub", "local-dir") or config.state_dict or config.hf_hub_id:
+        return None
+    if config.file:
+        return Path(config.file), config.num_classes
+    file = next((file for file in published()[name] if file.tag == config.tag), published()[name][0])
+    if config.url and config.url != file.download:
+        return None
+    with torch.device("meta"):
+        network = entry.family.model(**{**entry.variant.args, "num_classes": file.classes})
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return fetch_weights(file, parameters, timm_options.get("cache_dir")), file.classes
+
+
+def _start_from(model: Backbone, path: Path, classes: int, entry: Entry) -> None:
+    """Load a classifier's file, without its head if the model is for another number of classes.
+
+    The dense form keeps the initial values of what a classifier does not have.
+    """
+    skip = [f"{head}." for head in _classifiers(entry.family)] if model.num_classes != classes else []
+    if getattr(model, "dense", False):
+        with torch.device("meta"):
+            classifier = entry.family.model(**{**model.model_args, "dense": False})
+        skip += model.state_dict().keys() - classifier.state_dict().keys()
+    load_checkpoint(model, path, skip=skip)
+
+
 def _filter_published(state: dict[str, Any], model: Backbone) -> dict[str, Tensor]:
     state = pick_state(state, type(model), set(model.state_dict()))
     return {**state, **model.fit_tables(state)}
 
 
 default_cfgs = generate_default_cfgs(
-    {f"{PREFIX}{name}.{entry.variant.tag}": _pretrained_cfg(entry) for name, entry in entries().items()}
+    {
+        f"{PREFIX}{name}.{file.tag}": _pretrained_cfg(entry, file)
+        for name, entry in entries().items()
+        for file in published()[name]
+    }
 )
 for _name, _entry in entries().items():
     _register(_name, _entry)

@@ -101,23 +101,22 @@ VARIANTS = {
         top1={size: top1},
         train_sizes=(size,),
         crop_pct=0.9 if size == 224 else 1.0,
-        tag=tag,
         notes=notes,
     )
-    for name, published, args, drop_path, size, top1, tag, notes in (
-        ("cswin_tiny", "CSWin_64_12211_tiny_224", {"depths": (1, 2, 21, 1)}, 0.2, 224, 82.8, "in1k", ""),
-        ("cswin_small", "CSWin_64_24322_small_224", {}, 0.4, 224, 83.6, "in1k", ""),
-        ("cswin_base", "CSWin_96_24322_base_224", _BASE, 0.5, 224, 84.2, "in1k", ""),
+    for name, published, args, drop_path, size, top1, notes in (
+        ("cswin_tiny", "CSWin_64_12211_tiny_224", {"depths": (1, 2, 21, 1)}, 0.2, 224, 82.8, ""),
+        ("cswin_small", "CSWin_64_24322_small_224", {}, 0.4, 224, 83.6, ""),
+        ("cswin_base", "CSWin_96_24322_base_224", _BASE, 0.5, 224, 84.2, ""),
         (
-            "cswin_base_384", "CSWin_96_24322_base_384", {**_BASE, **_AT_384}, 0.7, 384, 85.5, "in1k",
+            "cswin_base_384", "CSWin_96_24322_base_384", {**_BASE, **_AT_384}, 0.7, 384, 85.5,
             "Fine-tuned from the averaged 224 weights.",
         ),
         (
-            "cswin_large", "CSWin_144_24322_large_224", _LARGE, 0.2, 224, 86.5, "in22k_ft_in1k",
+            "cswin_large", "CSWin_144_24322_large_224", _LARGE, 0.2, 224, 86.5,
             "Pretrained on ImageNet-22k; that file has a head of its own.",
         ),
         (
-            "cswin_large_384", "CSWin_144_24322_large_384", {**_LARGE, **_AT_384}, 0.0, 384, 87.5, "in22k_ft_in1k",
+            "cswin_large_384", "CSWin_144_24322_large_384", {**_LARGE, **_AT_384}, 0.0, 384, 87.5,
             "Pretrained on ImageNet-22k; the drop path of its fine-tuning is not published.",
         ),
     )

@@ -174,7 +174,6 @@ VARIANTS = {
         drop_path=0.3,
         top1={384: 87.6},
         train_sizes=(384,),
-        tag="in22k_ft_in1k",
         crop_pct=1.0,
         notes="CvT-W24, trained on ImageNet-22k and tuned at 384. 87.6 is the repository's number, the paper prints "
         "87.7. Tested on squares of 384 without a crop.",

@@ -76,36 +76,34 @@ class DeiT(Plain):
         return out
 
 
-def _variant(stem: str, checksum: str, dim: int, distilled: bool, size: int, top1: dict[int, float]) -> Variant:
+def _variant(stem: str, dim: int, distilled: bool, size: int, top1: dict[int, float]) -> Variant:
     return Variant(
         published=stem,
         args={"embed_dim": dim, "num_heads": dim // 64, "distilled": distilled, "img_size": size},
         drop_path=0.1,
         top1=top1,
         train_sizes=(size,),
-        tag="distilled_in1k" if distilled else "in1k",
-        url=f"https://dl.fbaipublicfiles.com/deit/{stem}-{checksum}.pth",
     )
 
 
 VARIANTS = {
     "deit_tiny": _variant(
-        "deit_tiny_patch16_224", "a1311bcf", 192, False, 224,
+        "deit_tiny_patch16_224", 192, False, 224,
         {96: 8.06, 128: 52.16, 160: 65.68, 192: 70.18, 224: 72.20, 288: 73.10, 384: 71.29, 512: 66.07, 640: 59.31},
     ),
     "deit_small": _variant(
-        "deit_small_patch16_224", "cd65a155", 384, False, 224,
+        "deit_small_patch16_224", 384, False, 224,
         {96: 17.55, 128: 67.02, 160: 75.62, 192: 78.60, 224: 79.85, 288: 80.02, 384: 78.10, 512: 72.63, 640: 63.86},
     ),
     "deit_base": _variant(
-        "deit_base_patch16_224", "b5f2ef4d", 768, False, 224,
+        "deit_base_patch16_224", 768, False, 224,
         {96: 27.86, 128: 73.18, 160: 79.05, 192: 81.06, 224: 81.85, 288: 82.19, 384: 81.11, 512: 78.23, 640: 74.23},
     ),
-    "deit_tiny_distilled": _variant("deit_tiny_distilled_patch16_224", "b40b3cf7", 192, True, 224, {224: 74.48}),
-    "deit_small_distilled": _variant("deit_small_distilled_patch16_224", "649709d9", 384, True, 224, {224: 81.16}),
-    "deit_base_distilled": _variant("deit_base_distilled_patch16_224", "df68dfff", 768, True, 224, {224: 83.37}),
-    "deit_base_384": _variant("deit_base_patch16_384", "8de9b5d1", 768, False, 384, {384: 82.89}),
-    "deit_base_distilled_384": _variant("deit_base_distilled_patch16_384", "d0272ac0", 768, True, 384, {384: 85.22}),
+    "deit_tiny_distilled": _variant("deit_tiny_distilled_patch16_224", 192, True, 224, {224: 74.48}),
+    "deit_small_distilled": _variant("deit_small_distilled_patch16_224", 384, True, 224, {224: 81.16}),
+    "deit_base_distilled": _variant("deit_base_distilled_patch16_224", 768, True, 224, {224: 83.37}),
+    "deit_base_384": _variant("deit_base_patch16_384", 768, False, 384, {384: 82.89}),
+    "deit_base_distilled_384": _variant("deit_base_distilled_patch16_384", 768, True, 384, {384: 85.22}),
 }  # fmt: skip
 
 FAMILY = Family(

@@ -513,8 +513,7 @@ IMAGE_VARIANTS = {
 CLASS_TOKEN_VARIANTS = {
     f"mvitv2_{size}_cls": Variant(
         published=f"mvitv2_{size[0]}_in21k",
-        args={**_SIZES[size], "class_token": True},
-        tag="in21k",
+        args={**_SIZES[size], "class_token": True, "num_classes": 19168},
         notes=f"Published with a head of 19168 classes (ImageNet-21k, winter 2021).{notes}",
     )
     for size, notes in (
@@ -537,16 +536,17 @@ VIDEO_VARIANTS = {
         },
         drop_path=drop_path,
         train_sizes=(side,),
-        tag="k400",
+        top1={side: kinetics},
+        benchmark="Kinetics-400",
         mean=IMAGENET_MEAN if size == "large" else (0.45, 0.45, 0.45),
         std=IMAGENET_STD if size == "large" else (0.225, 0.225, 0.225),
-        notes=f"Clips of {frames} frames, one in {step}. Top-1 on Kinetics-400: {kinetics}. The network for "
+        notes=f"Clips of {frames} frames, one in {step}. Top-1 is that of {views} views. The network for "
         f"Something-Something v2 (174 classes, channels in reverse order): {something}.",
     )
-    for size, frames, step, side, drop_path, kinetics, something in (
-        ("small", 16, 4, 224, 0.2, "81.0, 5 views", 68.2),
-        ("base", 32, 3, 224, 0.3, "82.9, 5 views", 70.5),
-        ("large", 40, 3, 312, 0.75, "86.1, 15 views", 73.3),
+    for size, frames, step, side, drop_path, kinetics, views, something in (
+        ("small", 16, 4, 224, 0.2, 81.0, 5, 68.2),
+        ("base", 32, 3, 224, 0.3, 82.9, 5, 70.5),
+        ("large", 40, 3, 312, 0.75, 86.1, 15, 73.3),
     )
 }
 

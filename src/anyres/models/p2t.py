@@ -150,7 +150,7 @@ FAMILY = Family(
     variants=VARIANTS,
     paper="P2T: Pyramid Pooling Transformer for Scene Understanding, TPAMI 2022, arXiv 2106.12011",
     repository="yuhuan-wu/P2T",
-    licence="CC BY-NC-SA 4.0",
+    licence="CC-BY-NC-SA-4.0",
     size_policy="Any size: sizes round up at every stage. Pooled maps scale with the map and have at least one cell.",
     first_conv="stages.0.downsample.proj",
 )

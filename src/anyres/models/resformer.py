@@ -58,7 +58,6 @@ VARIANTS = {
         args={"embed_dim": 192, "num_heads": 3},
         drop_path=0.1,
         train_sizes=_MULTI,
-        tag="mr_in1k",
         top1=_at(61.40, 64.93, 67.78, 71.09, 72.97, 73.85, 74.85, 75.04, 74.39, 73.77, 71.65),
     ),
     "resformer_small": Variant(
@@ -66,7 +65,6 @@ VARIANTS = {
         args={"embed_dim": 384, "num_heads": 6},
         drop_path=0.1,
         train_sizes=_MULTI,
-        tag="mr_in1k",
         top1=_at(73.59, 76.64, 78.24, 80.39, 81.42, 82.16, 82.70, 82.72, 82.52, 82.00, 80.72),
         notes="A second file, trained at (128, 224, 384): "
         "72.92 @96, 77.84 @128, 80.09 @160, 82.28 @224, 83.70 @384, 83.86 @512.",
@@ -76,7 +74,6 @@ VARIANTS = {
         args={"embed_dim": 768, "num_heads": 12},
         drop_path=0.2,
         train_sizes=_MULTI,
-        tag="mr_in1k",
         top1=_at(75.86, 78.42, 79.74, 81.52, 82.28, 82.72, 83.02, 83.29, 82.90, 82.63, 81.72),
     ),
 }  # fmt: skip

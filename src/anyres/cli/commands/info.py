@@ -34,12 +34,11 @@ def info(model: str, *, sizes: str = "96,224,384") -> None:
         "trained at": ", ".join(map(str, facts["train_sizes"])),
         "smallest side": str(facts["minimum_size"]),
         "other sizes": facts["size_policy"],
-        "top-1 by size (%)": ", ".join(f"{size}: {value:.2f}" for size, value in facts["top1"].items()),
+        f"{facts['benchmark']} top-1 (%)": ", ".join(f"{size}: {value:.2f}" for size, value in facts["top1"].items()),
         "paper": facts["paper"],
         "published code": facts["repository"],
         "licence": facts["licence"],
-        "weights": facts["download"]
-        or "no direct link; give your copy of the file as MODEL=FILE to a command, or as checkpoint_path in Python",
+        **{f"weights {facts['name']}.{tag}": where for tag, where in facts["weights"].items()},
         "notes": facts["notes"],
     }
     for key, value in lines.items():

@@ -28,7 +28,7 @@ def models(pattern: str = "*", *, layout: Literal["table", "csv"] = "table") -> 
         info = model_info(name)
         native = info["native_size"]
         trained = ", ".join(map(str, info["train_sizes"]))
-        best = info["top1"].get(native[0])
+        best = info["top1"].get(native[0]) if info["benchmark"] == "ImageNet-1k" else None
         rows.append(
             [name, f"{info['parameters'] / 1e6:.2f}", trained, "" if best is None else f"{best:.1f}", info["licence"]]
         )
