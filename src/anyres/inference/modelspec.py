@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,10 +13,12 @@ from anyres.errors import UserError
 from anyres.io import hub
 from anyres.io.files import existing
 from anyres.models._backbone import Backbone
-from anyres.models._checkpoints import load_checkpoint
+from anyres.models._checkpoints import check_joined, load_checkpoint
 from anyres.models._registry import PREFIX, create_model, entries, guess_model, resolve_name
 from anyres.tasks import load_pretrained
 from anyres.tasks.finite import check_weights
+
+logger = logging.getLogger(__name__)
 
 FORMS = (
     "a run folder, the folder of a saved model, hf-hub:OWNER/NAME, a published weights file (FILE or MODEL=FILE), "
@@ -32,7 +35,8 @@ def open_model(spec: str, names: str | None = None, weights: Weights = "best") -
     Args:
         spec: one of `FORMS`, or LABEL:=SPEC to set the short name.
         names: a file of class names in the order of the outputs, which replace the model's own.
-        weights: those to take of a run folder; the name of a run's model says which they are, as in "RUN (best)".
+        weights: those to take of a run folder; the name of a run's model says which they are, as in "RUN (best)". Of
+            a weights file that has both, "best_ema" and "last_ema" take the averaged ones.
 
     Raises:
         FileNotFoundError: if a file or folder does not exist.
@@ -61,13 +65,14 @@ def _open(spec: str, weights: Weights) -> tuple[str, nn.Module]:
     path = Path(spec)
     if path.is_dir():
         return _from_folder(path, weights)
+    ema = True if weights.endswith("_ema") else None
     if path.is_file():
-        return path.stem, from_file(path)
+        return path.stem, from_file(path, ema=ema)
     architecture, sign, file = spec.partition("=")
     if sign:
         if not Path(file).is_file():
             raise FileNotFoundError(f"There is no weights file {file}: check the path.")
-        return Path(file).stem, from_file(Path(file), architecture)
+        return Path(file).stem, from_file(Path(file), architecture, ema)
     if path.suffix or len(path.parts) > 1:
         raise FileNotFoundError(f"There is no model {spec}: give {FORMS}.")
     name = resolve_name(spec.partition(".")[0])
@@ -75,6 +80,7 @@ def _open(spec: str, weights: Weights) -> tuple[str, nn.Module]:
 
 
 def _from_folder(path: Path, weights: Weights) -> tuple[str, nn.Module]:
+    check_joined(path)
     if (path / hub.CONFIG).is_file():
         name = f"{path.absolute().parent.name} ({path.name})" if path.name in get_args(Weights) else path.name
         return name, load_pretrained(path)
@@ -108,13 +114,18 @@ def published_top1(spec: str, model: nn.Module, classes: int) -> dict[int, float
     return dict(variant.top1) if variant.benchmark == "ImageNet-1k" else {}
 
 
-def from_file(path: Path, architecture: str | None = None) -> Backbone:
-    """Load a published weights file into `architecture`, or into the only registered model that the file fits."""
+def from_file(path: Path, architecture: str | None = None, ema: bool | None = None) -> Backbone:
+    """Load a published weights file into `architecture`, or into the only registered model that the file fits.
+
+    `ema` chooses between averaged and raw weights, as in `load_checkpoint`. What is notable about loading is logged.
+    """
     name = resolve_name(architecture) if architecture else guess_model(path)
     family = entries()[name].family
     model = create_model(name)
     assert isinstance(model, family.model)
-    load_checkpoint(model, path)
+    report = load_checkpoint(model, path, ema=ema)
+    if report.notable:
+        logger.warning("%s: %s", path, report)
     return model.eval()
 
 

@@ -159,6 +159,11 @@ def check_config(path: Path) -> dict[str, Any]:
         return part
 
     config = checked(config)
+    if "architecture" not in config and "model_type" in config:
+        raise UserError(
+            f"{path} is of transformers: give its weights file instead, as MODEL={path.parent / WEIGHTS} to a command "
+            "or as checkpoint_path to create_model."
+        )
     if "architecture" not in config:
         raise UserError(f"{path} names no architecture: give the folder of a saved model, such as RUN/best.")
     for part in ("pretrained_cfg", "anyres", "backbone"):

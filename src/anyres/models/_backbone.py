@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import re
 import tempfile
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -25,55 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from anyres.errors import UserError, first_line
 from anyres.io import hub
 from anyres.layers.init import init_linear, init_scaled
+from anyres.models._keys import KeyRule, Layout, Recognised, best, readings, rename
 from anyres.options import check_kind
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class KeyRule(NamedTuple):
-    """One difference between published parameter names and ours.
-
-    `published` and `ours` are complete dot-separated parts, matched anywhere in the name, or only at its start after a
-    "^". "{i}" and "{j}" match numbers, and "{i+1}" the number plus one: `KeyRule("^block{i+1}.{j}",
-    "^stages.{i}.blocks.{j}")`. `unit_axes` names axes of length 1 that only the published tensor has: "conv" for the
-    last two (a 1x1 convolution that is a linear layer here), "norm" for those of (1, C, 1, 1).
-    """
-
-    published: str
-    ours: str
-    unit_axes: Literal["", "conv", "norm"] = ""
-
-
-@cache
-def _key_pattern(template: str) -> re.Pattern[str]:
-    start = "^" if template.startswith("^") else r"(?:^|(?<=\.))"
-    parts = re.split(r"(\{\w(?:[+-]\d+)?\})", template.removeprefix("^"))
-    pattern = "".join(rf"(?P<{part[1]}>\d+)" if part.startswith("{") else re.escape(part) for part in parts)
-    return re.compile(rf"{start}{pattern}(?=\.|$)")
-
-
-def _key_offsets(template: str) -> dict[str, int]:
-    return {name: int(offset or 0) for name, offset in re.findall(r"\{(\w)([+-]\d+)?\}", template)}
-
-
-def rename(name: str, tensor: Tensor, rules: Sequence[KeyRule], back: bool = False) -> tuple[str, Tensor]:
-    """Apply `rules` to a parameter's name and shape, from published to ours, or the other way with `back`."""
-    for rule in reversed(rules) if back else rules:
-        source, target = (rule.ours, rule.published) if back else (rule.published, rule.ours)
-        if (match := _key_pattern(source).search(name)) is None:
-            continue
-        have, want = _key_offsets(source), _key_offsets(target)
-        replacement = target.removeprefix("^")
-        for key, value in match.groupdict().items():
-            number = int(value) - have[key] + want[key]
-            replacement = re.sub(rf"\{{{key}(?:[+-]\d+)?\}}", str(number), replacement)
-        name = name[: match.start()] + replacement + name[match.end() :]
-        if rule.unit_axes == "conv" and tensor.ndim > 1:
-            tensor = tensor[..., None, None] if back else tensor.flatten(1)
-        elif rule.unit_axes == "norm" and name.endswith(("weight", "bias")):
-            tensor = tensor.view(1, -1, 1, 1) if back else tensor.flatten()
-    return name, tensor
 
 
 @dataclass(frozen=True)
@@ -155,6 +109,10 @@ class Backbone(nn.Module, ABC):
     """Allowed values of `global_pool`; the first is the published one."""
     published_keys: tuple[KeyRule, ...] = ()
     """Rules from published parameter names to ours, applied in this order; other names are the same."""
+    layouts: tuple[Layout, ...] = ()
+    """Names that other libraries give to the same parameters."""
+    averaged = False
+    """Whether the authors' results are those of the averaged weights, where a file has both."""
     published_constants: tuple[str, ...] = ()
     """Last parts of published names whose values the code computes itself (index tables, masks): ignored on loading."""
     unused: tuple[str, ...] = ()
@@ -386,7 +344,22 @@ class Backbone(nn.Module, ABC):
     def default_cfg(self, value: dict[str, Any]) -> None:
         self.pretrained_cfg = value
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights under our names, published ones, or those of another library in `layouts`.
+
+        timm loads a `checkpoint_path` in this way.
+        """
+        own = self.state_dict()
+        if state_dict.keys() != own.keys() and all(map(torch.is_tensor, state_dict.values())):
+            state_dict = best(self.readings(dict(state_dict)), own).state
+        return super().load_state_dict(state_dict, strict, assign)
+
     # Published checkpoints ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def readings(cls, state: dict[str, Tensor], part: bool = False) -> list[Recognised]:
+        """Return a state dict under our names, in every way in which its names can be read (see `_keys.readings`)."""
+        return readings(state, cls.from_published, cls.layouts, part)
 
     @classmethod
     def from_published(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:

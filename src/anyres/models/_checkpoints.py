@@ -17,17 +17,28 @@ from anyres.io import hub
 from anyres.io.files import atomic_write
 from anyres.io.pickles import read_pickle
 from anyres.models._backbone import Backbone
+from anyres.models._keys import best
 
-_NESTS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net")
-_EMA_NESTS = ("model_ema", "state_dict_ema", "ema")
+_NESTS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "student")
+_AVERAGED_NESTS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "teacher")
+KINDS = {"auto": None, "raw": False, "averaged": True}
+"""Values of the option that chooses between raw and averaged weights, as `ema` of `load_checkpoint`."""
+_JOINERS = {
+    "*.distcp": "python -m torch.distributed.checkpoint.format_utils dcp_to_torch {0} FILE.pth",
+    "zero_to_fp32.py": "python {0}/zero_to_fp32.py {0} FOLDER",
+}
+"""Commands that join checkpoints of FSDP and DeepSpeed, by what their folders contain."""
+_DEPTH = 3
+"""Nests within nests that are looked into."""
 _CLASSIFIER = ("head.", "head_dist.", "aux_head.", "hidden.", "norm.", "cls_token", "dist_token")
 """Names of the parts of our models that the dense form does not have."""
-_PREFIXES = ("module.", "_orig_mod.", "backbone.", "bottom_up.", "model.", "encoder.")
+_COUNTERS = ("num_batches_tracked", "n_averaged")
+"""Ends of names of buffers that no output depends on."""
 
 
 @dataclass
 class LoadReport:
-    """The result of loading a checkpoint: what was loaded and what was not."""
+    """The result of loading a checkpoint: what was loaded and what was not. As text, it is a sentence for a person."""
 
     loaded: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -39,18 +50,40 @@ class LoadReport:
     """Layers that read images of another number of channels."""
     foreign: list[str] = field(default_factory=list)
     """Non-tensor classes and functions that the file refers to; their objects were left out."""
+    library: str = ""
+    """The library whose names the file has, if not the published ones or ours."""
+    averaged: bool = False
+    """Whether the weights are moving averages."""
+    has_both: bool = False
+    """Whether the file has both the averages and the weights themselves."""
 
     @property
     def complete(self) -> bool:
         """True if every parameter of the model came from the file and nothing in the file was left over."""
         return not (self.missing or self.unexpected or self.mismatched)
 
+    @property
+    def notable(self) -> bool:
+        """Whether there is more to tell than that everything was loaded."""
+        changed = self.resized or self.adapted or self.library
+        return not self.complete or self.has_both or bool(changed)
+
     def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors loaded"]
-        for what in ("resized", "adapted", "missing", "unexpected", "mismatched", "foreign"):
-            names = getattr(self, what)
-            if names:
-                parts.append(f"{len(names)} {what} ({_some(names)})")
+        count = len(self.loaded) + len(self.missing) + len(self.mismatched)
+        kind = "averaged weights" if self.averaged else "weights"
+        other = f" (not its {'raw' if self.averaged else 'averaged'} ones)" if self.has_both else ""
+        names = f", under the names of {self.library}" if self.library else ""
+        parts = [f"{len(self.loaded)} of {count} tensors loaded from its {kind}{other}{names}"]
+        for found, words in (
+            (self.resized, "tables resized to the model's native size"),
+            (self.adapted, "first layers adapted to the model's channels"),
+            (self.missing, "not in the file, so left at their initial values"),
+            (self.mismatched, "of another shape in the file, so left at their initial values"),
+            (self.unexpected, "of the file without a place in the model"),
+            (self.foreign, "kinds of other objects left out"),
+        ):
+            if found:
+                parts.append(f"{len(found)} {words}: {_some(found)}")
         return "; ".join(parts)
 
 
@@ -71,6 +104,7 @@ def read_state(path: str | Path) -> Weights:
     damaged file or one without tensors.
     """
     path = Path(path)
+    check_joined(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no weights file {path}: check the path.")
     if path.suffix == ".safetensors":
@@ -88,65 +122,38 @@ def read_state(path: str | Path) -> Weights:
         raise UserError(f"{path} holds no dictionary of weights{others}: give a checkpoint file.")
     state = Weights((name, value) for name, value in content.items() if isinstance(name, str))
     state.foreign = foreign
-    if not any(_tensors(_nested(state, (*_EMA_NESTS, *_NESTS)))):
+    if not weights_in(state):
         raise UserError(f"{path} holds no weights{others}: give a file of tensors, as of model.state_dict().")
     return state
 
 
-def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in content.items() if torch.is_tensor(value) and isinstance(name, str)}
+def check_joined(path: Path) -> None:
+    """Raise UserError if the path is a folder of a checkpoint in parts, which its own library has to join first."""
+    for pattern, command in _JOINERS.items():
+        if path.is_dir() and next(path.glob(pattern), None):
+            raise UserError(
+                f"{path} is a checkpoint in parts: join it with `{command.format(path)}`, and give that file."
+            )
 
 
-def _nested(content: Mapping[str, Any], nests: Sequence[str]) -> Mapping[str, Any]:
-    """Return the content under the first of the names `nests` that contains tensors.
-
-    `_NESTS` are then looked for in it again, up to three times.
-    """
-    for _ in range(3):
-        found = (content.get(nest) for nest in nests)
-        inner = next((each for each in found if isinstance(each, Mapping) and _tensors(each)), None)
-        if inner is None:
-            break
-        content, nests = inner, _NESTS
-    return content
-
-
-def pick_state(
-    content: Mapping[str, Any], model: type[Backbone], names: set[str], ema: bool = False, part: bool = False
-) -> dict[str, Tensor]:
-    """Find the weights in a checkpoint's content and convert their names to ours.
-
-    Looks under "model", "state_dict", … (with `ema`, under "model_ema", …), removes prefixes such as "module." or
-    "backbone.", and applies the model's key map. `names` are our parameter names, which decide which prefix is right.
-    With `part`, the file may be of a larger network, whose other parts lack the prefix and are left out.
-    """
-    state = _tensors(_nested(content, (*(_EMA_NESTS if ema else ()), *_NESTS)))
-    return max(
-        (model.from_published(stripped) for stripped in _without_prefixes(state, part)),
-        key=lambda candidate: (len(names & candidate.keys()), -len(candidate) if part else 0),
-    )
+def weights_in(
+    content: Mapping[str, Any], averaged: bool = False, depth: int = _DEPTH
+) -> dict[bool, dict[str, Tensor]]:
+    """Return the weights in a checkpoint's content: the averaged ones under True, the others under False."""
+    found: dict[bool, dict[str, Tensor]] = {}
+    for nests, kind in ((_NESTS, averaged), (_AVERAGED_NESTS, True)):
+        for inner in (content.get(nest) for nest in nests):
+            if isinstance(inner, Mapping) and depth:
+                found = weights_in(inner, kind, depth - 1) | found
+    own = {name: value for name, value in content.items() if torch.is_tensor(value) and isinstance(name, str)}
+    return found or ({averaged: own} if own else {})
 
 
-def _without_prefixes(state: dict[str, Tensor], part: bool) -> list[dict[str, Tensor]]:
-    """Return the state itself, then versions with known prefixes removed, up to three levels deep.
-
-    With `part`, only the entries that have the prefix are kept.
-    """
-    found = [state]
-    frontier = [state]
-    for _ in range(3):
-        frontier = [
-            {
-                name.removeprefix(prefix): tensor
-                for name, tensor in candidate.items()
-                if not part or name.startswith(prefix)
-            }
-            for candidate in frontier
-            for prefix in _PREFIXES
-            if any(name.startswith(prefix) for name in candidate)
-        ]
-        found += frontier
-    return found
+def choose_weights(content: Mapping[str, Any], averaged: bool) -> tuple[dict[str, Tensor], bool]:
+    """Return the weights in a checkpoint's content, and whether they are averaged, as wished if there are both."""
+    found = weights_in(content)
+    kind = averaged if averaged in found else not averaged
+    return found.get(kind, {}), kind
 
 
 def fit_channels(state: Mapping[str, Tensor], own: Mapping[str, Tensor], in_chans: int) -> dict[str, Tensor]:
@@ -159,22 +166,32 @@ def fit_channels(state: Mapping[str, Tensor], own: Mapping[str, Tensor], in_chan
         place = own.get(name)
         if place is None or not place.ndim == tensor.ndim > 3 or tensor.shape[1] != 3 or in_chans == 3:
             continue
+        if not tensor.is_floating_point():
+            continue
         if place.shape == (len(tensor), in_chans, *tensor.shape[2:]):
             adapted[name] = adapt_input_conv(in_chans, tensor.flatten(3)).view(place.shape)
     return adapted
 
 
 def load_checkpoint(
-    model: nn.Module, path: str | Path, strict: bool = True, ema: bool = False, skip: Collection[str] = ()
+    model: nn.Module, path: str | Path, strict: bool = True, ema: bool | None = None, skip: Collection[str] = ()
 ) -> LoadReport:
-    """Load a published or own weights file into a model.
+    """Load a published or own weights file, or one of timm, transformers or OpenMMLab, into a model.
 
-    Position tables with another native size are resized (and reported). With `strict` everything must match; otherwise
-    whatever matches is loaded and the rest is reported. `ema` prefers the averaged weights if a file has both.
-    Parameters whose names start with one in `skip` keep their values.
+    Position tables with another native size are resized, and the first layer is adapted to the model's channels (and
+    both are reported).
 
-    Raises FileNotFoundError, and UserError for a damaged file or weights of a different model. The model is then
-    unchanged.
+    Args:
+        model: a model of anyres, which is unchanged if an error is raised.
+        path: the file (see `read_state`).
+        strict: everything must match; otherwise whatever matches is loaded and the rest is reported.
+        ema: which weights to take if the file has averaged ones too: those, the others, or (None) those that the
+            authors report results of. A file with one kind is loaded anyway.
+        skip: beginnings of the names of parameters that keep their values.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UserError: it is damaged, or its weights are those of a different model.
     """
     if not isinstance(model, Backbone):
         raise UserError(
@@ -183,7 +200,8 @@ def load_checkpoint(
     own = model.state_dict()
     dense = getattr(model, "dense", False)
     file = read_state(path)
-    state = pick_state(file, type(model), set(own), ema, part=dense)
+    content, averaged = choose_weights(file, model.averaged if ema is None else ema)
+    state, library = best(model.readings(content, part=dense), own, part=dense)
     tables = {
         name: tensor
         for name, tensor in state.items()
@@ -192,21 +210,30 @@ def load_checkpoint(
     resized = model.fit_tables(tables)
     adapted = fit_channels(state, own, model.in_chans)
     state |= resized | adapted
-    report = LoadReport(resized=list(resized), adapted=list(adapted), foreign=list(file.foreign))
+    report = LoadReport(
+        resized=list(resized),
+        adapted=list(adapted),
+        foreign=list(file.foreign),
+        library=library,
+        averaged=averaged,
+        has_both=len(weights_in(file)) == 2,
+    )
     if dense:  # a file of the whole network is fine too; its classifier is not needed
         state = {name: tensor for name, tensor in state.items() if name in own or not name.startswith(_CLASSIFIER)}
     passed = tuple(skip)
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(passed)}
     for name, tensor in state.items():
+        if name.startswith(passed):
+            continue
         if name not in own:
-            report.unexpected.append(name)
+            if not name.endswith(_COUNTERS):
+                report.unexpected.append(name)
         elif tensor.shape != own[name].shape:
             report.mismatched.append(f"{name} {tuple(tensor.shape)} for {tuple(own[name].shape)}")
         elif not hub.fits(tensor, own[name]):
             report.mismatched.append(f"{name} {hub.describe(tensor)} for {hub.describe(own[name])}")
         else:
             report.loaded.append(name)
-    wanted = [name for name in own if not name.startswith(passed) and not name.endswith("num_batches_tracked")]
+    wanted = [name for name in own if not name.startswith(passed) and not name.endswith(_COUNTERS)]
     report.missing = [name for name in wanted if name not in state]
     if not report.loaded or (strict and not report.complete):
         name = (model.architecture or type(model).__name__).removeprefix("anyres_")

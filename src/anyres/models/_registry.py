@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from anyres import models
 from anyres.errors import UserError
 from anyres.models._backbone import Backbone, Family, Variant, pair
-from anyres.models._checkpoints import load_checkpoint, pick_state, read_state
+from anyres.models._checkpoints import choose_weights, fit_channels, load_checkpoint, read_state
+from anyres.models._keys import best
 from anyres.models._published import Published, fetch_weights, published
 from anyres.options import check_kind
 
@@ -182,12 +183,13 @@ def guess_model(path: str | Path) -> str:
     Raises UserError if there is none; the message names the closest.
     """
     file = read_state(path)
-    best: tuple[float, str] = (0.0, "")
+    known = cache(lambda kind: kind.readings(choose_weights(file, kind.averaged)[0]))
+    closest: tuple[float, str] = (0.0, "")
     for name, entry in entries().items():
         with torch.device("meta"):
-            model = entry.family.model(**entry.variant.args)
-        wanted = {key: tensor.shape for key, tensor in model.state_dict().items()}
-        state = {key: tensor.shape for key, tensor in pick_state(file, entry.family.model, set(wanted)).items()}
+            own = entry.family.model(**entry.variant.args).state_dict()
+        found = best(known(entry.family.model), own).state
+        wanted, state = ({key: tensor.shape for key, tensor in each.items()} for each in (own, found))
         heads = tuple(f"{head}." for head in _classifiers(entry.family))
         wanted, state = (
             {key: shape for key, shape in shapes.items() if not key.startswith(heads)} for shapes in (wanted, state)
@@ -195,10 +197,11 @@ def guess_model(path: str | Path) -> str:
         if wanted == state:
             return name
         shared = sum(state.get(key) == shape for key, shape in wanted.items()) / max(len(wanted | state), 1)
-        best = max(best, (shared, name))
+        closest = max(closest, (shared, name))
     raise UserError(
-        f"{path} fits no registered model exactly (the closest, {best[1]}, shares {best[0]:.0%} of its parameters): "
-        "say which model it is for, as MODEL=FILE, or in Python build that with its options and load_checkpoint."
+        f"{path} fits no registered model exactly (the closest, {closest[1]}, shares {closest[0]:.0%} of its "
+        "parameters): say which model it is for, as MODEL=FILE, or in Python build that with its options and "
+        "load_checkpoint."
     )
 
 
@@ -298,7 +301,7 @@ def _register(name: str, entry: Entry) -> None:
             model = family.model.from_args(name, args, options)
             model.architecture, model.model_args = PREFIX + name, args
             if own is not None:
-                _start_from(model, *own, entry)
+                _start_from(model, *own, entry, timm_options.get("pretrained_strict", True))
             return model
 
         args = {**variant.args, **options}
@@ -343,7 +346,7 @@ def _own_weights(name: str, entry: Entry, timm_options: dict[str, Any]) -> tuple
     return fetch_weights(file, parameters, timm_options.get("cache_dir")), file.classes
 
 
-def _start_from(model: Backbone, path: Path, classes: int, entry: Entry) -> None:
+def _start_from(model: Backbone, path: Path, classes: int, entry: Entry, strict: bool) -> None:
     """Load a classifier's file, without its head if the model is for another number of classes.
 
     The dense form keeps the initial values of what a classifier does not have.
@@ -353,12 +356,13 @@ def _start_from(model: Backbone, path: Path, classes: int, entry: Entry) -> None
         with torch.device("meta"):
             classifier = entry.family.model(**{**model.model_args, "dense": False})
         skip += model.state_dict().keys() - classifier.state_dict().keys()
-    load_checkpoint(model, path, skip=skip)
+    load_checkpoint(model, path, strict=strict, skip=skip)
 
 
 def _filter_published(state: dict[str, Any], model: Backbone) -> dict[str, Tensor]:
-    state = pick_state(state, type(model), set(model.state_dict()))
-    return {**state, **model.fit_tables(state)}
+    own = model.state_dict()
+    state = best(model.readings(choose_weights(state, model.averaged)[0]), own).state
+    return {**state, **model.fit_tables(state), **fit_channels(state, own, model.in_chans)}
 
 
 default_cfgs = generate_default_cfgs(

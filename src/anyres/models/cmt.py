@@ -38,7 +38,8 @@ from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
-from anyres.models._backbone import Family, KeyRule, Variant, pair
+from anyres.models._backbone import Family, Variant, pair
+from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate, SideOrPair
 from anyres.shapes import Grid
@@ -207,6 +208,7 @@ class HeadConv(nn.Module):
 class CMT(Pyramid):
     """CMT (section 3)."""
 
+    averaged = True
     published_keys = (
         *(
             rule

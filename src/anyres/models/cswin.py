@@ -30,7 +30,8 @@ from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.stripes import StripeAttention
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import Family, Variant
+from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate, Three
 
@@ -42,6 +43,7 @@ class CSWin(Pyramid):
     has a norm on each output and none before the head.
     """
 
+    averaged = True
     published_keys = (
         KeyRule("^merge{i}.conv", "^stages.{i}.downsample.proj"),
         KeyRule("^merge{i}.norm", "^stages.{i}.downsample.norm"),

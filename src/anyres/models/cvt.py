@@ -31,7 +31,8 @@ from anyres.layers.maps import ConvNorm
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import attend
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import Family, Variant
+from anyres.models._keys import TRANSFORMERS_BLOCK, KeyRule, Layout
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, Rate, Three
 from anyres.shapes import Grid
@@ -105,6 +106,33 @@ class CvT(Pyramid):
         KeyRule("^stage{i}", "^stages.{i}"),
         KeyRule("^stages.{i}.patch_embed", "^stages.{i}.downsample"),
         *(KeyRule(f"conv_proj_{name}.bn", f"conv_proj_{name}.norm") for name in "qkv"),
+    )
+    layouts = (
+        Layout(
+            "transformers",
+            "embedding.convolution_embeddings",
+            (
+                KeyRule("^encoder.stages.{i}", "^stage{i}"),
+                KeyRule("embedding.convolution_embeddings.projection", "patch_embed.proj"),
+                KeyRule("embedding.convolution_embeddings.normalization", "patch_embed.norm"),
+                KeyRule("layers.{j}", "blocks.{j}"),
+                *(
+                    rule
+                    for name in ("query", "key", "value")
+                    for rule in (
+                        KeyRule(f"attention.attention.projection_{name}", f"attn.proj_{name[0]}"),
+                        KeyRule(
+                            f"attention.attention.convolution_projection_{name}.convolution_projection",
+                            f"attn.conv_proj_{name[0]}",
+                        ),
+                    )
+                ),
+                KeyRule("convolution", "conv"),
+                KeyRule("normalization", "bn"),
+                *TRANSFORMERS_BLOCK,
+            ),
+            prefix=("cvt.",),
+        ),
     )
 
     def __init__(

@@ -43,7 +43,8 @@ from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
 from anyres.layers.windows import PUBLISHED_TABLE, WindowAttention, tables_from_published, tables_to_published
-from anyres.models._backbone import Family, KeyRule, Variant, pair
+from anyres.models._backbone import Family, Variant, pair
+from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Stage, drop_path_rates
 from anyres.options import Count, PerStage, Rate, SideOrPair
 from anyres.shapes import Grid

@@ -19,7 +19,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import Family, Variant
+from anyres.models._keys import TRANSFORMERS_BLOCK, KeyRule, Layout
 from anyres.models._plain import WINDOWED, Plain
 
 
@@ -27,6 +28,24 @@ class DeiT(Plain):
     """Plain transformer; `distilled` adds the distillation token and its head (section 4)."""
 
     published_keys = (KeyRule("pos_embed", "position.table"),)
+    layouts = (
+        Layout(
+            "transformers",
+            "embeddings.patch_embeddings",
+            (
+                KeyRule("^embeddings.cls_token", "^cls_token"),
+                KeyRule("^embeddings.distillation_token", "^dist_token"),
+                KeyRule("^embeddings.position_embeddings", "^pos_embed"),
+                KeyRule("^embeddings.patch_embeddings.projection", "^patch_embed.proj"),
+                KeyRule("^encoder.layer.{i}", "^blocks.{i}"),
+                KeyRule("^layers.{i}", "^blocks.{i}"),
+                KeyRule("^cls_classifier", "^head"),
+                KeyRule("^distillation_classifier", "^head_dist"),
+                *TRANSFORMERS_BLOCK,
+            ),
+            prefix=("deit.", "vit."),
+        ),
+    )
 
     @classmethod
     def detector_args(cls, finest: int) -> dict[str, Any]:

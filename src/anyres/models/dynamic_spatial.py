@@ -42,7 +42,8 @@ from anyres.layers.sparsify import (
     two_paths,
 )
 from anyres.layers.windows import tables_from_published, tables_to_published
-from anyres.models._backbone import Family, KeyRule
+from anyres.models._backbone import Family
+from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.models.dynamicvit import check_ratio, predictor_keys, variant
 from anyres.models.swin import PatchMerging, ShiftedWindowAttention, SwinTransformer

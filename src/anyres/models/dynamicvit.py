@@ -41,7 +41,8 @@ from anyres.layers.sparsify import (
     masked_mean,
     split_by_score,
 )
-from anyres.models._backbone import Family, KeyRule, Variant, take_indices
+from anyres.models._backbone import Family, Variant, take_indices
+from anyres.models._keys import KeyRule
 from anyres.models._plain import Plain
 from anyres.options import Count, Depth, Factor, Rate, WholeNumber
 from anyres.shapes import Grid

@@ -38,7 +38,8 @@ from anyres.layers.maps import ConvNorm, depthwise, on_map, to_map, to_nchw
 from anyres.layers.patch_embed import patches_of
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.stripes import StripeAttention
-from anyres.models._backbone import DetectorForm, Family, KeyRule, Variant, take_indices
+from anyres.models._backbone import DetectorForm, Family, Variant, take_indices
+from anyres.models._keys import KeyRule
 from anyres.models._plain import Plain
 from anyres.options import Count, Depth, Factor, Rate, SideOrPair, WholeNumber
 from anyres.shapes import Grid

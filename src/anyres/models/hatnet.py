@@ -33,7 +33,8 @@ from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed, Remainder
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.windows import merge, padding_mask, partition, window_attention
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import Family, Variant
+from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate
 from anyres.shapes import Grid

@@ -32,7 +32,8 @@ from anyres.layers.attention import Block
 from anyres.layers.init import init_linear, init_linear_and_convolution
 from anyres.layers.maps import ConvNorm, depthwise, fold_into, on_map, with_residual
 from anyres.layers.parts import parts_of
-from anyres.models._backbone import DetectorForm, Family, KeyRule, Variant
+from anyres.models._backbone import DetectorForm, Family, Variant
+from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Run, drop_path_rates
 from anyres.options import Count, Depth, PerStage, Rate
 from anyres.shapes import Grid

@@ -49,7 +49,8 @@ from anyres.layers.windows import (
     small_offsets,
     window_attention,
 )
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import Family, Variant
+from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate
 from anyres.shapes import Grid

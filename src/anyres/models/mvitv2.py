@@ -44,7 +44,8 @@ from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.size_cache import cached_by_size
 from anyres.layers.windows import merge, partition
-from anyres.models._backbone import IMAGENET_MEAN, IMAGENET_STD, DetectorForm, Family, KeyRule, Variant, pair
+from anyres.models._backbone import IMAGENET_MEAN, IMAGENET_STD, DetectorForm, Family, Variant, pair
+from anyres.models._keys import KeyRule, Layout
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, PerStage, Rate, SideOrPair
 
@@ -373,6 +374,17 @@ class MViTv2(Pyramid):
         KeyRule("norm_q", "pool_q.norm"),
         KeyRule("norm_k", "pool_k.norm"),
         KeyRule("norm_v", "pool_v.norm"),
+    )
+    layouts = (
+        Layout(
+            "timm",
+            "shortcut_proj_",
+            (
+                KeyRule("shortcut_proj_attn", "proj"),
+                KeyRule("shortcut_proj_mlp", "proj"),
+                KeyRule("^head.fc", "^head"),
+            ),
+        ),
     )
 
     def __init__(

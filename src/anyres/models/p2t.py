@@ -34,7 +34,8 @@ from anyres.layers.maps import ConvMlp, depthwise, to_map, to_nchw, with_residua
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import attend
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import Family, Variant
+from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate
 

@@ -37,10 +37,21 @@ from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
 from anyres.layers.spatial_reduction import SpatialReductionAttention
-from anyres.models._backbone import Family, KeyRule, Variant, pair
+from anyres.models._backbone import Family, Variant, pair
+from anyres.models._keys import KeyRule, Layout
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate, SideOrPair
 from anyres.shapes import Grid
+
+_TRANSFORMERS_REST = (
+    KeyRule("layer_norm_1", "norm1"),
+    KeyRule("layer_norm_2", "norm2"),
+    KeyRule("mlp.dense1", "mlp.fc1"),
+    KeyRule("mlp.dense2", "mlp.fc2"),
+    KeyRule("^classifier", "^head"),
+)
+"""What both versions have in common in transformers."""
+
 
 # Version 1 ------------------------------------------------------------------------------------------------------------
 
@@ -101,6 +112,28 @@ class PVT(Pyramid):
         KeyRule("^pos_embed{i+1}", "^stages.{i}.pos_embed"),
         KeyRule("^block{i+1}.{j}", "^stages.{i}.blocks.{j}"),
         KeyRule("^cls_token", "^stages.3.cls_token"),
+    )
+    layouts = (
+        Layout(
+            "transformers",
+            "encoder.patch_embeddings",
+            (
+                KeyRule("^encoder.patch_embeddings.3.cls_token", "^cls_token"),
+                KeyRule("^encoder.patch_embeddings.{i}.position_embeddings", "^pos_embed{i+1}"),
+                KeyRule("^encoder.patch_embeddings.{i}.projection", "^patch_embed{i+1}.proj"),
+                KeyRule("^encoder.patch_embeddings.{i}.layer_norm", "^patch_embed{i+1}.norm"),
+                KeyRule("^encoder.block.{i}.{j}", "^block{i+1}.{j}"),
+                KeyRule("^encoder.layer_norm", "^norm"),
+                KeyRule("attention.self.query", "attn.q"),
+                KeyRule("attention.self.key", "attn.kv+0"),
+                KeyRule("attention.self.value", "attn.kv+1"),
+                KeyRule("attention.self.sequence_reduction", "attn.sr"),
+                KeyRule("attention.self.layer_norm", "attn.norm"),
+                KeyRule("attention.output.dense", "attn.proj"),
+                *_TRANSFORMERS_REST,
+            ),
+            prefix=("pvt.",),
+        ),
     )
 
     def __init__(
@@ -201,6 +234,27 @@ class PVTv2(Pyramid):
         KeyRule("^block{i+1}.{j}", "^stages.{i}.blocks.{j}"),
         KeyRule("^norm{i+1}", "^stages.{i}.norm"),
         KeyRule("mlp.dwconv.dwconv", "mlp.dwconv"),
+    )
+    layouts = (
+        Layout("timm", "patch_embed.proj", (KeyRule("^patch_embed", "^stages.0.downsample"),)),
+        Layout(
+            "transformers",
+            "patch_embedding.proj",
+            (
+                KeyRule("^encoder.layers.{i}.patch_embedding.layer_norm", "^patch_embed{i+1}.norm"),
+                KeyRule("^encoder.layers.{i}.patch_embedding", "^patch_embed{i+1}"),
+                KeyRule("^encoder.layers.{i}.blocks.{j}", "^block{i+1}.{j}"),
+                KeyRule("^encoder.layers.{i}.layer_norm", "^norm{i+1}"),
+                KeyRule("attention.query", "attn.q"),
+                KeyRule("attention.key", "attn.kv+0"),
+                KeyRule("attention.value", "attn.kv+1"),
+                KeyRule("attention.spatial_reduction", "attn.sr"),
+                KeyRule("attention.layer_norm", "attn.norm"),
+                KeyRule("attention.proj", "attn.proj"),
+                *_TRANSFORMERS_REST,
+            ),
+            prefix=("pvt_v2.",),
+        ),
     )
 
     def __init__(

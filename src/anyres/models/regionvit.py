@@ -42,7 +42,8 @@ from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.windows import merge, partition, window_attention
-from anyres.models._backbone import DetectorForm, Family, KeyRule, Variant
+from anyres.models._backbone import DetectorForm, Family, Variant
+from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, PerStage, Rate
 from anyres.shapes import Grid

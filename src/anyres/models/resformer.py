@@ -21,7 +21,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import Family, Variant
+from anyres.models._keys import KeyRule
 from anyres.models._plain import WINDOWED, Plain
 
 

@@ -35,7 +35,8 @@ from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import SpatialReductionAttention, attend
 from anyres.layers.unshifted_windows import UnshiftedWindowAttention
 from anyres.layers.windows import merge
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import Family, Variant
+from anyres.models._keys import KeyRule
 from anyres.models._pyramid import PositionedStage, Pyramid, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate
 

@@ -29,7 +29,8 @@ from anyres.layers.maps import ConvMlp, depthwise, fold_into, on_map, with_resid
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import attend
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import Family, Variant
+from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate, WholeNumber
 from anyres.shapes import Grid

@@ -37,6 +37,7 @@ from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
 from anyres.layers.windows import (
+    PUBLISHED_TABLE,
     WindowAttention,
     merge,
     partition,
@@ -44,7 +45,8 @@ from anyres.layers.windows import (
     tables_to_published,
     window_rule,
 )
-from anyres.models._backbone import Family, KeyRule, Variant
+from anyres.models._backbone import Family, Variant
+from anyres.models._keys import TRANSFORMERS_BLOCK, KeyRule, Layout
 from anyres.models._pyramid import Pyramid, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate
 from anyres.shapes import Grid
@@ -71,6 +73,19 @@ class PatchMerging(nn.Module):
         h, w = self.grid(H, W)
         cells = x_BHWC.view(B, h, 2, w, 2, C).permute(0, 1, 3, 4, 2, 5)  # the cell's columns before its rows
         return self.reduction(self.norm(cells.reshape(B, h, w, 4 * C)))
+
+
+def _from_openmmlab(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert what OpenMMLab orders otherwise: it concatenates a cell channel by channel, each with its rows before its
+    columns. The last of the maps' norms is a classifier's own."""
+    converted = {}
+    for name, tensor in state.items():
+        if ".downsample." in name and tensor.ndim and tensor.shape[-1] % 4 == 0:
+            tensor = tensor.unflatten(-1, (-1, 2, 2)).movedim((-1, -2), (-3, -2)).flatten(-3)
+        if name.startswith("norm3.") and "norm0.weight" not in state:
+            name = name.replace("norm3", "norm")
+        converted[name] = tensor
+    return converted
 
 
 class ShiftedWindowAttention(WindowAttention):
@@ -101,6 +116,39 @@ class SwinTransformer(Pyramid):
         KeyRule("^norm{i}", "^out_norms.{i}"),
     )
     published_constants = ("relative_position_index", "attn_mask")
+    layouts = (
+        Layout(
+            "timm",
+            "layers.3.downsample",
+            (KeyRule("^layers.{i+1}.downsample", "^layers.{i}.downsample"), KeyRule("^head.fc", "^head")),
+        ),
+        Layout(
+            "transformers",
+            "embeddings.patch_embeddings",
+            (
+                KeyRule("^embeddings.patch_embeddings.projection", "^patch_embed.proj"),
+                KeyRule("^embeddings.norm", "^patch_embed.norm"),
+                KeyRule("^encoder.layers.{i}", "^layers.{i}"),
+                KeyRule(f"attention.self.{PUBLISHED_TABLE}", f"attn.{PUBLISHED_TABLE}"),
+                KeyRule(f"attention.relative_position_bias.{PUBLISHED_TABLE}", f"attn.{PUBLISHED_TABLE}"),
+                *TRANSFORMERS_BLOCK,
+            ),
+            prefix=("swin.",),
+        ),
+        Layout(
+            "OpenMMLab",
+            "attn.w_msa",
+            (
+                KeyRule("^patch_embed.projection", "^patch_embed.proj"),
+                KeyRule("^stages.{i}", "^layers.{i}"),
+                KeyRule("attn.w_msa", "attn"),
+                KeyRule("ffn.layers.0.0", "mlp.fc1"),
+                KeyRule("ffn.layers.1", "mlp.fc2"),
+                KeyRule("^head.fc", "^head"),
+            ),
+            convert=_from_openmmlab,
+        ),
+    )
 
     def __init__(
         self,

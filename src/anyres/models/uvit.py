@@ -21,7 +21,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from anyres.models._backbone import DetectorForm, Family, KeyRule, Variant
+from anyres.models._backbone import DetectorForm, Family, Variant
+from anyres.models._keys import KeyRule
 from anyres.models._plain import Plain
 from anyres.options import Count, Depth
 

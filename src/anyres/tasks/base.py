@@ -112,8 +112,11 @@ class Task(ABC):
         """Build a saved model from its config and weights. Raises UserError if the two do not fit."""
 
     @abstractmethod
-    def load(self, model: Any, path: Path) -> LoadReport:
-        """Load the weights of `init_from`. Weights that do not fit, or a head for other classes, are not loaded."""
+    def load(self, model: Any, path: Path, ema: bool | None = None) -> LoadReport:
+        """Load the weights of `init_from`. Weights that do not fit, or a head for other classes, are not loaded.
+
+        `ema` chooses between averaged and raw weights, as in `load_checkpoint`.
+        """
 
     # Training -----------------------------------------------------------------------------------------------------
 

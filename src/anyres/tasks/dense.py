@@ -54,7 +54,7 @@ class DenseTask(Task):
             raise UserError(f"it is a model for {self.name}: load it without {', '.join(overrides)}.")
         return self.network.from_config(config, state)
 
-    def load(self, model: TaskModel, path: Path) -> LoadReport:
+    def load(self, model: TaskModel, path: Path, ema: bool | None = None) -> LoadReport:
         """Load the whole model from weights for the same task and classes, otherwise only the backbone.
 
         Only the backbone is loaded from weights for another task, other classes, or from a published file.
@@ -63,7 +63,7 @@ class DenseTask(Task):
         from anyres.tasks.weights import holds_task, is_for_classes_of
 
         whole = holds_task(path, self.name) and is_for_classes_of(model, path)
-        return load_checkpoint(model if whole else model.backbone, path, strict=False)
+        return load_checkpoint(model if whole else model.backbone, path, strict=False, ema=ema)
 
     def set_training_mode(self, options: Any, model: nn.Module) -> None:
         from torch import nn

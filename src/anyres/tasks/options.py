@@ -27,6 +27,11 @@ class TaskOptions(Options):
     init_from: str | None = option(
         None, "Initialise from the weights of this run or checkpoint file (unlike resume, which continues a run)."
     )
+    init_weights: Literal["auto", "raw", "averaged"] = option(
+        "auto",
+        "Weights to take from the file of init_from if it has raw and averaged ones: by default those that the authors "
+        "of the model report results of.",
+    )
     bit_depth: int | None = option(
         None,
         "Bits per channel of images with more than 8 bits, if the files do not say: 12, or 16 for dark images.",

@@ -25,13 +25,13 @@ def weights_file(path: str) -> Path:
     return next((candidate for candidate in inside if candidate.is_file()), Path(path))
 
 
-def load_but_head(model: Any, path: Path, head: nn.Module) -> LoadReport:
+def load_but_head(model: Any, path: Path, head: nn.Module, ema: bool | None = None) -> LoadReport:
     """Load a weights file into a model, without the `head` if the file is for other classes.
 
     A head with the same number of classes would fit, but its outputs would mean something else.
     """
     fresh = deepcopy(head.state_dict())
-    report = load_checkpoint(model, path, strict=False)
+    report = load_checkpoint(model, path, strict=False, ema=ema)
     if not is_for_classes_of(model, path):
         head.load_state_dict(fresh)
     return report

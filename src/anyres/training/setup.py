@@ -19,6 +19,7 @@ from anyres.data import MapSource, SizeSchedule, TrainLoader
 from anyres.data.loading import Views
 from anyres.data.sources import shared_files
 from anyres.errors import UserError
+from anyres.models._checkpoints import KINDS
 from anyres.models._registry import check_model_args
 from anyres.options import did_you_mean
 from anyres.tasks import TASKS, Task
@@ -195,12 +196,12 @@ def _public(name: str) -> str:
 
 def start_from(run: Run, path: str) -> None:
     """Load the weights of another run or checkpoint; weights that do not fit are listed in the log."""
-    report = run.task.load(run.plain, weights_file(path))
+    report = run.task.load(run.plain, weights_file(path), KINDS[run.config.init_weights])
     if run.config.fsdp:
         load_whole_states(run, run.plain.state_dict())
     if run.ema is not None:
         run.ema.module.load_state_dict(run.model.state_dict())
-    logger.log(logging.INFO if report.complete else logging.WARNING, "started from %s: %s", path, report)
+    logger.log(logging.WARNING if report.notable else logging.INFO, "started from %s: %s", path, report)
 
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -11,20 +11,29 @@ from anyres.cli.terminal import (
 from anyres.errors import UserError
 
 
-def convert(file: str, output: str, *, model: str | None = None, to: Literal["anyres", "published"] = "anyres") -> None:
-    """Convert a weights file from published parameter names to those of anyres, or back.
+def convert(
+    file: str,
+    output: str,
+    *,
+    model: str | None = None,
+    weights: Literal["auto", "raw", "averaged"] = "auto",
+    to: Literal["anyres", "published"] = "anyres",
+) -> None:
+    """Convert a weights file from published parameter names, or those of timm, transformers or OpenMMLab, to those of
+    anyres, or back to published ones.
 
     Args:
         file: a published weights file (.pth, .safetensors); with to=published also the folder of a saved model
         output: FILE.safetensors or FILE.pth for the weights only, or a folder for config.json and weights
         model: the architecture; by default, the only registered model that the file fits
+        weights: which to take of a file with raw and averaged ones; by default those that the authors report results of
         to: the parameter names to convert to
     """
     from anyres.inference.modelspec import from_file, open_model
     from anyres.io.files import check_file
     from anyres.io.hub import check_target
     from anyres.models._backbone import Backbone
-    from anyres.models._checkpoints import save_weights
+    from anyres.models._checkpoints import KINDS, save_weights
     from anyres.tasks import task_of
 
     is_file = Path(output).suffix in (".safetensors", ".pth")
@@ -42,7 +51,7 @@ def convert(file: str, output: str, *, model: str | None = None, to: Literal["an
     if network is None:
         if not Path(file).is_file():
             raise FileNotFoundError(f"There is no weights file {file}: check the path.")
-        network = from_file(Path(file), model)
+        network = from_file(Path(file), model, KINDS[weights])
     if not isinstance(network, Backbone):
         raise UserError(f"{file} is a model for {task_of(network).name}, but only backbones can be converted.")
     state = network.state_dict()

@@ -38,7 +38,7 @@ def info(model: str, *, sizes: str = "96,224,384") -> None:
         "paper": facts["paper"],
         "published code": facts["repository"],
         "licence": facts["licence"],
-        **{f"weights {facts['name']}.{tag}": where for tag, where in facts["weights"].items()},
+        **{f"weights ({tag})": where for tag, where in facts["weights"].items()},
         "notes": facts["notes"],
     }
     for key, value in lines.items():

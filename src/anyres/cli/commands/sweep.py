@@ -57,7 +57,8 @@ def sweep(
         sizes: sides and HEIGHTxWIDTH, with ranges FIRST:LAST:STEP, such as 96:640:32,224x320
         names: file with the models' class names, one per line, to use instead of their own
         bit_depth: bits per channel of images with more than 8 bits, if the files do not say: 12, or 16 for dark images
-        weights: which weights of runs: of the best validation, the last ones, or the moving average of either
+        weights: which weights of runs: of the best validation, the last ones, or the moving average of either, which is
+            also taken from weights files that have one
         images: number of images, evenly spread over the classes; by default all
         aspect: ratios WIDTH:HEIGHT at which to evaluate every square size, with the same area
         output: folder for sweep.csv, sweep.png, pareto.png and report.html; within a run's folder, the run's model card

@@ -72,10 +72,10 @@ class Classification(Task):
 
         return model_of_folder(config, state, **overrides)
 
-    def load(self, model: Any, path: Path) -> LoadReport:
+    def load(self, model: Any, path: Path, ema: bool | None = None) -> LoadReport:
         from anyres.tasks.weights import load_but_head
 
-        return load_but_head(model, path, model.get_classifier())
+        return load_but_head(model, path, model.get_classifier(), ema)
 
     def views(self, options: TrainConfig, source: Source) -> ImageViews:
         from anyres.data import Augmentation, ImageViews

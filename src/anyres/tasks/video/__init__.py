@@ -82,14 +82,14 @@ class Video(Task):
             raise UserError(f"it is a model for {self.name}: load it without {', '.join(overrides)}.")
         return SpaceTime.from_config(config, state)
 
-    def load(self, model: Any, path: Path) -> LoadReport:
+    def load(self, model: Any, path: Path, ema: bool | None = None) -> LoadReport:
         """Load the whole model from the weights of a video run, or the spatial part from those of an image model."""
         from anyres.tasks.video.network import SpaceTime
         from anyres.tasks.weights import holds_task, load_but_head
 
         if isinstance(model, SpaceTime) and not holds_task(path, self.name):
-            return model.load_image_weights(path)
-        return load_but_head(model, path, model.head)
+            return model.load_image_weights(path, ema)
+        return load_but_head(model, path, model.head, ema)
 
     def views(self, options: VideoConfig, source: MapSource) -> ClipViews:
         from anyres.data.clips import Sampling

@@ -129,14 +129,14 @@ class SpaceTime(TaskModel):
         for temporal, block in zip(self.temporal, cast(Any, self.backbone).blocks, strict=True):
             cast(TemporalAttention, temporal).start_from(block.norm1, block.attn)
 
-    def load_image_weights(self, path: str | Path) -> LoadReport:
+    def load_image_weights(self, path: str | Path, ema: bool | None = None) -> LoadReport:
         """Load the weights file of an image model into the backbone, then call `start_from_space`. The head is kept.
 
         Raises:
             FileNotFoundError: if the file does not exist.
             UserError: if the file is damaged or belongs to another model.
         """
-        report = load_checkpoint(self.backbone, path, strict=False)
+        report = load_checkpoint(self.backbone, path, strict=False, ema=ema)
         lacking = report.missing + report.mismatched
         if lacking:
             raise UserError(f"{path} does not fit the backbone ({report}): choose the model that it was made with.")
