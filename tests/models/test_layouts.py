@@ -20,6 +20,7 @@ from anyres.models._backbone import Backbone
 from anyres.models._checkpoints import load_checkpoint
 from anyres.models._registry import create_model, entries, guess_model
 from anyres.models.swin import PatchMerging, SwinTransformer
+from anyres.tasks import load_pretrained
 from tests.typed import as_a
 
 
@@ -287,3 +288,21 @@ def test_a_part_that_is_missing_is_never_made_up(tmp_path: Path) -> None:
     save_file(state, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=r"blocks\.1\.attn\.qkv"):
         load_checkpoint(create_model(name, num_classes=5, **args), tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "args"), [("swin_tiny_patch4_window7_224", {}), ("deit_tiny_patch16_224", {"img_size": 64})]
+)
+@torch.inference_mode()
+def test_folders_that_timm_wrote_for_its_own_models(name: str, args: dict[str, Any], tmp_path: Path) -> None:
+    theirs = randomise(timm.create_model(name, num_classes=5, **args))
+    timm.models.save_for_hf(theirs, str(tmp_path), model_args=args, safe_serialization=True)
+    ours = load_pretrained(tmp_path)
+    size = args.get("img_size", 224)
+    x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    expected = theirs(x)
+    assert (ours(x) - expected).norm() <= 1e-5 * expected.norm()
+    again = load_pretrained(ours.save_pretrained(tmp_path / "ours"))
+    assert torch.equal(again(x), ours(x))
+    of_timm = as_a(Backbone, timm.create_model(f"local-dir:{tmp_path / 'ours'}"))
+    assert of_timm.pretrained_cfg["classifier"] == "head"

@@ -159,7 +159,7 @@ def test_the_report_says_what_a_person_can_act_on(model: Backbone, tmp_path: Pat
     report = load_checkpoint(create_model("deit_tiny", **{**SMALL, "num_classes": 3}), tmp_path / "x.pth", strict=False)
     count = len(model.state_dict())
     assert str(report) == (
-        f"{count - 3} of {count} tensors loaded from its weights; 1 not in the file, so left at their initial values: "
-        "norm.weight; 2 of another shape in the file, so left at their initial values: head.weight (5, 48) for "
-        "(3, 48), head.bias (5,) for (3,); 1 of the file without a place in the model: extra.weight"
+        f"{count - 3} of {count} tensors loaded from its weights; 1 missing from the file: norm.weight; 2 of another "
+        "shape in the file: head.weight (5, 48) for (3, 48), head.bias (5,) for (3,); 1 of the file without a place in "
+        "the model: extra.weight"
     )

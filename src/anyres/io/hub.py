@@ -204,13 +204,21 @@ def describe(tensor: Tensor) -> str:
 Network = TypeVar("Network", bound=nn.Module)
 
 
+def outline(build: Callable[[], nn.Module], count: int) -> dict[str, Tensor]:
+    """Return the state dict, without any memory, of the network that `build` creates for `count` weights.
+
+    Raises UserError if the network is far larger than those.
+    """
+    with torch.device("meta"), _Bounded(20_000 + 200 * count):
+        return build().state_dict()
+
+
 def with_weights(build: Callable[[], Network], state: dict[str, Tensor]) -> Network:
     """Return the network that `build` creates, in eval mode, with these weights.
 
     The weights are compared with the network before it takes any memory. Raises UserError if they do not match.
     """
-    with torch.device("meta"), _Bounded(20_000 + 200 * len(state)):
-        wanted = build().state_dict()
+    wanted = outline(build, len(state))
     for name in dict.fromkeys([*wanted, *state]):
         if name not in state:
             problem = "is missing"

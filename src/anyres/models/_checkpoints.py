@@ -77,8 +77,8 @@ class LoadReport:
         for found, words in (
             (self.resized, "tables resized to the model's native size"),
             (self.adapted, "first layers adapted to the model's channels"),
-            (self.missing, "not in the file, so left at their initial values"),
-            (self.mismatched, "of another shape in the file, so left at their initial values"),
+            (self.missing, "missing from the file"),
+            (self.mismatched, "of another shape in the file"),
             (self.unexpected, "of the file without a place in the model"),
             (self.foreign, "kinds of other objects left out"),
         ):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from anyres import models
 from anyres.errors import UserError
+from anyres.io import hub
 from anyres.models._backbone import Backbone, Family, Variant, pair
 from anyres.models._checkpoints import choose_weights, fit_channels, load_checkpoint, read_state
 from anyres.models._keys import best
@@ -172,9 +173,31 @@ def check_model_args(name: str, args: dict[str, Any]) -> None:
 
 
 def model_of_folder(config: dict[str, Any], state: dict[str, Tensor], **overrides: Any) -> Backbone:
-    """Build the registered model of a folder's `config.json` with its weights, in eval mode."""
+    """Build the registered model of a folder's `config.json` with its weights, in eval mode.
+
+    A folder that timm wrote for its own version of a model becomes ours.
+    """
     architecture = resolve_name(str(config.get("architecture")))
+    if not str(config["architecture"]).startswith(PREFIX):
+        config, state = _from_timm(architecture, config, state)
     return entries()[architecture].family.model.from_config(config, state, **overrides)
+
+
+def _from_timm(name: str, config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Convert the config and weights of timm's version of the model `name`."""
+    family, variant = entries()[name]
+    given = {key: value for key, value in config.get("model_args", {}).items() if key not in _ALWAYS_ON}
+    family.model.check_args(name, given)
+    args = {**variant.args, "num_classes": config.get("num_classes", 1000), **given}
+    own = hub.outline(lambda: family.model.from_args(name, args, given), len(state))
+    layer_names = {"first_conv": family.first_conv, "classifier": _classifiers(family)[0]}
+    converted = {
+        **config,
+        "architecture": PREFIX + name,
+        "model_args": args,
+        "pretrained_cfg": {**config.get("pretrained_cfg", {}), **layer_names},
+    }
+    return converted, best(family.model.readings(state), own).state
 
 
 def guess_model(path: str | Path) -> str:

@@ -201,7 +201,8 @@ def start_from(run: Run, path: str) -> None:
         load_whole_states(run, run.plain.state_dict())
     if run.ema is not None:
         run.ema.module.load_state_dict(run.model.state_dict())
-    logger.log(logging.WARNING if report.notable else logging.INFO, "started from %s: %s", path, report)
+    rest = "; what is missing or of another shape starts anew" if report.missing or report.mismatched else ""
+    logger.log(logging.WARNING if report.notable else logging.INFO, "started from %s: %s%s", path, report, rest)
 
 
 def build_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
