@@ -21,6 +21,7 @@ from anyres.models._checkpoints import load_checkpoint
 from anyres.models._registry import create_model, entries, guess_model
 from anyres.models.swin import PatchMerging, SwinTransformer
 from anyres.tasks import load_pretrained
+from anyres.tasks.classification import TASK
 from tests.typed import as_a
 
 
@@ -306,3 +307,45 @@ def test_folders_that_timm_wrote_for_its_own_models(name: str, args: dict[str, A
     assert torch.equal(again(x), ours(x))
     of_timm = as_a(Backbone, timm.create_model(f"local-dir:{tmp_path / 'ours'}"))
     assert of_timm.pretrained_cfg["classifier"] == "head"
+
+
+@torch.inference_mode()
+def test_folders_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    from transformers import SwinConfig, SwinForImageClassification
+
+    few = {name: entries()[name] for name in ("mvitv2_tiny", "swin_small", "swin_tiny")}
+    monkeypatch.setattr(_registry, "entries", lambda: few)  # all of them would take seconds
+    labels = {0: "cat", 1: "dog", 2: "owl"}
+    theirs = SwinForImageClassification(SwinConfig(id2label=labels))
+    randomise(theirs)
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
+    ours = load_pretrained(tmp_path)
+    assert ours.architecture == "anyres_swin_tiny"
+    assert ours.pretrained_cfg["label_names"] == ["cat", "dog", "owl"]
+    assert ours.pretrained_cfg["mean"] == [0.5, 0.5, 0.5]
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    expected = theirs(x).logits
+    assert (ours(x) - expected).norm() <= 1e-5 * expected.norm()
+    again = load_pretrained(ours.save_pretrained(tmp_path / "ours"))
+    assert torch.equal(again(x), ours(x))
+    started = as_a(Backbone, create_model("swin_tiny", num_classes=3))
+    started.pretrained_cfg["label_names"] = ["cat", "dog", "owl"]
+    assert TASK.load(started, tmp_path / "model.safetensors").complete
+    head = started.get_parameter("head.weight")
+    assert torch.equal(head, ours.get_parameter("head.weight"))
+    others = as_a(Backbone, create_model("swin_tiny", num_classes=3))
+    others.pretrained_cfg["label_names"] = ["ant", "bee", "fly"]
+    TASK.load(others, tmp_path / "model.safetensors")
+    assert not torch.equal(others.get_parameter("head.weight"), head)
+
+
+def test_a_folder_of_transformers_with_another_network_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_registry, "entries", lambda: {"swin_tiny": entries()["swin_tiny"]})
+    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
+    save_file({"classifier.bias": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"it is a 'resnet' of transformers.* of no registered"):
+        load_pretrained(tmp_path)

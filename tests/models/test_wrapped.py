@@ -74,13 +74,6 @@ def test_checkpoints_in_parts_say_how_to_join_them(model: Backbone, tmp_path: Pa
                 opened(folder)
 
 
-def test_a_folder_of_transformers_says_what_to_give(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "swin", "architectures": ["SwinForImageClassification"]}')
-    save_file({"classifier.bias": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(UserError, match=r"is of transformers: give its weights file instead, as MODEL="):
-        open_model(str(tmp_path))
-
-
 AVERAGES: dict[str, Callable[[Any, Any], Any]] = {
     "timm": lambda raw, mean: {"state_dict": raw, "state_dict_ema": mean},
     "deit": lambda raw, mean: {"model": raw, "model_ema": mean, "epoch": 3},

@@ -31,7 +31,7 @@ _HUB = "huggingface.co"
 _CHUNK = 1 << 18
 _PATIENCE = 30.0
 """Seconds without a byte after which a connection counts as lost."""
-_PAUSES = (0.5, 2.0, 8.0)
+_PAUSES = (0.5, 1.0, 4.0)
 """Seconds before trying again, for each failure in a row that brought nothing."""
 _STARTS = (b"PK\x03\x04", b"\x80")
 """First bytes of a torch file (a zip archive, or a pickle before 1.6) and of a pickle."""

@@ -22,6 +22,8 @@ from anyres.io.text import printable
 from anyres.options import LARGEST, is_kind
 
 CONFIG, WEIGHTS, CARD = NAMES = "config.json", "model.safetensors", "README.md"
+PREPROCESSOR = "preprocessor_config.json"
+"""What transformers keeps about the preparation of images."""
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 KIND = "model"
 """Kind of these files in a folder's record (see `anyres.io.files`)."""
@@ -158,12 +160,9 @@ def check_config(path: Path) -> dict[str, Any]:
                 raise UserError(f"{path}: {place}{name} is {part[name]!r:.80}; it must be {words}: correct it.")
         return part
 
+    if "model_type" in config and "architecture" not in config:  # of transformers
+        return _of_transformers(config, path.parent)
     config = checked(config)
-    if "architecture" not in config and "model_type" in config:
-        raise UserError(
-            f"{path} is of transformers: give its weights file instead, as MODEL={path.parent / WEIGHTS} to a command "
-            "or as checkpoint_path to create_model."
-        )
     if "architecture" not in config:
         raise UserError(f"{path} names no architecture: give the folder of a saved model, such as RUN/best.")
     for part in ("pretrained_cfg", "anyres", "backbone"):
@@ -174,6 +173,20 @@ def check_config(path: Path) -> dict[str, Any]:
         if names and len(names) != count:
             raise UserError(f"{path}: {part}.label_names has {len(names)} names for num_classes {count}: correct one.")
     return config
+
+
+def _of_transformers(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a config of transformers, and that of its preprocessor, in timm's layout, without an architecture."""
+    names = config.get("id2label")
+    names = [names.get(str(number)) for number in range(len(names))] if isinstance(names, dict) else []
+    images = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).is_file() else {}
+    found: dict[str, Any] = {"label_names": names} if names and all(isinstance(name, str) for name in names) else {}
+    for key in ("mean", "std"):
+        value = images.get(f"image_{key}") if isinstance(images, dict) else None
+        if value is not None and not _RULES[key][0](value):
+            raise UserError(f"{folder / PREPROCESSOR}: image_{key} must be {_RULES[key][1]}: correct it.")
+        found |= {} if value is None else {key: value}
+    return {"model_type": config["model_type"], "num_classes": len(names) or 2, "pretrained_cfg": found}
 
 
 class _Bounded(TorchFunctionMode):
@@ -246,7 +259,11 @@ def find_folder(name: str | Path) -> Path:
 
     repository, _, revision = text.removeprefix("hf-hub:").partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=[CONFIG, WEIGHTS, CARD, PREPROCESSOR]
+            )
+        )
     except Exception as error:  # the hub library raises many kinds, including network errors
         raise UserError(
             f"{text} cannot be downloaded ({first_line(error)}): check the name, the network, and for closed models "

@@ -79,5 +79,5 @@ def fetch_weights(file: Published, parameters: int, cache: str | Path | None = N
         raise UserError(f"The weights of {file.name} are {file.where}; {fix}.")
     # At most weights, averaged weights and the two moments of an optimiser, in float32, and their names.
     largest = 20 * parameters + (1 << 24)
-    otherwise = f"get the file elsewhere and {load}."
+    otherwise = f"fetch that file with a browser or on another machine, and {load}."
     return fetch(file.download, file.name, sha256=file.sha256, largest=largest, cache=cache, otherwise=otherwise)

@@ -11,7 +11,7 @@ import fnmatch
 import importlib
 import pkgutil
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -25,17 +25,16 @@ from torch import Tensor, nn
 
 from anyres import models
 from anyres.errors import UserError
-from anyres.io import hub
 from anyres.models._backbone import Backbone, Family, Variant, pair
 from anyres.models._checkpoints import choose_weights, fit_channels, load_checkpoint, read_state
 from anyres.models._keys import best
 from anyres.models._published import Published, fetch_weights, published
 from anyres.options import check_kind
 
-__all__ = ["create_model", "guess_model", "list_models", "model_info", "model_of_folder"]
+__all__ = ["create_model", "guess_model", "list_models", "model_info"]
 
 PREFIX = "anyres_"
-_ALWAYS_ON = {"dynamic_img_size", "dynamic_img_pad", "strict_img_size"}
+ALWAYS_ON = {"dynamic_img_size", "dynamic_img_pad", "strict_img_size"}
 """Options of fixed-size libraries that request what we always do; accepted and ignored."""
 
 
@@ -172,60 +171,40 @@ def check_model_args(name: str, args: dict[str, Any]) -> None:
         entries()[name].family.model.check_args(name, rest)
 
 
-def model_of_folder(config: dict[str, Any], state: dict[str, Tensor], **overrides: Any) -> Backbone:
-    """Build the registered model of a folder's `config.json` with its weights, in eval mode.
-
-    A folder that timm wrote for its own version of a model becomes ours.
-    """
-    architecture = resolve_name(str(config.get("architecture")))
-    if not str(config["architecture"]).startswith(PREFIX):
-        config, state = _from_timm(architecture, config, state)
-    return entries()[architecture].family.model.from_config(config, state, **overrides)
-
-
-def _from_timm(name: str, config: dict[str, Any], state: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Convert the config and weights of timm's version of the model `name`."""
-    family, variant = entries()[name]
-    given = {key: value for key, value in config.get("model_args", {}).items() if key not in _ALWAYS_ON}
-    family.model.check_args(name, given)
-    args = {**variant.args, "num_classes": config.get("num_classes", 1000), **given}
-    own = hub.outline(lambda: family.model.from_args(name, args, given), len(state))
-    layer_names = {"first_conv": family.first_conv, "classifier": _classifiers(family)[0]}
-    converted = {
-        **config,
-        "architecture": PREFIX + name,
-        "model_args": args,
-        "pretrained_cfg": {**config.get("pretrained_cfg", {}), **layer_names},
-    }
-    return converted, best(family.model.readings(state), own).state
-
-
 def guess_model(path: str | Path) -> str:
     """Return the registered model whose parameter names and shapes match a weights file exactly (with any head).
 
     Raises UserError if there is none; the message names the closest.
     """
-    file = read_state(path)
-    known = cache(lambda kind: kind.readings(choose_weights(file, kind.averaged)[0]))
-    closest: tuple[float, str] = (0.0, "")
+    name, shared = closest_model(read_state(path))
+    if shared < 1:
+        raise UserError(
+            f"{path} fits no registered model exactly (the closest, {name}, shares {shared:.0%} of its parameters): "
+            "say which model it is for, as MODEL=FILE, or in Python build that with its options and load_checkpoint."
+        )
+    return name
+
+
+def closest_model(content: Mapping[str, Any]) -> tuple[str, float]:
+    """Return the registered model that shares most parameters with a checkpoint's content, and their part of all.
+
+    Parameters are shared if they agree in name and shape; those of heads do not count.
+    """
+    known = cache(lambda kind: kind.readings(choose_weights(content, kind.averaged)[0]))
+    closest: tuple[float, str] = (-1.0, "")
     for name, entry in entries().items():
         with torch.device("meta"):
             own = entry.family.model(**entry.variant.args).state_dict()
-        found = best(known(entry.family.model), own).state
-        wanted, state = ({key: tensor.shape for key, tensor in each.items()} for each in (own, found))
-        heads = tuple(f"{head}." for head in _classifiers(entry.family))
+        heads = tuple(f"{head}." for head in classifiers(entry.family))
         wanted, state = (
-            {key: shape for key, shape in shapes.items() if not key.startswith(heads)} for shapes in (wanted, state)
+            {key: tensor.shape for key, tensor in each.items() if not key.startswith(heads)}
+            for each in (own, best(known(entry.family.model), own).state)
         )
         if wanted == state:
-            return name
-        shared = sum(state.get(key) == shape for key, shape in wanted.items()) / max(len(wanted | state), 1)
-        closest = max(closest, (shared, name))
-    raise UserError(
-        f"{path} fits no registered model exactly (the closest, {closest[1]}, shares {closest[0]:.0%} of its "
-        "parameters): say which model it is for, as MODEL=FILE, or in Python build that with its options and "
-        "load_checkpoint."
-    )
+            return name, 1.0
+        shared = sum(state.get(key) == shape for key, shape in wanted.items()) / max(len(wanted.keys() | state), 1)
+        closest = max(closest, (min(shared, 0.99), name))
+    return closest[1], closest[0]
 
 
 def model_info(name: str) -> dict[str, Any]:
@@ -257,7 +236,8 @@ def model_info(name: str) -> dict[str, Any]:
 # timm's registry ----------------------------------------------------------------------------------------------------
 
 
-def _classifiers(family: Family) -> tuple[str, ...]:
+def classifiers(family: Family) -> tuple[str, ...]:
+    """Return the names of the heads of a family's models."""
     return (family.classifier,) if isinstance(family.classifier, str) else family.classifier
 
 
@@ -272,7 +252,7 @@ def _pretrained_cfg(entry: Entry, file: Published) -> dict[str, Any]:
         "std": entry.variant.std,
         "num_classes": file.classes,
         "first_conv": entry.family.first_conv,
-        "classifier": entry.family.classifier if distilled else _classifiers(entry.family)[0],
+        "classifier": entry.family.classifier if distilled else classifiers(entry.family)[0],
         "license": _HUB_LICENCES.get(entry.family.licence, entry.family.licence.lower()),
         "paper_name": entry.family.paper,
         "origin_url": f"https://github.com/{entry.family.repository}",
@@ -315,7 +295,7 @@ def _register(name: str, entry: Entry) -> None:
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         timm_options = {key: kwargs.pop(key) for key in _TIMM_OPTIONS & kwargs.keys()}
-        options = {key: value for key, value in kwargs.items() if key not in _ALWAYS_ON}
+        options = {key: value for key, value in kwargs.items() if key not in ALWAYS_ON}
         family.model.check_args(name, options)
 
         own = _own_weights(name, entry, timm_options) if pretrained else None
@@ -374,7 +354,7 @@ def _start_from(model: Backbone, path: Path, classes: int, entry: Entry, strict:
 
     The dense form keeps the initial values of what a classifier does not have.
     """
-    skip = [f"{head}." for head in _classifiers(entry.family)] if model.num_classes != classes else []
+    skip = [f"{head}." for head in classifiers(entry.family)] if model.num_classes != classes else []
     if getattr(model, "dense", False):
         with torch.device("meta"):
             classifier = entry.family.model(**{**model.model_args, "dense": False})

@@ -68,7 +68,7 @@ class Classification(Task):
         return build_classifier(options, source)
 
     def from_config(self, config: dict[str, Any], state: dict[str, Tensor], overrides: dict[str, Any]) -> Any:
-        from anyres.models._registry import model_of_folder
+        from anyres.models._folders import model_of_folder
 
         return model_of_folder(config, state, **overrides)
 

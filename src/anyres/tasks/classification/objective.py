@@ -17,7 +17,8 @@ from anyres.data.config import DataConfig
 from anyres.errors import UserError
 from anyres.io import hub
 from anyres.models._checkpoints import load_checkpoint
-from anyres.models._registry import create_model, model_of_folder
+from anyres.models._folders import model_of_folder
+from anyres.models._registry import create_model
 from anyres.tasks.classification.options import TrainConfig
 from anyres.tasks.classification.sparsification import sparsification_losses
 from anyres.tasks.labels import LabelObjective
