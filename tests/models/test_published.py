@@ -141,11 +141,14 @@ def test_the_dense_form_takes_a_classifiers_weights(serve: Serve) -> None:
 def test_models_open_by_name_and_only_their_own_weights_have_published_results(serve: Serve) -> None:
     model = as_a(Backbone, create_model("deit_tiny"))
     serve(model.to_published(model.state_dict()))
-    name, opened = open_model("deit_tiny")
+    name, module = open_model("deit_tiny")
+    opened = as_a(Backbone, module)
     assert name == "deit_tiny"
     assert torch.equal(opened.get_parameter("head.weight"), model.get_parameter("head.weight"))
     assert published_top1("deit_tiny", opened, 1000)[224] == 72.2
     assert published_top1("deit_tiny", opened, 10) == {}
+    opened.pretrained_cfg = {**opened.pretrained_cfg, "tag": "another_file"}
+    assert published_top1("deit_tiny.another_file", opened, 1000) == {}
 
 
 def test_timm_keeps_its_own_ways(serve: Serve, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from anyres.io import hub
 from anyres.io.files import existing
 from anyres.models._backbone import Backbone
 from anyres.models._checkpoints import check_joined, load_checkpoint
+from anyres.models._published import published
 from anyres.models._registry import PREFIX, create_model, entries, guess_model, resolve_name
 from anyres.tasks import load_pretrained
 from anyres.tasks.finite import check_weights
@@ -111,7 +112,9 @@ def published_top1(spec: str, model: nn.Module, classes: int) -> dict[int, float
     if own or classes != 1000 or name not in entries():
         return {}
     variant = entries()[name].variant
-    return dict(variant.top1) if variant.benchmark == "ImageNet-1k" else {}
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    first = config.get("tag") in (None, published()[name][0].tag)
+    return dict(variant.top1) if first and variant.benchmark == "ImageNet-1k" else {}
 
 
 def from_file(path: Path, architecture: str | None = None, ema: bool | None = None) -> Backbone:
