@@ -87,9 +87,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def test_a_file_is_downloaded_once_and_used_offline(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = fetch(server.address, "small", sha256=DIGEST[:8], cache=tmp_path)
+    assert caplog.messages == [f"downloading small from {server.address}, 1 MB"]  # without a terminal for the bar
     assert path.read_bytes() == CONTENT
     assert re.fullmatch(r"small-[0-9a-f]{8}\.pth", path.name)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -98,6 +99,17 @@ def test_a_file_is_downloaded_once_and_used_offline(
     with pytest.raises(UserError, match=r"small: http\S+/y\.pth .*HF_HUB_OFFLINE is set\): get it elsewhere"):
         fetch(server.address.replace("x.pth", "y.pth"), "small", cache=tmp_path, otherwise="get it elsewhere")
     assert len(server.asked) == 1
+
+
+def test_a_terminal_shows_the_progress(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    fetch(server.address, "small", cache=tmp_path)
+    shown = capsys.readouterr().err
+    assert "small" in shown
+    assert "1.0/1.0" in re.sub(r"\x1b\[[0-9;?]*\w", "", shown)
 
 
 def test_the_cache_is_that_of_the_hub(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

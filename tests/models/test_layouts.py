@@ -282,6 +282,12 @@ def test_a_file_of_another_library_is_recognised(tmp_path: Path, monkeypatch: py
     assert guess_model(tmp_path / "x.safetensors") == "mvitv2_tiny"
 
 
+def test_names_of_nobody_are_refused(tmp_path: Path) -> None:
+    save_file({"encoder.layer_0.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match=r"0 of \d+ tensors loaded.*; \d+ missing.*: give a file of this model"):
+        load_checkpoint(create_model("deit_tiny", depth=1), tmp_path / "x.safetensors")
+
+
 def test_a_part_that_is_missing_is_never_made_up(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     theirs, name, args, _ = transformers_model("deit")

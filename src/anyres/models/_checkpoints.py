@@ -245,6 +245,8 @@ def load_checkpoint(
             "build the model with the file's number of classes (num_classes), or start a training from it with "
             "init_from, which leaves out the head"
             if only_head
+            else "give a file of this model, under the authors' names or those of a library that docs/weights.md lists"
+            if not report.loaded
             else "choose the model and options that the file was made with"
         )
         raise UserError(f"{path} does not fit {name} ({report}): {fix}.")
