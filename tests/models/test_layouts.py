@@ -282,6 +282,16 @@ def test_a_file_of_another_library_is_recognised(tmp_path: Path, monkeypatch: py
     assert guess_model(tmp_path / "x.safetensors") == "mvitv2_tiny"
 
 
+def test_pruned_networks_start_from_their_hosts_in_the_same_layouts(tmp_path: Path) -> None:
+    args: dict[str, Any] = {"embed_dim": 24, "depths": (2, 2, 6, 2), "num_heads": (1, 2, 3, 6), "num_classes": 5}
+    host = timm.create_model("swin_tiny_patch4_window7_224", **args)
+    save_file(host.state_dict(), tmp_path / "x.safetensors")
+    report = load_checkpoint(create_model("dynamicvit_swin_tiny", **args), tmp_path / "x.safetensors", strict=False)
+    assert report.library == "timm"
+    assert not report.unexpected + report.mismatched
+    assert all("predictors." in name or "fast_" in name for name in report.missing)
+
+
 def test_names_of_nobody_are_refused(tmp_path: Path) -> None:
     save_file({"encoder.layer_0.weight": torch.zeros(2)}, tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=r"0 of \d+ tensors loaded.*; \d+ missing.*: give a file of this model"):

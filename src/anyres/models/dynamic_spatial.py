@@ -336,6 +336,7 @@ class DynamicSwin(DynamicPyramid):
         *SwinTransformer.published_keys,
     )
     published_constants = SwinTransformer.published_constants
+    layouts = SwinTransformer.layouts  # those of the unpruned network, which training starts from
 
     def __init__(
         self,

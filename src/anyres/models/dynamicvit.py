@@ -44,6 +44,7 @@ from anyres.layers.sparsify import (
 from anyres.models._backbone import Family, Variant, take_indices
 from anyres.models._keys import KeyRule
 from anyres.models._plain import Plain
+from anyres.models.deit import DeiT
 from anyres.options import Count, Depth, Factor, Rate, WholeNumber
 from anyres.shapes import Grid
 
@@ -76,6 +77,8 @@ class DynamicViT(Plain):
         KeyRule("pos_embed", "position.table"),
         *predictor_keys("score_predictor", "predictors"),
     )
+
+    layouts = DeiT.layouts  # those of the unpruned network, which training starts from
 
     def __init__(
         self,
