@@ -128,7 +128,7 @@ for system, (model, arguments) in PYRAMIDS.items():
     network = {"model": model, "model_args": arguments}
     METHODS[f"{system}, single"] = {**network, "sizes": [TOP], "distillation": "none"}
     METHODS[f"{system}, published"] = network
-    METHODS[f"{system}, any_size"] = {**network, **SAMPLE, "sizes": LADDER}
+    METHODS[f"{system}, any_size"] = {**network, **SAMPLE, "sizes": LADDER[:-1]}
 RATES = (3e-3, 1e-2, 3e-2)
 RESULTS = ("<!-- results -->", "<!-- end of results -->")
 
@@ -197,6 +197,8 @@ def run(
     kept = KeptImages()
     right = {}
     for size in SIZES[5:6] if action == "tune" else SIZES:
+        if min(size) < model.minimum_size:
+            continue
         answers: Any = evaluate(model, source, size, 130, kept=kept).evidence
         right["x".join(map(str, size))] = "".join(map(str, (answers.truth == answers.predicted).astype(int)))
     found = {
@@ -271,15 +273,20 @@ def tables(results: Path, data: Sequence[str]) -> Iterator[str]:
     for file in sorted(results.glob("*.json")):
         found = json.loads(file.read_text())
         if not data or found["data"] in {Path(each).name for each in data}:
-            key = tuple(found[name] for name in ("action", "data", "equal", "views"))
+            system = found["method"].partition(", ")[0]
+            key = (
+                *(found[name] for name in ("action", "data", "equal", "views")),
+                system if system in PYRAMIDS else "",
+            )
             rate = f" lr {found['options']['lr']:g}" if found["action"] == "tune" else ""
             runs[key][found["method"] + rate].append(found)
     order = list(METHODS)
-    for (action, name, equal, views), methods in sorted(runs.items()):
+    for (action, name, equal, views, system), methods in sorted(runs.items()):
         ranked = sorted(methods, key=lambda method: (order.index(method.partition(" lr ")[0]), method))
         sizes = list(methods[ranked[0]][0]["right"])
         counts = {len(bits) for found in methods.values() for each in found for bits in each["right"].values()}
-        yield f"\n### {name}, equal {equal}, {views:,.0f} views at {TOP} px{', learning rates' * (action == 'tune')}\n"
+        title = ", ".join(filter(None, [name, system, f"equal {equal}", "learning rates" * (action == "tune")]))
+        yield f"\n### {title}: {views:,.0f} views at {TOP} px\n"
         area = ["mean over log size"] if action == "run" else []
         yield "|".join(["| method | seeds | epochs | TFLOP | minutes | MB ", *sizes, *area, ""])
         yield "|".join(["|---|--:|--:|--:|--:|--:", *["--:"] * (len(sizes) + len(area)), ""])

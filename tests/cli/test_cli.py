@@ -1,4 +1,4 @@
-"""The command line as people use it: right and wrong."""
+"""The command line as people use it: right and wrong. One file, though long: its fixtures are slow to make."""
 
 from __future__ import annotations
 
