@@ -11,6 +11,7 @@ _PACKAGES = {
     "av": ("av", "video", "video files"),
     "datasets": ("datasets", "datasets", "Hugging Face datasets"),
     "faster_coco_eval": ("faster-coco-eval", "detection", "masks and COCO's average precision"),
+    "pyarrow": ("pyarrow", "parquet", "Parquet files"),
     "trackio": ("trackio", "tracking", "runs with trackio"),
     "wandb": ("wandb", "tracking", "runs with wandb"),
 }

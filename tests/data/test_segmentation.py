@@ -20,6 +20,7 @@ from PIL import Image
 from anyres.data import BadImage, EvalLoader, Item, MapSource, SizeSchedule, TrainLoader, segmentation
 from anyres.data.composed import Scenes
 from anyres.data.decode import Data
+from anyres.data.samples import prepare_batches
 from anyres.data.segmentation import IGNORED, Mask, check_masks, open_segmentation
 from anyres.data.segmentation_views import SegmentationTest, SegmentationViews, jitter_colours
 from anyres.data.views import normalize, to_batch
@@ -424,7 +425,7 @@ def test_impossible_settings_are_refused() -> None:
 def test_whole_images_keep_their_ratio_and_their_labels() -> None:
     test = SegmentationTest((64, 64), MEAN, STD, divisor=32)
     items = [item(40, 60), item(60, 40), item(40, 60, seed=1), item(80, 120)]
-    batches = test.collate(items, [test.prepare(one) for one in items])
+    batches, _ = prepare_batches(test, items)
     assert [tuple(batch.inputs.shape) for batch in batches] == [(2, 3, 64, 96), (1, 3, 96, 64), (1, 3, 64, 96)]
     assert [tuple(batch.truth.shape) for batch in batches] == [(2, 40, 60), (1, 60, 40), (1, 80, 120)]
     assert np.array_equal(batches[0].truth[1], items[2].label.data)

@@ -462,7 +462,7 @@ def test_test_views_are_clips_by_crops() -> None:
     for clip, indices in enumerate(([0, 5], [6, 11])):
         for crop, left in enumerate((0, 5, 10)):
             np.testing.assert_array_equal(sample.pixels[3 * clip + crop], video[indices][:, :, left : left + 30])
-    (batch,) = test.collate([item], [sample])
+    batch = test.collate([item], [sample])
     assert batch.inputs.pixels.shape == (1, 6, 2, 30, 30, 3)
     assert batch.truth.tolist() == [5]
     view = list(batch.inputs.views())[1]

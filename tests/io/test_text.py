@@ -218,12 +218,12 @@ PROGRAM = """
 # In a file called anyres, which starts without torch.
 import sys
 from anyres.cli import main as cli
-from anyres.cli.terminal import print_table, say, write_csv
+from anyres.cli.terminal import print_csv, print_table, say
 
 def show(layout: str = "table") -> None:
     '''Show – something.'''
     rows = [[str(number), "–"] for number in range(9)]
-    print_table(["a", "b"], rows) if layout == "table" else write_csv(["a", "b"], rows, None)
+    print_table(["a", "b"], rows) if layout == "table" else print_csv(["a", "b"], rows)
     say("the end – ")
 
 def fail() -> None:

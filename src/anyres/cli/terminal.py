@@ -174,17 +174,9 @@ def _encodable(cell: str) -> str:
     return printable(cell).encode(encoding, "backslashreplace").decode(encoding)
 
 
-def write_csv(header: list[str], rows: list[list[str]], output: str | None) -> None:
-    """Print a table as CSV, or write it to the file `output`; see `csv_text`."""
-    from anyres.io.files import atomic_write
-
-    text = csv_text([header, *rows])
-    if output is None:
-        print(text, end="")
-        return
-    with atomic_write(output, "predictions") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    say(f"wrote {output}")
+def print_csv(header: list[str], rows: list[list[str]]) -> None:
+    """Print a table as CSV; see `csv_text`."""
+    print(csv_text([header, *rows]), end="")
 
 
 def print_scores(measured: Measured) -> None:

@@ -37,6 +37,8 @@ class DataConfig:
     interpolation: str
     train_sizes: tuple[Size, ...]
     minimum_size: int
+    stride: int
+    """Input pixels per cell of the coarsest feature map: sides that are multiples of it need no padding."""
     own_names: tuple[str, ...]
     """Output names that came with the weights; empty if there were none."""
     fitting: dict[str, Any]
@@ -87,6 +89,7 @@ class DataConfig:
                 (each, each) if isinstance(each, int) else (int(each[0]), int(each[1])) for each in sizes
             ),
             minimum_size=getattr(model, "minimum_size", 1),
+            stride=max((int(level["reduction"]) for level in getattr(backbone, "feature_info", ())), default=1),
             own_names=tuple(cfg.get("label_names", ())),
             fitting={name: cfg[name] for name in ("longest", "divisor") if name in cfg},
             masks={

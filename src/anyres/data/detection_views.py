@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from anyres.data import rle
 from anyres.data.base import Item
 from anyres.data.decode import open_picture
-from anyres.data.fitting import fit, limits
+from anyres.data.fitting import OwnSize, fit, fit_test, limits
 from anyres.data.objects import Objects, Segment
 from anyres.data.samples import EvalBatch, EvalSample
 from anyres.data.views import DRAFT_MARGIN, Box, _resize, normalize, to_batch
@@ -227,18 +227,24 @@ def pad(
     the size (h, w) of each image without padding.
     """
     sizes = [(image.shape[0], image.shape[1]) for image in pixels]
-    height, width = (-(-max(sides) // DIVISOR) * DIVISOR for sides in zip(least, *sizes, strict=True))
+    height, width = padded([least, *sizes])
     batch = torch.zeros(len(pixels), len(mean), height, width)
     for row, image, (h, w) in zip(batch, pixels, sizes, strict=True):
         row[:, :h, :w] = normalize(to_batch([image]), mean, std)[0]
     return batch, sizes
 
 
+def padded(sizes: Sequence[Size]) -> Size:
+    """Return the smallest size that holds these and whose sides are multiples of 32."""
+    height, width = (-(-max(sides) // DIVISOR) * DIVISOR for sides in zip(*sizes, strict=True))
+    return height, width
+
+
 @dataclass(frozen=True)
 class DetectionTest:
     """The evaluation transform of published detection tests, scaling by `fit`, for the loader."""
 
-    size: Size
+    size: Size | OwnSize
     mean: tuple[float, ...]
     std: tuple[float, ...]
     longest: float = LONGEST
@@ -248,15 +254,19 @@ class DetectionTest:
         marked = None if item.label is None else item.label.size
         with open_picture(item.data, item.name, len(self.mean), marked=marked) as picture:
             height, width = full = picture.size
-            shape = fit(height, width, self.size, self.longest)
+            shape = fit_test(full, self.size, self.longest, 1, item.name)
             image = picture.decode(DRAFT_MARGIN * max(shape[0] / height, shape[1] / width))
         view = _resize(image, shape, (0, 0, full[1], full[0]), full, "bilinear")
         return EvalSample(np.asarray(view), full, item.label)
 
-    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
+    def shape(self, sample: EvalSample) -> Hashable:
+        """Return the padded size: more padding would change what the network sees of the image."""
+        return padded([sample.pixels.shape[:2]])
+
+    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> EvalBatch:
         """Return the padded batch, with the annotations of each image at its original size."""
         view = DetectionView(*pad([sample.pixels for sample in samples], self.mean, self.std), [])
         names, full = [item.name for item in items], [sample.full for sample in samples]
         labelled = all(item.label is not None for item in items)
         truth = [item.label for item in items] if labelled else None
-        return [EvalBatch(view, truth, names, full, list(range(len(items))))]
+        return EvalBatch(view, truth, names, full, list(range(len(items))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -50,13 +50,17 @@ class EvalTransform(Protocol):
         """Decode and resize an item. Raises BadImage."""
         ...
 
-    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
-        """Normalise samples and group them into batches; samples with compatible shapes share a batch."""
+    def shape(self, sample: EvalSample) -> Hashable:
+        """Return what samples must have in common to share a batch, so that none changes the result of another."""
+        ...
+
+    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> EvalBatch:
+        """Normalise samples of the same `shape` and make a batch of them."""
         ...
 
 
 def prepare_batches(transform: EvalTransform, items: Iterable[Item]) -> tuple[list[EvalBatch], dict[int, BadImage]]:
-    """Prepare and collate items; returns the batches, and the unreadable items as {index: error}."""
+    """Prepare and collate items by shape; returns the batches, and the unreadable items as {index: error}."""
     places: list[int] = []
     good: list[Item] = []
     samples: list[EvalSample] = []
@@ -69,8 +73,11 @@ def prepare_batches(transform: EvalTransform, items: Iterable[Item]) -> tuple[li
         else:
             places.append(place)
             good.append(item)
-    batches = transform.collate(good, samples) if good else []
-    return [batch._replace(rows=[places[row] for row in batch.rows]) for batch in batches], bad
+    batches = []
+    for rows in by_shape([transform.shape(sample) for sample in samples]):
+        batch = transform.collate([good[row] for row in rows], [samples[row] for row in rows])
+        batches.append(batch._replace(rows=[places[row] for row in rows]))
+    return batches, bad
 
 
 def labels_of(items: Sequence[Item]) -> Tensor | None:
@@ -78,9 +85,9 @@ def labels_of(items: Sequence[Item]) -> Tensor | None:
     return None if any(item.label is None for item in items) else torch.tensor([item.label for item in items])
 
 
-def by_shape(shapes: Sequence[Any]) -> list[list[int]]:
+def by_shape(shapes: Sequence[Hashable]) -> list[list[int]]:
     """Group row indices by shape, in order of first appearance."""
-    groups: dict[Any, list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for row, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(row)
     return list(groups.values())

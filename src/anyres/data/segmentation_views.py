@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from anyres.data.base import Item
 from anyres.data.decode import MAX_PIXELS, open_picture
-from anyres.data.fitting import fit
-from anyres.data.samples import EvalBatch, EvalSample, by_shape
+from anyres.data.fitting import OwnSize, fit, fit_test
+from anyres.data.samples import EvalBatch, EvalSample
 from anyres.data.segmentation import IGNORED
 from anyres.data.views import DRAFT_MARGIN, Box, _resize, normalize, to_batch
 from anyres.errors import UserError
@@ -172,7 +172,7 @@ class SegmentationTest:
     the published tests of PVT, P2T and GPViT). Labels keep their original size.
     """
 
-    size: Size
+    size: Size | OwnSize
     mean: tuple[float, ...]
     std: tuple[float, ...]
     longest: float = 4.0
@@ -180,7 +180,7 @@ class SegmentationTest:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if min(self.size) < 1:
+        if not isinstance(self.size, OwnSize) and min(self.size) < 1:
             raise UserError(f"size {self.size} must be a pair (height, width) of positive integers")
         if self.longest < 1:
             raise UserError(f"longest {self.longest} must be at least 1: it is a multiple of the short side")
@@ -193,20 +193,18 @@ class SegmentationTest:
         marked = None if labels is None else (labels.shape[0], labels.shape[1])
         with open_picture(item.data, item.name, len(self.mean), self.max_pixels, marked) as picture:
             height, width = full = picture.size
-            shape = fit(height, width, self.size, self.longest, self.divisor)
+            shape = fit_test(full, self.size, self.longest, self.divisor, item.name)
             image = picture.decode(DRAFT_MARGIN * max(shape[0] / height, shape[1] / width))
         view = _resize(image, shape, (0, 0, full[1], full[0]), full, "bilinear")
         return EvalSample(np.asarray(view), full, labels)
 
-    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
-        """Batch together images that have the same shape both before and after resizing."""
-        batches = []
-        shapes = [(sample.pixels.shape[:2], sample.full, np.shape(sample.truth)) for sample in samples]
-        for rows in by_shape(shapes):
-            group = [samples[row] for row in rows]
-            images = normalize(to_batch([sample.pixels for sample in group]), self.mean, self.std)
-            labelled = all(sample.truth is not None for sample in group)
-            truth = torch.from_numpy(np.stack([sample.truth for sample in group])) if labelled else None
-            names, full = [items[row].name for row in rows], [sample.full for sample in group]
-            batches.append(EvalBatch(images, truth, names, full, rows))
-        return batches
+    def shape(self, sample: EvalSample) -> Hashable:
+        """Return the shapes before and after resizing, since the maps of a batch all have one size."""
+        return sample.pixels.shape, sample.full, np.shape(sample.truth)
+
+    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> EvalBatch:
+        images = normalize(to_batch([sample.pixels for sample in samples]), self.mean, self.std)
+        labelled = all(sample.truth is not None for sample in samples)
+        truth = torch.from_numpy(np.stack([sample.truth for sample in samples])) if labelled else None
+        names, full = [item.name for item in items], [sample.full for sample in samples]
+        return EvalBatch(images, truth, names, full, list(range(len(items))))

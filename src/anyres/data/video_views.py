@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from anyres.data.base import Item
 from anyres.data.clips import Sampling, Video
 from anyres.data.decode import MAX_PIXELS, load_image
+from anyres.data.fitting import OwnSize
 from anyres.data.samples import EvalBatch, EvalSample, labels_of
 from anyres.data.views import (
     Augmentation,
@@ -24,6 +25,7 @@ from anyres.data.views import (
     centre_box,
     check_interpolation,
     finish,
+    framed,
     normalize,
     to_batch,
 )
@@ -95,10 +97,11 @@ class ClipTest:
 
     Clips are spread evenly over the video (see `Sampling.test`). Frames are resized to just cover the box (int(H /
     `crop_pct`), int(W / `crop_pct`)); for a square size, the short side becomes int(size / crop_pct). `crops` is 1 for
-    the centre crop, or 3 for the two ends and the middle of the longer direction. Raises UserError for other numbers.
+    the centre crop, or 3 for the two ends and the middle of the longer direction. An `OwnSize` shows whole frames.
+    Raises UserError for other numbers of crops.
     """
 
-    size: Size
+    size: Size | OwnSize
     sampling: Sampling
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -109,10 +112,12 @@ class ClipTest:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if min(self.size) < 1:
+        if not isinstance(self.size, OwnSize) and min(self.size) < 1:
             raise UserError(f"size {self.size} must be a pair (height, width) of positive integers")
         if self.crops not in (1, 3):
             raise UserError(f"crops {self.crops} must be 1 (centre) or 3 (along the long side)")
+        if self.crops > 1 and isinstance(self.size, OwnSize):
+            raise UserError(f"crops {self.crops} are parts of a frame, and size native and original show all of it")
         if self.clips < 1 or (self.clips > 1 and self.sampling.segments):
             raise UserError(f"clips {self.clips} must be at least 1, and 1 where a clip is one frame of each segment")
         if not 0 < self.crop_pct <= 1:
@@ -128,21 +133,26 @@ class ClipTest:
             for index, frame in zip(wanted, video.read(wanted), strict=True)
         }
         width, height = next(iter(stills.values())).size
-        boxes = crop_boxes(width, height, self.size, self.crop_pct, self.crops)
+        shape, shown = framed((height, width), self.size, self.crop_pct, item.name)
+        own = isinstance(self.size, OwnSize)
+        boxes = [shown] if own else crop_boxes(width, height, shape, self.crop_pct, self.crops)
         made = {
-            index: [np.asarray(_resize(still, self.size, box, (height, width), self.interpolation)) for box in boxes]
+            index: [np.asarray(_resize(still, shape, box, (height, width), self.interpolation)) for box in boxes]
             for index, still in stills.items()
         }
         views = [np.stack([made[index][crop] for index in clip]) for clip in clips for crop in range(self.crops)]
         short = video.frames < int(self.sampling.span(video.fps))
         return EvalSample(np.stack(views), (height, width), short=short)
 
-    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
-        """Return batches whose `inputs` are `Clips`, which are normalised one view at a time when they are used."""
+    def shape(self, sample: EvalSample) -> Hashable:
+        return sample.pixels.shape
+
+    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> EvalBatch:
+        """Return a batch whose `inputs` are `Clips`, which are normalised one view at a time when they are used."""
         clips = Clips(torch.from_numpy(np.stack([sample.pixels for sample in samples])), self.mean, self.std)
         names, full = [item.name for item in items], [sample.full for sample in samples]
         short = sum(sample.short for sample in samples)
-        return [EvalBatch(clips, labels_of(items), names, full, list(range(len(items))), short)]
+        return EvalBatch(clips, labels_of(items), names, full, list(range(len(items))), short)
 
 
 def crop_boxes(width: int, height: int, size: Size, crop_pct: float, crops: int) -> list[Box]:

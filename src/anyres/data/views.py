@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, cast
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from anyres.data.base import Item
 from anyres.data.decode import MAX_PIXELS, open_picture
+from anyres.data.fitting import OwnSize
 from anyres.data.samples import EvalBatch, EvalSample, labels_of
 from anyres.data.seeding import seed_globals
 from anyres.errors import UserError
@@ -301,7 +302,7 @@ def normalize(batch: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) ->
 
 def evaluation_views(
     item: Item,
-    sizes: Sequence[Size],
+    sizes: Sequence[Size | OwnSize],
     in_chans: int,
     crop_pct: float = 0.875,
     interpolation: str = "bicubic",
@@ -312,25 +313,25 @@ def evaluation_views(
     Also returns the size of the original image. The image is resized to just cover the box (int(H/crop_pct),
     int(W/crop_pct)) with its aspect ratio kept, and the centre is cropped. For a square size s this is the published
     rule: short side to int(s/crop_pct), centre crop s. Only the crop is ever computed, so an image of 1 x 60,000 pixels
-    costs no more than any other. Raises BadImage.
+    costs no more than any other. At an `OwnSize` the whole image is shown. Raises BadImage.
     """
     with open_picture(item.data, item.name, in_chans, max_pixels) as picture:
-        height, width = full = picture.size
-        boxes = [centre_box(width, height, size, crop_pct) for size in sizes]
-        needed = max(size[1] / (box[2] - box[0]) for size, box in zip(sizes, boxes, strict=True))
+        full = picture.size
+        shown = [framed(full, size, crop_pct, item.name) for size in sizes]
+        needed = max(max(shape[0] / (box[3] - box[1]), shape[1] / (box[2] - box[0])) for shape, box in shown)
         image = picture.decode(DRAFT_MARGIN * needed)
-    pairs = zip(sizes, boxes, strict=True)
-    return [np.asarray(_resize(image, size, box, full, interpolation)) for size, box in pairs], full
+    return [np.asarray(_resize(image, shape, box, full, interpolation)) for shape, box in shown], full
 
 
 @dataclass(frozen=True)
 class ImageTest:
     """The published eval transform of classification images (see `evaluation_views`), for the loader.
 
-    `size` is (H, W), or a list of sizes; with a list, each image is decoded once and `inputs` is a list too.
+    `size` is (H, W), an `OwnSize`, or a list of sizes; with a list, each image is decoded once and `inputs` is a list
+    too.
     """
 
-    size: Size | Sequence[Size]
+    size: Size | OwnSize | Sequence[Size]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop_pct: float = 0.875
@@ -338,7 +339,7 @@ class ImageTest:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if not self.sizes or any(min(pair) < 1 for pair in self.sizes):
+        if not self.sizes or any(not isinstance(pair, OwnSize) and min(pair) < 1 for pair in self.sizes):
             raise UserError(f"sizes {self.sizes} must be pairs (height, width) of positive integers")
         if not 0 < self.crop_pct <= 1:
             raise UserError(f"crop_pct {self.crop_pct} must be above 0 and at most 1")
@@ -348,11 +349,11 @@ class ImageTest:
 
     @property
     def single(self) -> bool:
-        return bool(self.size) and isinstance(self.size[0], int)
+        return isinstance(self.size, OwnSize) or (bool(self.size) and isinstance(self.size[0], int))
 
     @property
-    def sizes(self) -> list[Size]:
-        return [cast(Size, self.size)] if self.single else list(cast("Sequence[Size]", self.size))
+    def sizes(self) -> list[Size | OwnSize]:
+        return [cast("Size | OwnSize", self.size)] if self.single else list(cast("Sequence[Size]", self.size))
 
     def prepare(self, item: Item) -> EvalSample:
         views, full = evaluation_views(
@@ -360,12 +361,22 @@ class ImageTest:
         )
         return EvalSample(views, full)
 
-    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> list[EvalBatch]:
+    def shape(self, sample: EvalSample) -> Hashable:
+        return tuple(view.shape for view in sample.pixels)
+
+    def collate(self, items: Sequence[Item], samples: Sequence[EvalSample]) -> EvalBatch:
         pixels = zip(*(sample.pixels for sample in samples), strict=True)
         views = [normalize(to_batch(same), self.mean, self.std) for same in pixels]
         names, full = [item.name for item in items], [sample.full for sample in samples]
         inputs = views[0] if self.single else views
-        return [EvalBatch(inputs, labels_of(items), names, full, list(range(len(items))))]
+        return EvalBatch(inputs, labels_of(items), names, full, list(range(len(items))))
+
+
+def framed(full: Size, size: Size | OwnSize, crop_pct: float, name: str) -> tuple[Size, Box]:
+    """Return the input size of the image `name` of size `full`, and the box of it that is shown: its centre, or all."""
+    if isinstance(size, OwnSize):
+        return size.of(full, name), (0, 0, full[1], full[0])
+    return size, centre_box(full[1], full[0], size, crop_pct)
 
 
 def centre_box(width: int, height: int, size: Size, crop_pct: float) -> Box:

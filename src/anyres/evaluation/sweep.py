@@ -34,6 +34,7 @@ from anyres.evaluation.cost import measure_cost, random_input
 from anyres.evaluation.evaluate import evaluate, matching, preparation_text, process, sample_images
 from anyres.evaluation.report import Page, Samples, render
 from anyres.evaluation.results import Comparison, Finding, Row, areas, find, write_csv
+from anyres.inference.identity import fingerprint
 from anyres.io.files import atomic_write, check_files, locked
 from anyres.shapes import Size
 from anyres.tasks import task_of
@@ -150,7 +151,7 @@ def sweep(
         bad: dict[str, None] = {}
         for name, model in models.items():
             check_weights(model, name)
-            identity = [name, _fingerprint(model), preparation_text(model, source), matching(model, source), *settings]
+            identity = [name, fingerprint(model), preparation_text(model, source), matching(model, source), *settings]
             evaluation = _Evaluation(source, batch_size, device, precision, workers, indices,
                                      kept if task_of(model).kind == "image" else None)  # fmt: skip
             for size in sizes:
@@ -343,18 +344,6 @@ class _Journal:
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """Return a checksum that changes with any weight."""
-    checksum = 0
-    for name, tensor in sorted(model.state_dict().items()):
-        checksum = zlib.crc32(name.encode(), checksum)
-        # Viewed as bytes, because numpy does not support bfloat16.
-        checksum = zlib.crc32(
-            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes(), checksum
-        )
-    return f"{type(model).__name__}-{checksum:08x}"
 
 
 def _sample_sizes(rows: list[Row]) -> list[Size]:

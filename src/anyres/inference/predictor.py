@@ -6,11 +6,10 @@ at the size of the original. Predictions, sweeps, demos and validation in traini
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +20,10 @@ from anyres.allocator import keep_memory
 from anyres.data import BadImage, Item
 from anyres.data.config import DataConfig
 from anyres.data.decode import Data, with_depth
-from anyres.data.samples import EvalBatch, prepare_batches
-from anyres.data.schedule import parse_sizes
+from anyres.data.fitting import OwnSize
+from anyres.data.prepared import prepared
+from anyres.data.samples import EvalBatch, EvalSample, pixels_of
+from anyres.data.schedule import MAX_SIDE, parse_sizes
 from anyres.errors import UserError
 from anyres.inference.modelspec import open_model
 from anyres.inference.precision import precision_context
@@ -38,6 +39,21 @@ Pixels are an array (H, W) or (H, W, 3) of uint8, or a tensor (C, H, W) of uint8
 array (T, H, W, 3) or a tensor (T, C, H, W).
 """
 
+NATIVE, ORIGINAL = "native", "original"
+"""Sizes that follow each image; see `Predictor`."""
+WINDOW = 8
+"""Batches' worth of items that may wait for others of their shape …"""
+WINDOW_BYTES = 512 << 20
+"""… as long as their pixels take no more than this."""
+USUAL_AREA = 224 * 224
+"""Pixels of an input for a model that does not state what size it was trained at."""
+
+
+class _Waiting(NamedTuple):
+    place: int
+    item: Item
+    sample: EvalSample
+
 
 class Predictor:
     """Runs a network on inputs of any size.
@@ -50,10 +66,15 @@ class Predictor:
         model: a model, or any form that the command line accepts: a run folder, a saved model, `hf-hub:OWNER/NAME`, a
             weights file or a model name.
         size: input size as (height, width), a side, or "HEIGHTxWIDTH"; by default the model's largest training size.
+            "native" shows each image whole with its own aspect ratio and the area of the largest training size, or
+            with that of the size after a colon ("native:320"); sides are multiples of the model's stride. "original"
+            leaves images as large as they are.
         names: a file of class names to use instead of the model's own.
         device: "auto" (CUDA if available), "cpu", "cuda", …
         precision: "float32", or "bfloat16" or "float16" under autocast.
-        batch_size: items per batch; by default that of the task.
+        batch_size: items per batch; by default that of the task. Only items of one shape share a batch, so that none
+            changes the result of another, and batches are smaller where "original" makes inputs larger than usual.
+        workers: number of processes that decode items.
         bit_depth: bits per channel of images with more than 8 bits, if the files do not say.
         source: an open data source that supplies whatever the model's data config lacks.
         options: test options of the task, such as `topk`, `threshold`, `scales` or `flip`.
@@ -66,12 +87,13 @@ class Predictor:
     def __init__(
         self,
         model: nn.Module | str | Path,
-        size: Size | int | str | None = None,
+        size: Size | OwnSize | int | str | None = None,
         *,
         names: str | None = None,
         device: str | torch.device = "cpu",
         precision: str = "float32",
         batch_size: int | None = None,
+        workers: int = 0,
         bit_depth: int | None = None,
         source: Any = None,
         **options: Any,
@@ -80,13 +102,13 @@ class Predictor:
         self.model: Any = model if isinstance(model, nn.Module) else open_model(str(model), names)[1]
         self.task = task_of(self.model)
         self.config = DataConfig.of(self.model, source)
-        self.size = self.config.size if size is None else read_size(size)
-        self.config.check_size(self.size)
+        self.size = input_size(self.config, size)
         self.options = self.task.test_options(**options)
         self.transform = self.task.transform(self.config, self.size, self.options)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.precision = precision
         self.batch_size = batch_size or self.task.test_batch_size
+        self.workers = workers
         self.bit_depth = bit_depth
         check_weights(self.model)
 
@@ -104,21 +126,53 @@ class Predictor:
         return list(self.stream(self._item(each, number) for number, each in enumerate(inputs)))
 
     def stream(self, items: Iterable[Item]) -> Iterator[Result]:
-        """Yield the result of each item, in order. Labels are ignored, and only one batch is in memory at a time."""
-        items = iter(items)
-        self.config.tell_borrowed()
-        with self.running():
-            while chunk := [item._replace(label=None) for item in islice(items, self.batch_size)]:
-                yield from self._results(chunk)
+        """Yield the result of each item, in order. Labels are ignored.
 
-    def _results(self, chunk: list[Item]) -> list[Result]:
-        batches, bad = prepare_batches(self.transform, chunk)
-        found: dict[int, Result] = {place: Unreadable(chunk[place].name, error.reason) for place, error in bad.items()}
-        for batch in batches:
-            with torch.inference_mode():
-                results = self.task.results(self.config, self.forward(batch), batch, self.options)
-            found |= zip(batch.rows, results, strict=True)
-        return [found[place] for place in range(len(chunk))]
+        Items wait for others of their shape until they fill a batch or the window (`WINDOW`, `WINDOW_BYTES`) is full,
+        so memory is bounded however many items there are.
+        """
+        self.config.tell_borrowed()
+        found: dict[int, Result] = {}
+        groups: dict[Hashable, list[_Waiting]] = {}  # in the order of their oldest items
+        due = held = 0
+        with self.running():
+            for place, (item, sample) in enumerate(prepared(self.transform, map(_unlabelled, items), self.workers)):
+                if isinstance(sample, BadImage):
+                    found[place] = Unreadable(item.name, sample.reason)
+                else:
+                    shape = self.transform.shape(sample)
+                    groups.setdefault(shape, []).append(_Waiting(place, item, sample))
+                    held += _bytes_of(sample)
+                    ready = [shape] if len(groups[shape]) >= self._most(sample) else []
+                    while ready or (groups and self._is_full(place - next(iter(groups.values()))[0].place, held)):
+                        group = groups.pop(ready.pop() if ready else next(iter(groups)))
+                        held -= sum(_bytes_of(waiting.sample) for waiting in group)
+                        found |= self._results(group)
+                while due in found:
+                    yield found.pop(due)
+                    due += 1
+            for group in groups.values():
+                found |= self._results(group)
+            yield from (found[place] for place in sorted(found))
+
+    def _is_full(self, ahead: int, held: int) -> bool:
+        """Return whether no more items may be read before the oldest one, `ahead` items back, has its result."""
+        return ahead >= WINDOW * self.batch_size or held > WINDOW_BYTES
+
+    def _most(self, sample: EvalSample) -> int:
+        """Return how many items like this one make a batch."""
+        if not isinstance(self.size, OwnSize):
+            return self.batch_size
+        usual = self.size.pixels or max((h * w for h, w in self.config.train_sizes), default=USUAL_AREA)
+        height, width = pixels_of(sample).shape[:2]
+        return max(1, min(self.batch_size, round(self.batch_size * usual / (height * width))))
+
+    @torch.inference_mode()
+    def _results(self, group: Sequence[_Waiting]) -> dict[int, Result]:
+        """Run the network on items of one shape and return their results by place."""
+        batch = self.transform.collate([each.item for each in group], [each.sample for each in group])
+        results = self.task.results(self.config, self.forward(batch), batch, self.options)
+        return {each.place: result for each, result in zip(group, results, strict=True)}
 
     @torch.inference_mode()
     def forward(self, batch: EvalBatch) -> Any:
@@ -142,14 +196,52 @@ class Predictor:
         return Item(name, with_depth(data, self.bit_depth), None)
 
 
+def input_size(config: DataConfig, size: Size | OwnSize | int | str | None) -> Size | OwnSize:
+    """Return the input size of a model that `size` stands for; see `Predictor`.
+
+    Raises UserError for any other text, and for a size below the model's minimum.
+    """
+    if isinstance(size, OwnSize):
+        return size
+    if isinstance(size, str) and size.startswith(NATIVE):
+        height, width = config.size if size == NATIVE else read_size(size.removeprefix(f"{NATIVE}:"))
+        return OwnSize(height * width, config.stride, config.minimum_size)
+    if size == ORIGINAL:
+        return OwnSize(None, least=config.minimum_size)
+    chosen = config.size if size is None else read_size(size)
+    config.check_size(chosen)
+    return chosen
+
+
+def check_size(text: str) -> None:
+    """Raise UserError for a text that `Predictor` does not take as a size, whatever the model."""
+    if text not in (NATIVE, ORIGINAL):
+        read_size(text.removeprefix(f"{NATIVE}:"))
+
+
 def read_size(size: Size | int | str) -> Size:
     """Return (height, width) from a side, text such as "224" or "160x256", or a pair. Raises UserError otherwise."""
     if isinstance(size, str):
-        sizes = parse_sizes(size)
+        try:
+            sizes = parse_sizes(size)
+        except UserError:
+            raise UserError(
+                f"size is {size[:80]!r}; it must be a side (224), HEIGHTxWIDTH (224x320), {NATIVE}, {NATIVE}:SIDE or "
+                f"{ORIGINAL}, with sides from 1 to {MAX_SIDE}"
+            ) from None
         if len(sizes) != 1:
             raise UserError(f"size is {size!r}, but a single size is expected: a side or HEIGHTxWIDTH.")
         return sizes[0]
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _unlabelled(item: Item) -> Item:
+    return item._replace(label=None)
+
+
+def _bytes_of(sample: EvalSample) -> int:
+    views = sample.pixels if isinstance(sample.pixels, list) else [sample.pixels]
+    return sum(view.nbytes for view in views)
 
 
 def _pixels(tensor: Tensor, name: str) -> np.ndarray:

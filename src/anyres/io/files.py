@@ -57,7 +57,7 @@ def atomic_write(path: str | Path, kind: str) -> Iterator[Path]:
         UserError: `path` exists and is not a file of this `kind` as written by anyres, or it cannot be written.
     """
     path = Path(path)
-    if _is_stream(path):
+    if is_stream(path):
         with explained(path), tempfile.TemporaryDirectory() as folder:
             yield (temporary := Path(folder) / f"stream{path.suffix}")
             with temporary.open("rb") as source, path.open("wb") as target:
@@ -146,7 +146,7 @@ def explained(path: Path) -> Iterator[None]:
 def check_file(path: str | Path, kind: str) -> None:
     """Raise UserError unless `atomic_write` may write `path`; call this before the work that produces the file."""
     path = Path(path)
-    if not _is_stream(path):
+    if not is_stream(path):
         path = Path(os.path.realpath(path))
         check_files(path.parent, kind, [path.name])
 
@@ -259,6 +259,15 @@ def _identity(path: str | Path) -> tuple[int, int] | None:
 
 def _old(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
+
+
+def is_stream(path: Path) -> bool:
+    """Return whether a path leads to a pipe or a character device, which can only be written to."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
 # The record -----------------------------------------------------------------------------------------------------------
@@ -382,15 +391,6 @@ def _exists(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def _is_stream(path: Path) -> bool:
-    """Return whether a path leads to a pipe or a character device, which can only be written to."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
 def _nearest(path: Path) -> Path:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from anyres.data.config import DataConfig
+    from anyres.data.fitting import OwnSize
     from anyres.data.loading import Views
     from anyres.data.samples import EvalBatch, EvalTransform
     from anyres.models._checkpoints import LoadReport
@@ -81,8 +82,8 @@ class Task(ABC):
     """Titles of scores of parts of the data, such as small objects, that reports show by size."""
     class_score: ClassVar[str] = ""
     """Name of the score of a single class, if there is one."""
-    columns: ClassVar[tuple[str, ...]]
-    """Column titles of `Result.rows`."""
+    columns: ClassVar[dict[str, type]]
+    """Columns of `Result.values` and `Result.rows`: title → type of the values, str, int or float."""
     draws: ClassVar[bool] = True
     """Whether the results are drawn."""
     keeps_ratio: ClassVar[bool] = False
@@ -143,8 +144,8 @@ class Task(ABC):
     # Evaluation and prediction ------------------------------------------------------------------------------------
 
     @abstractmethod
-    def transform(self, config: DataConfig, size: Size, options: Any) -> EvalTransform:
-        """Return the eval transform for a size."""
+    def transform(self, config: DataConfig, size: Size | OwnSize, options: Any) -> EvalTransform:
+        """Return the eval transform for a size, which may be the images' own."""
 
     @abstractmethod
     def forward(self, model: Any, batch: EvalBatch, device: torch.device, options: Any) -> Any:

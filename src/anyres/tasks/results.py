@@ -31,8 +31,12 @@ class Result(ABC):
         return ""
 
     @abstractmethod
+    def values(self) -> list[list[Any]]:
+        """Return the prediction as rows of values, in the columns of the task."""
+
+    @abstractmethod
     def rows(self) -> list[list[str]]:
-        """Return the prediction as rows of text, in the columns of the task."""
+        """Return the same rows as text, with numbers rounded."""
 
     @abstractmethod
     def draw(self, item: Item) -> Image.Image:
@@ -49,6 +53,9 @@ class Unreadable(Result):
     def problem(self) -> str:
         return self.reason
 
+    def values(self) -> list[list[Any]]:
+        return []
+
     def rows(self) -> list[list[str]]:
         return []
 
@@ -63,9 +70,11 @@ class Classes(Result):
     labels: list[str]
     probabilities: list[float]
 
+    def values(self) -> list[list[Any]]:
+        return [[rank, *pair] for rank, pair in enumerate(zip(self.labels, self.probabilities, strict=True), 1)]
+
     def rows(self) -> list[list[str]]:
-        pairs = zip(self.labels, self.probabilities, strict=True)
-        return [[str(rank), label, f"{value:.4f}"] for rank, (label, value) in enumerate(pairs, 1)]
+        return [[*map(str, row[:-1]), f"{row[-1]:.4f}"] for row in self.values()]
 
     def draw(self, item: Item) -> Image.Image:
         from anyres.tasks.drawing import draw_clip
@@ -81,8 +90,8 @@ class Clip(Classes):
     frames: np.ndarray
     """The frames as the network saw them: (T, h, w, 3) uint8."""
 
-    def rows(self) -> list[list[str]]:
-        return [row[1:] for row in super().rows()]
+    def values(self) -> list[list[Any]]:
+        return [row[1:] for row in super().values()]
 
     def draw(self, item: Item) -> Image.Image:
         from anyres.tasks.drawing import draw_clip
@@ -111,10 +120,13 @@ class Segments(Result):
     """(H, W) class indices, at the size of the image."""
     names: list[str]
 
-    def rows(self) -> list[list[str]]:
+    def values(self) -> list[list[Any]]:
         present, counts = np.unique(self.classes, return_counts=True)
         order = np.argsort(-counts)
-        return [[self.names[present[i]], f"{100 * counts[i] / self.classes.size:.1f} %"] for i in order]
+        return [[self.names[present[i]], float(counts[i] / self.classes.size)] for i in order]
+
+    def rows(self) -> list[list[str]]:
+        return [[name, f"{100 * share:.1f} %"] for name, share in self.values()]
 
     def draw(self, item: Item) -> Image.Image:
         from anyres.tasks.drawing import draw_segmentation
@@ -136,9 +148,12 @@ class Detections(Result):
     keypoints: np.ndarray | None = None
     """(n, K, 3) x, y, 1."""
 
-    def rows(self) -> list[list[str]]:
+    def values(self) -> list[list[Any]]:
         found = zip(self.labels, self.scores, self.boxes.tolist(), strict=True)
-        return [[self.names[label], f"{score:.2f}", *(f"{value:.0f}" for value in box)] for label, score, box in found]
+        return [[self.names[label], float(score), *box] for label, score, box in found]
+
+    def rows(self) -> list[list[str]]:
+        return [[name, f"{score:.2f}", *(f"{value:.0f}" for value in box)] for name, score, *box in self.values()]
 
     def draw(self, item: Item) -> Image.Image:
         from anyres.tasks.drawing import draw_detections

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from anyres.cli.terminal import (
+    print_csv,
     print_table,
-    write_csv,
 )
 from anyres.errors import UserError
 
@@ -34,6 +34,6 @@ def models(pattern: str = "*", *, layout: Literal["table", "csv"] = "table") -> 
         )
     header = ["model", "parameters (M)", "trained at", "top-1 (%)", "licence"]
     if layout == "csv":
-        write_csv(header, rows, None)
+        print_csv(header, rows)
     else:
         print_table(header, rows)

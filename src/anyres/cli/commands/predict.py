@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from anyres.cli.commands.values import Positive, present_device
 from anyres.cli.paths import check_files, check_models
-from anyres.cli.terminal import (
-    note,
-    print_table,
-    write_csv,
-)
+from anyres.cli.terminal import note, say
 from anyres.errors import UserError
+
+if TYPE_CHECKING:
+    from anyres.cli.printed import PrintedRows
+    from anyres.inference.unfinished import UnfinishedTable
 
 
 def predict(
@@ -26,74 +26,94 @@ def predict(
     bit_depth: int | None = None,
     topk: Positive = 5,
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5,
-    batch_size: Positive = 32,
+    batch_size: Annotated[int | None, Field(ge=1)] = None,
+    workers: int = 0,
     device: str = "auto",
-    layout: Literal["table", "csv"] = "table",
+    layout: Literal["table", "csv", "jsonl"] = "table",
     output: str | None = None,
+    draw: bool = True,
     pictures: str = "runs/predict",
 ) -> None:
     """Print a model's predictions for images or clips of any size: classes, segments or objects.
 
-    Models for segmentation, detection and video also draw their predictions for every file.
+    Models for segmentation, detection and video also draw their predictions for every file. With an output file, the
+    same command continues after an interruption, and processes started by torchrun share the files.
 
     Args:
         model: a run, a saved model, a published weights file, a model name, or timm:NAME
         files: image files (clips for video models), or folders of them
-        size: input size of the model, a side or HEIGHTxWIDTH; by default the largest training size
+        size: input size of the model: a side or HEIGHTxWIDTH (by default the largest training size); native, which
+            keeps the aspect ratio of each image, with the area of that size, or of SIZE in native:SIZE; or original,
+            which leaves images as large as they are
         names: file with the model's class names, one per line, to use instead of its own
         bit_depth: bits per channel of images with more than 8 bits, if the files do not say: 12, or 16 for dark images
         topk: number of classes to print per image
         threshold: lowest score of objects
-        batch_size: images per forward pass of a classifier
+        batch_size: images of one shape per forward pass; by default 32 images, 8 clips, or 1 image for segmentation and
+            detection
+        workers: number of processes that decode images
         device: auto, cpu, cuda, …
-        layout: print a readable table or CSV
-        output: CSV file to write instead of printing
+        layout: print a readable table, CSV or JSON lines
+        output: file to write instead of printing: .csv, .jsonl or .parquet
+        draw: also draw the predictions of segmentation, detection and video
         pictures: folder for the drawn predictions
     """
     check_files(files)
     check_models([model])
-    from anyres.data import Item
-    from anyres.data.decode import with_depth
-    from anyres.inference.files import check_folder, draw_results, find_files
+    from anyres.cli.printed import opened_printer
+    from anyres.cli.progress import FileProgress
+    from anyres.inference.files import columns_of, predict_files, rows_of, settings_of, wanted_files
     from anyres.inference.modelspec import open_model
-    from anyres.inference.predictor import Predictor, read_size
-    from anyres.io.files import check_file
+    from anyres.inference.peers import Peers
+    from anyres.inference.predictor import Predictor, check_size
+    from anyres.inference.unfinished import KIND, UnfinishedTable
+    from anyres.io.files import check_file, is_stream
+    from anyres.io.tables import table_kind
     from anyres.tasks import task_of
 
     device = present_device(device)
     if output is not None:
-        check_file(output, "predictions")
+        check_file(output, KIND)
+    printed = output is None or is_stream(Path(output))
+    kind = None if printed else table_kind(str(output))
     if size is not None:
-        read_size(size)  # report a mistake before anything is loaded
+        check_size(size)  # report a mistake before anything is loaded
+    peers = Peers()
+    if peers.world > 1 and printed:
+        raise UserError(f"{peers.world} processes cannot print one table: give an output file.")
+    if peers.world > 1 and device == "cuda":
+        device = f"cuda:{peers.local_rank}"
     network = open_model(model, names)[1]
     task = task_of(network)
-    wanted = {"topk": topk, "threshold": threshold}
-    options: dict[str, Any] = {name: value for name, value in wanted.items() if name in task.test_options.of_results}
-    paths = find_files(files, task.kind)
-    folder = Path(pictures)
-    if task.draws:
-        check_folder(folder, paths)
-        batch_size = min(batch_size, task.test_batch_size)
-    predictor = Predictor(network, size, device=device, batch_size=batch_size, **options)
-    items = [Item(str(path), with_depth(path, bit_depth), None) for path in paths]
-    found = (
-        draw_results(predictor, items, folder) if task.draws else ((result, None) for result in predictor.stream(items))
+    wanted: dict[str, Any] = {"topk": topk, "threshold": threshold}
+    options = {name: value for name, value in wanted.items() if name in task.test_options.of_results}
+    batch_size = batch_size or min(32, task.test_batch_size)
+    predictor = Predictor(
+        network, size, device=device, batch_size=batch_size, workers=workers, bit_depth=bit_depth, **options
     )
-    rows: list[list[str]] = []
-    problems: list[str] = []
-    for result, picture in found:
-        problems += [result.problem] if result.problem else []
-        nothing = [[""] * len(task.columns)]
-        lines = result.rows() or (nothing if task.draws or result.problem else [])
-        drawn = [str(picture or "")] if task.draws else []
-        rows += [[result.name, *line, *drawn, result.problem] for line in lines]
-    header = ["image", *task.columns, *(["picture"] if task.draws else []), "problem"]
-    if layout == "csv" or output is not None:
-        write_csv(header, rows, output)
+    folder = Path(pictures) if draw and task.draws else None
+    columns = columns_of(task, draws=folder is not None)
+    if kind is None:
+        opened: Any = opened_printer(columns, list(wanted_files(files, task.kind, folder)), layout, output)
     else:
-        shown = len(header) if problems else len(header) - 1
-        print_table(header[:shown], [row[:shown] for row in rows])
-    if problems:
-        if len(problems) == len(paths):
-            raise UserError(f"None of the {len(paths)} files could be read; reason for the first: {problems[0]}.")
-        note(f"{len(problems)} of {len(paths)} files could not be read.")
+        opened = UnfinishedTable(Path(str(output)), kind(columns), peers).opened(
+            settings_of(predictor, files, size, folder), lambda: wanted_files(files, task.kind, folder)
+        )
+    rows: PrintedRows | UnfinishedTable
+    problem = ""
+    with opened as rows:
+        if rows.done:
+            note(f"{rows.done:,} of {rows.total:,} files are done already.")
+        with FileProgress(rows.total, rows.done, task.kind, peers, bar=layout == "table") as progress:
+            for place, result, picture in predict_files(predictor, rows.todo(), folder or Path()):
+                rows.add(place, rows_of(result, picture, columns, rows.typed), not result.problem)
+                problem = problem or result.problem
+                progress.step()
+    if peers.rank > 0:
+        return
+    if not printed:
+        say(f"wrote {output}")
+    if rows.unreadable == rows.total:
+        raise UserError(f"None of the {rows.total} files could be read; reason for the first: {problem}.")
+    if rows.unreadable:
+        note(f"{rows.unreadable} of {rows.total} files could not be read.")

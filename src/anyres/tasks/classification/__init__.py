@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from anyres.data import Source
     from anyres.data.config import DataConfig
+    from anyres.data.fitting import OwnSize
     from anyres.data.samples import EvalBatch
     from anyres.data.views import ImageTest, ImageViews
     from anyres.models._checkpoints import LoadReport
@@ -46,7 +47,7 @@ class Classification(Task):
     measure = "accuracy"
     titles = {"top1": ("Top-1 accuracy", "top-1")}  # noqa: RUF012  # typed in the base
     second_titles = {"top5": "top-5"}  # noqa: RUF012
-    columns = ("rank", "label", "probability")
+    columns = {"rank": int, "label": str, "probability": float}  # noqa: RUF012
     draws = False
 
     def open_source(self, options: TrainConfig, split: str, like: Source | None = None) -> Source:
@@ -93,7 +94,7 @@ class Classification(Task):
     def columns_of(self, scores: dict[str, float]) -> dict[str, float]:
         return {"top1": scores["top1"], "val_loss": scores["loss"]}
 
-    def transform(self, config: DataConfig, size: Size, options: ClassificationTest) -> ImageTest:
+    def transform(self, config: DataConfig, size: Size | OwnSize, options: ClassificationTest) -> ImageTest:
         from anyres.data import ImageTest
 
         return ImageTest(size, config.mean, config.std, config.crop_pct, config.interpolation)

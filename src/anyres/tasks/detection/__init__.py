@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from anyres.data import detection_views
     from anyres.data.config import DataConfig
     from anyres.data.detection import DetectionSource
+    from anyres.data.fitting import OwnSize
     from anyres.data.samples import EvalBatch
     from anyres.tasks.detection.network import Detector, Found
     from anyres.tasks.detection.score import AveragePrecision
@@ -49,7 +50,7 @@ class Detection(DenseTask):
         "ap_large": "AP of large objects",
     }
     second_titles = {"ap50": "AP50"}  # noqa: RUF012
-    columns = ("class", "score", "left", "top", "right", "bottom")
+    columns = {"class": str, "score": float, **dict.fromkeys(("left", "top", "right", "bottom"), float)}  # noqa: RUF012
 
     @property
     def network(self) -> type[Detector]:
@@ -93,7 +94,9 @@ class Detection(DenseTask):
 
         return DetectionObjective()
 
-    def transform(self, config: DataConfig, size: Size, options: DetectionTest) -> detection_views.DetectionTest:
+    def transform(
+        self, config: DataConfig, size: Size | OwnSize, options: DetectionTest
+    ) -> detection_views.DetectionTest:
         from anyres.data.detection_views import LONGEST, DetectionTest
 
         longest = options.longest or config.fitting.get("longest", LONGEST)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from anyres.data import segmentation_views
     from anyres.data.config import DataConfig
+    from anyres.data.fitting import OwnSize
     from anyres.data.samples import EvalBatch
     from anyres.data.segmentation import SegmentationSource
     from anyres.tasks.objective import Objective
@@ -47,7 +48,7 @@ class Segmentation(DenseTask):
     class_score = "IoU"
     titles = {"miou": ("mIoU", "mIoU")}  # noqa: RUF012  # typed in the base
     second_titles = {"pixel_accuracy": "pixel accuracy"}  # noqa: RUF012
-    columns = ("class", "share of pixels")
+    columns = {"class": str, "share of pixels": float}  # noqa: RUF012
 
     @property
     def network(self) -> type[Segmenter]:
@@ -101,7 +102,7 @@ class Segmentation(DenseTask):
         return {**super().facts(options, source), **told, "divisor": options.divisor}
 
     def transform(
-        self, config: DataConfig, size: Size, options: SegmentationTest
+        self, config: DataConfig, size: Size | OwnSize, options: SegmentationTest
     ) -> segmentation_views.SegmentationTest:
         from anyres.data.segmentation_views import SegmentationTest
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from anyres.data import MapSource
     from anyres.data.config import DataConfig
+    from anyres.data.fitting import OwnSize
     from anyres.data.samples import EvalBatch
     from anyres.data.video_views import ClipTest, ClipViews
     from anyres.models._checkpoints import LoadReport
@@ -49,7 +50,7 @@ class Video(Task):
     measure = "accuracy"
     titles = {"top1": ("Top-1 accuracy", "top-1")}  # noqa: RUF012  # typed in the base
     second_titles = {"top5": "top-5"}  # noqa: RUF012
-    columns = ("class", "probability")
+    columns = {"class": str, "probability": float}  # noqa: RUF012
 
     def open_source(self, options: VideoConfig, split: str, like: MapSource | None = None) -> MapSource:
         from anyres.data.video_sources import open_video_source
@@ -114,7 +115,7 @@ class Video(Task):
     def columns_of(self, scores: dict[str, float]) -> dict[str, float]:
         return {"top1": scores["top1"], "val_loss": scores["loss"]}
 
-    def transform(self, config: DataConfig, size: Size, options: VideoTest) -> ClipTest:
+    def transform(self, config: DataConfig, size: Size | OwnSize, options: VideoTest) -> ClipTest:
         from anyres.data.clips import Sampling
         from anyres.data.video_views import ClipTest
 
