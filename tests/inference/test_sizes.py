@@ -105,7 +105,7 @@ def test_batches_of_mixed_images_give_what_each_gives_alone(size: Any) -> None:
 
 @pytest.mark.parametrize("size", ["native:32", "original", 32])
 def test_the_other_tasks_take_the_same_sizes(size: Any) -> None:
-    cases = [(segmenter(), images(12), {}), (detector(), images(12), {"threshold": 0.0})]
+    cases: list[tuple[Any, Any, Any]] = [(segmenter(), images(12), {}), (detector(), images(12), {"threshold": 0.0})]
     cases += [(create_video_model("resformer_tiny", 4, 2, **SMALL).eval(), clips(), {})]
     for model, inputs, options in cases:
         together = Predictor(model, size, batch_size=4, **options)(inputs)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import Dataset
+import torch
+from torch.utils.data import Dataset, get_worker_info
 
 from anyres.data.base import Item
 from anyres.data.decode import BadImage
@@ -43,9 +44,17 @@ class _Samples(Dataset[Any]):
     def _sample(self, item: Item) -> EvalSample | BadImage | UserError:
         """Return errors instead of raising them: raised in a worker, they would arrive wrapped in a traceback."""
         try:
-            return self.transform.prepare(item)
+            sample = self.transform.prepare(item)
         except (BadImage, UserError) as error:
             return error
+        # Tensors travel in shared memory. Arrays would fill the pipe, on which a worker whose main process was killed
+        # would then wait forever.
+        return _converted(sample, torch.tensor) if get_worker_info() else sample
+
+
+def _converted(sample: EvalSample, convert: Callable[[Any], Any]) -> EvalSample:
+    views = sample.pixels
+    return sample._replace(pixels=list(map(convert, views)) if isinstance(views, list) else convert(views))
 
 
 def prepared(
@@ -60,4 +69,7 @@ def prepared(
         for item, sample in zip(lots.given.popleft(), samples, strict=True):
             if isinstance(sample, UserError):
                 raise sample
+            if workers and isinstance(sample, EvalSample):
+                # Copied, because every tensor in shared memory takes a file descriptor.
+                sample = _converted(sample, lambda view: view.numpy().copy())
             yield item, sample

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -58,7 +59,8 @@ def predict(
         draw: also draw the predictions of segmentation, detection and video
         pictures: folder for the drawn predictions
     """
-    check_files(files)
+    if output is None or not os.path.exists(f"{output}.partial"):  # files may vanish before a run is continued
+        check_files(files)
     check_models([model])
     from anyres.cli.printed import opened_printer
     from anyres.cli.progress import FileProgress
