@@ -210,7 +210,7 @@ def test_mistakes_are_told(
 def test_several_processes_need_a_file(
     model: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Peers, "__init__", lambda self: vars(self).update(rank=0, world=2, local_rank=0))
+    monkeypatch.setattr(Peers, "__init__", lambda self: self.__dict__.update(rank=0, world=2, local_rank=0))
     assert predict(model, photos) == 2
     assert "2 processes cannot print one table: give an output file" in capsys.readouterr().err
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -91,7 +92,8 @@ def test_the_server_answers_concurrent_requests(code: str, model: Path, tmp_path
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
     (tmp_path / "serve.py").write_text(code.replace("port=8000", f"port={port}"))
-    server = subprocess.Popen([sys.executable, "serve.py"], cwd=tmp_path, env={**os.environ, "MODEL": str(model)})
+    environment = {**os.environ, "MODEL": str(model)}
+    server = subprocess.Popen([sys.executable, "serve.py"], cwd=tmp_path, env=environment, start_new_session=True)
 
     def ask(path: str, request: Any = None) -> Any:
         data = None if request is None else json.dumps(request).encode()
@@ -113,5 +115,5 @@ def test_the_server_answers_concurrent_requests(code: str, model: Path, tmp_path
             answers = [json.loads(each) for each in threads.map(lambda request: ask("predict", request), sent)]
         check(answers, sent, model)
     finally:
-        server.terminate()
+        os.killpg(server.pid, signal.SIGKILL)  # it has processes of its own
         server.wait(30)

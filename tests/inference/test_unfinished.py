@@ -132,6 +132,36 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     check(output, 20)
 
 
+def test_interrupted_at_any_moment_rows_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look at the clock, every writing and every number of an earlier run is a moment for a signal."""
+    for moment in range(1, 200):
+        calls = 0
+
+        def interrupting(real: Callable[..., Any]) -> Callable[..., Any]:
+            def called(*arguments: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == moment:  # noqa: B023 - called in this round
+                    raise KeyboardInterrupt
+                return real(*arguments)
+
+            return called
+
+        with monkeypatch.context() as patch:
+            patch.setattr(unfinished.time, "monotonic", interrupting(unfinished.time.monotonic))
+            patch.setattr(unfinished.files, "_add_to_record", interrupting(files._add_to_record))
+            patch.setattr(TABLES[".csv"], "text", interrupting(TABLES[".csv"].text))  # type: ignore[attr-defined]
+            try:
+                work(tmp_path / "p.csv", 8)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        work(tmp_path / "p.csv", 8)
+        check(tmp_path / "p.csv", 8)
+    assert 15 < moment < 199
+
+
 def test_a_missing_part_is_made_again(tmp_path: Path) -> None:
     output = tmp_path / "p.csv"
     with pytest.raises(KeyboardInterrupt):

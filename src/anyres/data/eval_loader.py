@@ -79,7 +79,7 @@ class _EvalTasks:
 
 
 class EvalLoader:
-    """Evaluation batches in the order of the source: `transform.collate` applied to `batch_size` items at a time.
+    """Evaluation batches in the order of the source: `batch_size` items at a time, divided by shape.
 
     Rank r of `world` gets every `world`-th image. `rows` of the batches are places among the images of all ranks.
     Unreadable images are left out, logged, and listed in `bad` for the last pass. Problems that the user has to fix,

@@ -61,12 +61,14 @@ def wanted_files(inputs: Sequence[str | Path], kind: str, folder: Path | None = 
 def picture_names(names: Iterable[str]) -> list[str]:
     """Return the file names of the drawings: the stem of each name and .png, with a number added to repeated ones."""
     taken: dict[str, None] = {}
+    last: dict[str, int] = {}
     for stem in (Path(name).stem for name in names):
-        name, number = stem, 1
+        name, number = stem, last.get(stem, 1)
         while name in taken:
             number += 1
             name = f"{stem}-{number}"
         taken[name] = None
+        last[stem] = number
     return [f"{name}.png" for name in taken]
 
 

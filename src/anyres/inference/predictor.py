@@ -32,8 +32,8 @@ from anyres.tasks import task_of
 from anyres.tasks.finite import check_weights
 from anyres.tasks.results import Result, Unreadable
 
-Input = str | Path | bytes | Image.Image | np.ndarray | Tensor
-"""A file, its bytes, a PIL image, or pixels.
+Input = str | Path | bytes | Image.Image | np.ndarray | Tensor | BadImage
+"""A file, its bytes, a PIL image, pixels, or the reason why there is none of these.
 
 Pixels are an array (H, W) or (H, W, 3) of uint8, or a tensor (C, H, W) of uint8 or of floats from 0 to 1. Clips are an
 array (T, H, W, 3) or a tensor (T, C, H, W).
@@ -117,7 +117,7 @@ class Predictor:
 
         Raises BadImage if a single input cannot be read; among several, it gives a result with a `problem`.
         """
-        if isinstance(inputs, str | Path | bytes | Image.Image | np.ndarray | Tensor):
+        if isinstance(inputs, Input):
             item = self._item(inputs, 0)
             result = next(self.stream([item]))
             if result.problem:

@@ -15,6 +15,7 @@ costs at most the files of the part that was being made.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import time
@@ -28,6 +29,8 @@ from anyres.errors import UserError
 from anyres.inference.peers import Peers
 from anyres.io import files
 from anyres.io.tables import Table
+
+logger = logging.getLogger(__name__)
 
 KIND = "predictions"
 SETTINGS, FILES = "run.json", "files"
@@ -115,8 +118,9 @@ class UnfinishedTable:
         """What earlier runs finished."""
         self.unreadable = 0
         """Files of the whole list that could not be read; known when all is done."""
-        self._rows: list[Sequence[Any]] = []
-        self._part = Part(0, 0, 0)
+        self._added: list[tuple[Sequence[Sequence[Any]], bool]] = []
+        """Rows of the files of the next part, and whether they could be read; always whole, whenever a signal comes."""
+        self._start_place = 0
         self._begun = 0.0
 
     @contextmanager
@@ -155,6 +159,8 @@ class UnfinishedTable:
                     self._write_part()
                 if first and not self._parts():
                     files.remove_folder(self.folder, (SETTINGS, FILES))
+                elif first:
+                    logger.warning("%s holds what is done: the same command continues", self.folder)
                 raise
         if first:
             with suppress(OSError):  # others may have put something there
@@ -183,14 +189,12 @@ class UnfinishedTable:
 
     def add(self, place: int, rows: Sequence[Sequence[Any]], readable: bool) -> None:
         """Add all rows of the file at a place."""
-        if place != self._part.stop:
+        if place != self._start_place + len(self._added):
             self._write_part()
-            self._part = Part(place, place, 0)
-        if not self._rows:
-            self._begun = time.monotonic()
-        self._rows += rows
-        self._part = Part(self._part.start, place + 1, self._part.unreadable + (not readable))
-        if place + 1 - self._part.start >= PART_FILES or time.monotonic() - self._begun > PART_SECONDS:
+        if not self._added:
+            self._start_place, self._begun = place, time.monotonic()
+        self._added.append((rows, readable))
+        if len(self._added) >= PART_FILES or time.monotonic() - self._begun > PART_SECONDS:
             self._write_part()
 
     def _start(self, settings: Mapping[str, Any], find: Callable[[], Iterable[Wanted]]) -> None:
@@ -231,11 +235,12 @@ class UnfinishedTable:
             yield start, stop
 
     def _write_part(self) -> None:
-        part, rows = self._part, self._rows
-        self._part, self._rows = Part(part.stop, part.stop, 0), []
-        if part.start < part.stop:
+        added, self._added = self._added, []
+        if added:
+            start, unreadable = self._start_place, sum(not readable for _, readable in added)
+            part = Part(start, start + len(added), unreadable)
             with files.atomic_write(self.folder / part.name(self.output.suffix), KIND) as temporary:
-                self.table.write(rows, temporary)
+                self.table.write([row for rows, _ in added for row in rows], temporary)
 
     def _join(self) -> None:
         """Join the parts to the output, and remove them."""

@@ -84,7 +84,7 @@ def predict(
     if peers.world > 1 and printed:
         raise UserError(f"{peers.world} processes cannot print one table: give an output file.")
     if peers.world > 1 and device == "cuda":
-        device = f"cuda:{peers.local_rank}"
+        device = present_device(f"cuda:{peers.local_rank}")
     network = open_model(model, names)[1]
     task = task_of(network)
     wanted: dict[str, Any] = {"topk": topk, "threshold": threshold}
@@ -104,9 +104,9 @@ def predict(
     rows: PrintedRows | UnfinishedTable
     problem = ""
     with opened as rows:
-        if rows.done:
+        if rows.done and peers.rank == 0:
             note(f"{rows.done:,} of {rows.total:,} files are done already.")
-        with FileProgress(rows.total, rows.done, task.kind, peers, bar=layout == "table") as progress:
+        with FileProgress(rows.total, rows.done, task.kind, peers, bar=layout == "table" or not printed) as progress:
             for place, result, picture in predict_files(predictor, rows.todo(), folder or Path()):
                 rows.add(place, rows_of(result, picture, columns, rows.typed), not result.problem)
                 problem = problem or result.problem
@@ -116,6 +116,7 @@ def predict(
     if not printed:
         say(f"wrote {output}")
     if rows.unreadable == rows.total:
-        raise UserError(f"None of the {rows.total} files could be read; reason for the first: {problem}.")
+        why = f"reason for the first: {problem}" if problem else f"the reasons are in {output}"
+        raise UserError(f"None of the {rows.total} files could be read; {why}.")
     if rows.unreadable:
         note(f"{rows.unreadable} of {rows.total} files could not be read.")
