@@ -34,7 +34,7 @@ from anyres.evaluation.cost import measure_cost, random_input
 from anyres.evaluation.evaluate import evaluate, matching, preparation_text, process, sample_images
 from anyres.evaluation.report import Page, Samples, render
 from anyres.evaluation.results import Comparison, Finding, Row, areas, find, write_csv
-from anyres.inference.identity import fingerprint
+from anyres.inference.identity import fingerprint, own_version
 from anyres.io.files import atomic_write, check_files, locked
 from anyres.shapes import Size
 from anyres.tasks import task_of
@@ -180,7 +180,7 @@ def sweep(
             "Command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             **(facts or {}),
             **({"Images": f"{taken:,}{share}"} if share else {}),
-            "Software": f"anyres {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
+            "Software": f"anyres {own_version()}, torch {torch.__version__}, Python {platform.pythonown_version()}",
             "Hardware": f"{_hardware(device)}, {precision}",
             "Batches": f"{batch_size} images for accuracy"
             + (f", {cost_batch_size} for speed and memory" if cost else ""),
@@ -356,15 +356,6 @@ def _sample_sizes(rows: list[Row]) -> list[Size]:
     trained = sorted({row.size for row in rows if row.square and row.trained})
     middle = trained[-1:] or squares[len(squares) // 2 :][:1]
     return list(dict.fromkeys([*squares[:1], *middle, *squares[-1:], *others[:1]]))
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("anyres")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _hardware(device: torch.device) -> str:

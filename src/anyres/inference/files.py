@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from itertools import tee
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from anyres.data.listing import EXTENSIONS
 from anyres.data.video_sources import EXTENSIONS as VIDEO_EXTENSIONS
 from anyres.errors import UserError
 from anyres.extras import require
-from anyres.inference.identity import fingerprint
+from anyres.inference.identity import fingerprint, own_version
 from anyres.inference.predictor import Predictor
 from anyres.inference.unfinished import Wanted
 from anyres.io.files import atomic_write, check_files
@@ -132,7 +131,7 @@ def settings_of(predictor: Predictor, inputs: Sequence[str], size: str | None, f
         "precision": predictor.precision,
         **predictor.options.model_dump(mode="json"),
         "pictures": folder and os.path.abspath(folder),
-        "anyres": version("anyres"),
+        "anyres": own_version(),
     }
 
 

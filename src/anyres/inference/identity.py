@@ -19,3 +19,13 @@ def fingerprint(model: nn.Module) -> str:
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
         checksum = zlib.crc32(data, checksum)
     return f"{type(model).__name__}-{checksum:08x}"
+
+
+def own_version() -> str:
+    """Return the version of anyres."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("anyres")
+    except PackageNotFoundError:
+        return "(not installed)"
