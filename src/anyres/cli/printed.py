@@ -48,8 +48,10 @@ def opened_printer(
     table: TextTable = JsonLines(columns) if layout == "jsonl" else Csv(columns)
     writing = nullcontext if output is None else partial(explained, Path(output))
     with ExitStack() as stack:
-        with writing():
-            stream = sys.stdout if output is None else stack.enter_context(open(output, "w", encoding="utf-8"))
+        stream = sys.stdout
+        if output is not None:
+            stack.enter_context(writing())  # closing writes what is left
+            stream = stack.enter_context(open(output, "w", encoding="utf-8"))
 
         def write(text: str) -> None:
             with writing():

@@ -180,7 +180,7 @@ def sweep(
             "Command": command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             **(facts or {}),
             **({"Images": f"{taken:,}{share}"} if share else {}),
-            "Software": f"anyres {own_version()}, torch {torch.__version__}, Python {platform.pythonown_version()}",
+            "Software": f"anyres {own_version()}, torch {torch.__version__}, Python {platform.python_version()}",
             "Hardware": f"{_hardware(device)}, {precision}",
             "Batches": f"{batch_size} images for accuracy"
             + (f", {cost_batch_size} for speed and memory" if cost else ""),
