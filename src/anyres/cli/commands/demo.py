@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from anyres.cli.terminal import print_files, print_sweep, say
 from anyres.tasks.base import Task
@@ -23,7 +26,13 @@ _DEMO = """
 def demo_command(task: Task) -> Callable[..., None]:
     """Return the `demo` command of a task."""
 
-    def demo(*, output: str | None = None, epochs: int | None = None, seed: int = 0, device: str = "auto") -> None:
+    def demo(
+        *,
+        output: str | None = None,
+        epochs: Annotated[int | None, Field(ge=1)] = None,
+        seed: int = 0,
+        device: str = "auto",
+    ) -> None:
         from anyres.cli.demo import run_demo
 
         folder = output or (f"runs/demo_{task.name}" if task.group else "runs/demo")
