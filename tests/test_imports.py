@@ -20,7 +20,7 @@ FLOORS = [
     {"data"},
     {"models"},
     {"tasks"},
-    {"inference"},
+    {"inference", "export"},
     {"evaluation"},
     {"training"},
     {"cli"},

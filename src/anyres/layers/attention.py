@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.layers.divisions import Windows, divide, divided_attention
+from anyres.layers.divisions import divide, divided_attention, padded_division_attention
 from anyres.layers.parts import parts_of
 from anyres.layers.positions import LocalPositionEmbedding, LogitBias, ParabolicBias, QueryKeyMap
 from anyres.layers.windows import merge, partition, window_attention
@@ -61,8 +62,7 @@ class Attention(nn.Module):
         if self.division == 1:
             out_BNC = self.attend(qkv_BNC, grid, num_prefix, transforms, queries)
         else:
-            windows = divide(grid, self.division, num_prefix, x_BNC.device)
-            out_BNC = self.attend_in_divisions(qkv_BNC, windows, num_prefix)[:, :queries]
+            out_BNC = self.attend_in_divisions(qkv_BNC, grid, num_prefix)[:, :queries]
         if self.local is not None:
             v_BNC = qkv_BNC.chunk(3, dim=-1)[2][:, num_prefix:]
             out_BNC = out_BNC + F.pad(self.local(v_BNC, grid, self.num_heads), (0, 0, num_prefix, 0))[:, :queries]
@@ -91,10 +91,15 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=width**-0.5)
         return out[..., :width].transpose(1, 2).flatten(2)
 
-    def attend_in_divisions(self, qkv_BNC: Tensor, windows: Windows, num_prefix: int) -> Tensor:
+    def attend_in_divisions(self, qkv_BNC: Tensor, grid: Grid, num_prefix: int) -> Tensor:
         """Attend within the windows of `division`: (B, N, 3·C) → (B, N, C)."""
+        dropout = self.attn_drop if self.training else 0.0
+        if torch.compiler.is_compiling():
+            out = padded_division_attention(*self.heads(qkv_BNC), grid, self.division, num_prefix, dropout)
+            return out.transpose(1, 2).flatten(2)
+        windows = divide(grid, self.division, num_prefix, qkv_BNC.device)
         q, k, v = self.heads(qkv_BNC.index_select(1, windows.order))
-        out = divided_attention(q, k, v, windows, num_prefix, self.attn_drop if self.training else 0.0)
+        out = divided_attention(q, k, v, windows, num_prefix, dropout)
         return out.transpose(1, 2).flatten(2).index_select(1, windows.inverse)
 
     def attend_in_windows(self, x_BNC: Tensor, grid: Grid, window: Grid) -> Tensor:
@@ -103,11 +108,12 @@ class Attention(nn.Module):
         The zero padding of incomplete windows provides keys like any others (ViTDet). The local term is computed on the
         whole map without padding.
         """
-        qkv_BnNC = self.qkv(partition(x_BNC.unflatten(1, grid), window))
+        qkv_BMC = self.qkv(partition(x_BNC.unflatten(1, grid), window))
         dropout = self.attn_drop if self.training else 0.0
-        out = merge(window_attention(qkv_BnNC, self.num_heads, dropout=dropout), grid, window).flatten(1, 2)
+        out_BMC = window_attention(qkv_BMC, self.num_heads, window[0] * window[1], dropout=dropout)
+        out = merge(out_BMC, grid, window).flatten(1, 2)
         if self.local is not None:
-            v_BNC = merge(qkv_BnNC.chunk(3, dim=-1)[2], grid, window).flatten(1, 2)
+            v_BNC = merge(qkv_BMC.chunk(3, dim=-1)[2], grid, window).flatten(1, 2)
             out = out + self.local(v_BNC, grid, self.num_heads)
         return self.proj_drop(self.proj(out))
 

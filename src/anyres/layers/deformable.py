@@ -18,7 +18,7 @@ def cell_centres(grids: tuple[Grid, ...], device: torch.device) -> Tensor:
     centres = []
     for h, w in grids:
         rows, columns = ((torch.arange(side, device=device) + 0.5) / side for side in (h, w))
-        centres.append(torch.stack((columns.repeat(h), rows.repeat_interleave(w)), dim=-1))
+        centres.append(torch.stack((columns.expand(h, w), rows[:, None].expand(h, w)), dim=-1).flatten(0, 1))
     return torch.cat(centres)
 
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from anyres.layers.maps import pad_below
 from anyres.layers.size_cache import cached_by_size
+from anyres.layers.sizes import ceil_div
 from anyres.shapes import Grid
 
 
@@ -75,3 +77,46 @@ def divided_attention(
         parts.append(out.transpose(1, 2).reshape(B, count * length, *out.shape[1::2]))
         start = run.stop
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)).transpose(1, 2)
+
+
+def padded_division_attention(
+    q_BhNd: Tensor, k_BhNd: Tensor, v_BhNd: Tensor, grid: Grid, division: int, num_prefix: int, dropout: float = 0.0
+) -> Tensor:
+    """Return what `divided_attention` does, with tokens in the grid's order, for a grid that may be symbols.
+
+    The grid is padded to division x division windows of equal size, and padding is masked as keys.
+    """
+    B, heads = q_BhNd.shape[:2]
+    h, w = (ceil_div(side, division) for side in grid)
+    prefix_parts, windows = [], []
+    for x in (q_BhNd, k_BhNd, v_BhNd):
+        prefix, patches = x[:, :, :num_prefix], x[:, :, num_prefix:].flatten(0, 1).unflatten(1, grid)
+        padded = pad_below(patches, division * h - grid[0], division * w - grid[1])
+        cut = padded.unflatten(1, (division, h)).unflatten(3, (division, w)).transpose(2, 3)  # (B·heads, n, n, h, w, d)
+        cut = cut.reshape(B, heads, division**2, h * w, -1)
+        prefix_parts.append(prefix)
+        windows.append(cut)
+    q, k, v = windows
+    device = q.device
+    rows, columns = (
+        torch.arange(division * extent, device=device).unflatten(0, (division, extent)) < side
+        for extent, side in zip((h, w), grid, strict=True)
+    )
+    real = (rows[:, None, :, None] & columns[None, :, None, :]).reshape(division**2, 1, h * w)
+    real = real | ~real.any(-1, keepdim=True)  # a window of padding alone sees itself, since no row may be empty
+    if num_prefix:
+        k, v = (
+            torch.cat((prefix[:, :, None].expand(-1, -1, division**2, -1, -1), inside), dim=3)
+            for prefix, inside in zip(prefix_parts[1:], (k, v), strict=True)
+        )
+        real = F.pad(real, (num_prefix, 0), value=True)
+    out = F.scaled_dot_product_attention(
+        q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), attn_mask=real.repeat(heads, 1, 1), dropout_p=dropout
+    )
+    out = out.reshape(B * heads, division, division, h, w, -1).transpose(2, 3)
+    out = out.reshape(B * heads, division * h, division * w, -1)[:, : grid[0], : grid[1]]
+    out = out.flatten(1, 2).unflatten(0, (B, heads))
+    if not num_prefix:
+        return out
+    first = F.scaled_dot_product_attention(prefix_parts[0], k_BhNd, v_BhNd, dropout_p=dropout)
+    return torch.cat((first, out), dim=2)

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from anyres.errors import UserError
+from anyres.layers.sizes import is_below, known, missing
 
 
 def to_map(x_BCHW: Tensor) -> Tensor:
@@ -67,6 +69,28 @@ def conv_grid(conv: nn.Conv2d, height: int, width: int) -> tuple[int, int]:
         padding = int(conv.padding[axis])
         sides.append((side + 2 * padding - conv.kernel_size[axis]) // conv.stride[axis] + 1)
     return sides[0], sides[1]
+
+
+def pad_below(x: Tensor, rows: int, columns: int, axis: int = 1) -> Tensor:
+    """Zero-pad rows at the bottom and columns at the right, where `axis` is that of the rows; none gives the same
+    tensor."""
+    if known(rows == 0) and known(columns == 0):
+        return x
+    return F.pad(x, (0, 0) * (x.ndim - axis - 2) + (0, columns, 0, rows))
+
+
+def pad_to_multiple(x: Tensor, multiple: int, axis: int = 1) -> Tensor:
+    """Zero-pad a map (B, H, W, C), or with `axis` 2 an image (B, C, H, W), at the bottom and right to a multiple."""
+    return pad_below(x, missing(x.shape[axis], multiple), missing(x.shape[axis + 1], multiple), axis)
+
+
+def pad_to_cell(x_BHWC: Tensor, cell: int) -> Tensor:
+    """Zero-pad a map with sides below `cell`, so that a convolution with kernel = stride = `cell` gives one cell.
+
+    What exceeds whole cells is not read, so the amount may be the same for every side below.
+    """
+    rows, columns = ((cell - 1) * is_below(side, cell) for side in x_BHWC.shape[1:3])
+    return pad_below(x_BHWC, rows, columns)
 
 
 class ConvNorm(nn.Module):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from anyres.layers.maps import conv_grid, on_map
+from anyres.layers.maps import conv_grid, on_map, pad_to_multiple
 from anyres.layers.resample import bilinear_matrix
+from anyres.layers.sizes import round_up
 
 Remainder = Literal["pad", "truncate"]
 
@@ -48,9 +48,7 @@ class PatchEmbed(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Embed an image: (B, in_chans, H, W) → (B, dim, h, w) with (h, w) = `grid(H, W)`."""
         if self.remainder == "pad":
-            bottom, right = -x_BCHW.shape[-2] % self.patch_size, -x_BCHW.shape[-1] % self.patch_size
-            if bottom or right:
-                x_BCHW = F.pad(x_BCHW, (0, right, 0, bottom))
+            x_BCHW = pad_to_multiple(x_BCHW, self.patch_size, axis=2)
         if self.stored_size != self.patch_size:
             rows, columns = self.grid(*x_BCHW.shape[-2:])
             matrix = bilinear_matrix(self.patch_size, self.stored_size, x_BCHW.device).to(x_BCHW.dtype)
@@ -86,10 +84,7 @@ class ConvEmbed(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return (h, w) for an input of this size."""
-        return conv_grid(self.proj, height + -height % self.multiple, width + -width % self.multiple)
+        return conv_grid(self.proj, round_up(height, self.multiple), round_up(width, self.multiple))
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        bottom, right = -x_BHWC.shape[1] % self.multiple, -x_BHWC.shape[2] % self.multiple
-        if bottom or right:
-            x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
-        return self.norm(on_map(self.proj, x_BHWC))
+        return self.norm(on_map(self.proj, pad_to_multiple(x_BHWC, self.multiple)))

@@ -29,6 +29,7 @@ from anyres.layers.maps import by_group, from_groups, on_map
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
+from anyres.layers.sizes import same
 from anyres.shapes import Grid
 
 # Added to the tokens ------------------------------------------------------------------------------------------------
@@ -71,7 +72,7 @@ class AbsoluteTable(nn.Module):
         return table if rest or not side else self._resize(table, (side, side), self.native_grid)
 
     def _resize(self, table: Tensor, source: Grid, target: Grid) -> Tensor:
-        if source == target:
+        if same(source, target):
             return table
         prefix, patches = table[:, : self.num_prefix], table[:, self.num_prefix :]
         resized = resample_table(patches.transpose(1, 2).unflatten(2, source), target, self.mode)
@@ -93,7 +94,8 @@ def sine_map(grid: Grid, dim: int, device: torch.device) -> Tensor:
 
     def code(length: int) -> Tensor:
         steps = torch.arange(1, length + 1, dtype=torch.float32, device=device)
-        angle = (steps * (2 * math.pi / (length + 1e-6)))[:, None] * frequency
+        unit = 2 * math.pi / (torch.full((), length, dtype=torch.float64, device="cpu") + 1e-6)
+        angle = (steps * unit.float().to(device))[:, None] * frequency
         return torch.where(odd, angle.cos(), angle.sin())  # (length, half)
 
     h, w = grid
@@ -166,8 +168,8 @@ class LogitBias(Protocol):
 def relative_index(grid: Grid, device: torch.device) -> Tensor:
     """Return (N, N) indices into a flattened (2h-1, 2w-1) table; entry (i, j) is the offset of query i from key j."""
     h, w = grid
-    rows = torch.arange(h, device=device).repeat_interleave(w)
-    columns = torch.arange(w, device=device).repeat(h)
+    rows = torch.arange(h, device=device)[:, None].expand(h, w).flatten()
+    columns = torch.arange(w, device=device).expand(h, w).flatten()
     return (rows[:, None] - rows[None] + h - 1) * (2 * w - 1) + columns[:, None] - columns[None] + w - 1
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from anyres.errors import UserError
 from anyres.layers.attention import Attention
 from anyres.layers.parts import parts_of
+from anyres.layers.sizes import at_least_one, floor_of_product
 from anyres.shapes import Grid
 
 # Scores -----------------------------------------------------------------------------------------------------------
@@ -70,7 +71,7 @@ def check_places(prune_before: Sequence[int], depth: int) -> tuple[int, ...]:
 
 def keep_count(tokens: int, ratio: float) -> int:
     """Return how many tokens to keep: rounded down in floating point as in the published code, but at least one."""
-    return max(int(tokens * ratio), 1)
+    return at_least_one(floor_of_product(tokens, ratio))
 
 
 def split_by_score(score_BN: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.layers.maps import on_map
+from anyres.layers.maps import on_map, pad_to_cell
 from anyres.layers.parts import parts_of
 
 
@@ -57,8 +57,4 @@ class SpatialReductionAttention(nn.Module):
 
     def reduce(self, x_BHWC: Tensor) -> Tensor:
         """Downsample the map to keys and values: (B, H, W, C) → (B, M, C)."""
-        H, W = x_BHWC.shape[1:3]
-        bottom, right = max(self.reduction - H, 0), max(self.reduction - W, 0)
-        if bottom or right:
-            x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
-        return self.norm(on_map(self.sr, x_BHWC).flatten(1, 2))
+        return self.norm(on_map(self.sr, pad_to_cell(x_BHWC, self.reduction)).flatten(1, 2))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from anyres.errors import UserError
 from anyres.layers.maps import depthwise, on_map
+from anyres.layers.sizes import known, missing, narrow, regroup
 
 
 class StripeAttention(nn.Module):
@@ -49,28 +50,39 @@ class StripeAttention(nn.Module):
         """Attend within stripes cut along `axis` (1: horizontal, 2: vertical): (B, H, W, 3, c) → (B, H, W, c)."""
         assert self.width is not None
         side = qkv_BHW3c.shape[axis]
-        rest = side % self.width
-        if rest == 0:
+        extra = missing(side, self.width)
+        if known(extra == 0):
             return self._attend(qkv_BHW3c, axis, self.width, branch)
-        if self.ghosts:
-            before, behind = (self.width - rest) // 2, (self.width - rest + 1) // 2
-            lines = (before, behind) if axis == 2 else (0, 0, before, behind)
+        before = extra // 2 if self.ghosts else 0
+        if self.ghosts or torch.compiler.is_compiling():
+            lines = (before, extra - before) if axis == 2 else (0, 0, before, extra - before)
             padded = F.pad(qkv_BHW3c, (0, 0, 0, 0, *lines))
-            return self._attend(padded, axis, self.width, branch).narrow(axis, before, side)
+            real = None
+            if not self.ghosts:
+                real = torch.arange(side + extra, device=padded.device).unflatten(0, (-1, self.width)) < side
+            return narrow(self._attend(padded, axis, self.width, branch, real), axis, before, side)
+        rest = self.width - extra
         if rest == side:
             return self._attend(qkv_BHW3c, axis, rest, branch)
         whole, last = qkv_BHW3c.split((side - rest, rest), axis)
         parts = [self._attend(whole, axis, self.width, branch), self._attend(last, axis, rest, branch)]
         return torch.cat(parts, dim=axis)
 
-    def _attend(self, qkv_BHW3c: Tensor, axis: int, width: int, branch: int) -> Tensor:
-        """Apply softmax attention and LePE within each stripe; `width` must divide the side."""
+    def _attend(self, qkv_BHW3c: Tensor, axis: int, width: int, branch: int, real_nw: Tensor | None = None) -> Tensor:
+        """Apply softmax attention and LePE within each stripe; `width` must divide the side.
+
+        `real_nw` is true for the lines of the stripes that provide keys; by default all do.
+        """
         cut = qkv_BHW3c.unflatten(axis, (-1, width))
         if axis == 2:
             cut = cut.transpose(1, 2)
         B, n, h, w = cut.shape[:4]
-        tokens = cut.flatten(2, 3).flatten(0, 1)  # (B·n, h·w, 3, c); horizontal stripes are a view
+        tokens = regroup(cut, B * n, h * w, 3, cut.shape[-1])  # horizontal stripes are a view
         q, k, v = tokens.unflatten(-1, (self.branch_heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2).unflatten(1, (h, w))
+        mask = None
+        if real_nw is not None:
+            lines = real_nw[:, :, None] if axis == 1 else real_nw[:, None]
+            mask = lines.expand(B, n, h, w).reshape(B * n, 1, 1, h * w)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2).unflatten(1, (h, w))
         out = (out + on_map(self.lepe[branch], tokens[:, :, 2].unflatten(1, (h, w)))).unflatten(0, (B, n))
-        return (out.transpose(1, 2) if axis == 2 else out).flatten(axis, axis + 1)
+        return regroup(out.transpose(1, 2) if axis == 2 else out, *qkv_BHW3c.shape[:3], out.shape[-1])

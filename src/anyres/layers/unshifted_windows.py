@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from anyres.layers.parts import parts_of
-from anyres.layers.windows import merge, padding_mask, partition, window_attention
+from anyres.layers.windows import merge, partition, window_attention, window_padding
 from anyres.shapes import Grid
 
 
@@ -28,13 +28,13 @@ class UnshiftedWindowAttention(nn.Module):
         return self.proj(self.attend(x_BHWC)[0])
 
     def attend(self, x_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the heads' output (B, H, W, C), contiguous, and the values in windows (B, n, wh·ww, C)."""
+        """Return the heads' output (B, H, W, C), contiguous, and the values in windows (B, n·wh·ww, C)."""
         grid = (x_BHWC.shape[1], x_BHWC.shape[2])
-        qkv_BnNC = self.qkv(partition(x_BHWC, self.window))
-        mask = self.key_mask(grid, x_BHWC.device)
-        out_BnNC = window_attention(qkv_BnNC, self.num_heads, None if mask is None else mask[:, None])
-        return merge(out_BnNC, grid, self.window).contiguous(), qkv_BnNC.chunk(3, dim=-1)[2]
+        qkv_BMC = self.qkv(partition(x_BHWC, self.window))
+        mask = self.mask(grid, x_BHWC.device)
+        out_BMC = window_attention(qkv_BMC, self.num_heads, self.window[0] * self.window[1], mask)
+        return merge(out_BMC, grid, self.window).contiguous(), qkv_BMC.chunk(3, dim=-1)[2]
 
-    def key_mask(self, grid: Grid, device: torch.device) -> Tensor | None:
-        """Return (n, 1, wh·ww) bool, true for keys to attend to, or None for all; by default all but the padding."""
-        return padding_mask(grid, self.window, device)
+    def mask(self, grid: Grid, device: torch.device) -> Tensor | None:
+        """Return the mask of `window_attention`, or None; by default that of the padding."""
+        return window_padding(grid, self.window, self.num_heads, device)

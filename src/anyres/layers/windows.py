@@ -1,7 +1,7 @@
 """Window attention: partitioning, shifting, padding, masking and merging maps, all in one place.
 
 A map (B, H, W, C) is zero-padded at the right and bottom to multiples of the window, rolled if the windows are shifted,
-and partitioned into (B, n, wh·ww, C), with windows and the tokens of each window in row-major order.
+and partitioned into (B, n·wh·ww, C), with windows and the tokens of each window in row-major order.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from anyres.layers.maps import pad_below
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
 from anyres.layers.positions import relative_bias
 from anyres.layers.size_cache import cached_by_size
+from anyres.layers.sizes import ceil_div, is_below, known, regroup, round_up, same, undecided, wrapped
 from anyres.shapes import Grid
 
 
 def padded_grid(grid: Grid, window: Grid) -> Grid:
     """Return the smallest multiple of the window that covers the grid."""
-    return -(-grid[0] // window[0]) * window[0], -(-grid[1] // window[1]) * window[1]
+    return round_up(grid[0], window[0]), round_up(grid[1], window[1])
 
 
 def cut_window(grid: Grid, size: int) -> Grid:
@@ -43,54 +45,96 @@ def window_rule(grid: Grid, size: int) -> tuple[Grid, Grid]:
     (the published code does so if both sides are a multiple of the reduced window). Any larger map is shifted by half a
     window.
     """
-    if min(grid) <= size:
+    if known(grid[0] <= size) or known(grid[1] <= size):
         return cut_window(grid, size), (0, 0)
-    return (size, size), (size // 2, size // 2)
+    shift = size // 2 * (1 - is_below(grid[0], size + 1)) * (1 - is_below(grid[1], size + 1))
+    return (size, size), (shift, shift)
+
+
+def are_symbols(grid: Grid, window: Grid, shift: Grid = (0, 0)) -> bool:
+    """Return whether it depends on symbols if a grid is padded or windows are shifted."""
+    padded = padded_grid(grid, window)
+    return undecided(padded[0], grid[0]) or undecided(padded[1], grid[1]) or undecided(shift[0], 0)
 
 
 @cached_by_size()
 def window_order(padded: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor:
     """Return (n·N,): where each token of the windows comes from in the padded map, both in row-major order."""
-    rows = (torch.arange(padded[0], device=device) + shift[0]) % padded[0]
-    columns = (torch.arange(padded[1], device=device) + shift[1]) % padded[1]
+    rows, columns = (
+        wrapped(torch.arange(side, device=device) + offset, side) for side, offset in zip(padded, shift, strict=True)
+    )
     rolled = rows[:, None] * padded[1] + columns
     return rolled.view(-1, window[0], padded[1] // window[1], window[1]).transpose(1, 2).flatten()
 
 
 @cached_by_size()
-def map_order(grid: Grid, window: Grid, shift: Grid, before: Grid, device: torch.device) -> Tensor:
+def map_order(grid: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor:
     """Return (H·W,): where each token of the map is found in the windows, both in row-major order."""
     padded = padded_grid(grid, window)
-    rows = ((torch.arange(grid[0], device=device) + before[0] - shift[0]) % padded[0])[:, None]
-    columns = (torch.arange(grid[1], device=device) + before[1] - shift[1]) % padded[1]
+    rows, columns = (
+        wrapped(torch.arange(side, device=device) + (around - offset), around)
+        for side, around, offset in zip(grid, padded, shift, strict=True)
+    )
+    rows = rows[:, None]
     number = rows // window[0] * (padded[1] // window[1]) + columns // window[1]
     return ((number * window[0] + rows % window[0]) * window[1] + columns % window[1]).flatten()
 
 
-def partition(x_BHWC: Tensor, window: Grid, shift: Grid = (0, 0), before: Grid = (0, 0)) -> Tensor:
-    """Partition a map into windows: (B, H, W, C) → (B, n, wh·ww, C). Row r of the padded map moves to r - shift,
-    cyclically.
+def partition(x_BHWC: Tensor, window: Grid, shift: Grid = (0, 0)) -> Tensor:
+    """Partition a map into windows: (B, H, W, C) → (B, n·wh·ww, C), one window after the other.
 
-    `before` is the number of zero rows and columns placed at the top and left instead of the bottom and right.
+    Row r of the padded map moves to r - shift, cyclically.
     """
     B, H, W, C = x_BHWC.shape
     Hp, Wp = padded_grid((H, W), window)
-    if (Hp, Wp) != (H, W):
-        x_BHWC = F.pad(x_BHWC, (0, 0, before[1], Wp - W - before[1], before[0], Hp - H - before[0]))
-    if shift != (0, 0):  # one gather: rolling and then partitioning would take at least two passes over the map
+    if are_symbols((H, W), window, shift):
+        return gathered_partition(x_BHWC, window, shift)
+    x_BHWC = pad_below(x_BHWC, Hp - H, Wp - W)
+    if not same(shift, (0, 0)):  # one gather: rolling and then partitioning would take at least two passes over the map
         order = window_order((Hp, Wp), window, shift, x_BHWC.device)
-        return x_BHWC.flatten(1, 2).index_select(1, order).view(B, -1, window[0] * window[1], C)
+        return x_BHWC.flatten(1, 2).index_select(1, order)
     cut = x_BHWC.view(B, Hp // window[0], window[0], Wp // window[1], window[1], C).transpose(2, 3)
-    return cut.reshape(B, -1, window[0] * window[1], C)
+    return cut.reshape(B, -1, C)
 
 
-def merge(x_BnNC: Tensor, grid: Grid, window: Grid, shift: Grid = (0, 0), before: Grid = (0, 0)) -> Tensor:
-    """Undo `partition`: (B, n, wh·ww, C) → (B, H, W, C), contiguous, without padding."""
-    B, C = x_BnNC.shape[0], x_BnNC.shape[-1]
-    if shift != (0, 0) or padded_grid(grid, window) != grid:
-        order = map_order(grid, window, shift, before, x_BnNC.device)
-        return x_BnNC.flatten(1, 2).index_select(1, order).view(B, *grid, C)
-    cut = x_BnNC.reshape(B, grid[0] // window[0], grid[1] // window[1], window[0], window[1], C).transpose(2, 3)
+def gathered_partition(x_BHWC: Tensor, window: Grid, shift: Grid) -> Tensor:
+    """`partition` for a map whose sides are symbols."""
+    source, real = window_tokens((x_BHWC.shape[1], x_BHWC.shape[2]), window, shift, x_BHWC.device)
+    return torch.where(real[:, None], x_BHWC.flatten(1, 2).index_select(1, source), 0)
+
+
+def window_places(grid: Grid, window: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the row and the column (n·N,) in the padded map of every token of the windows, before any shift.
+
+    No axis is a number of windows, which may be 1: a captured graph would hold for this number alone.
+    """
+    tokens = window[0] * window[1]
+    down, across = ceil_div(grid[0], window[0]), ceil_div(grid[1], window[1])
+    place = torch.arange(down * across * tokens, device=device)
+    number, inside = place // tokens, place % tokens
+    row = number // across
+    return row * window[0] + inside // window[1], (number - row * across) * window[1] + inside % window[1]
+
+
+def window_tokens(grid: Grid, window: Grid, shift: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return (n·N,) where each token of the windows comes from in the map, and whether it does, or is padding."""
+    rows, columns = (
+        wrapped(place + offset, side)
+        for place, offset, side in zip(
+            window_places(grid, window, device), shift, padded_grid(grid, window), strict=True
+        )
+    )
+    source = rows.clamp(max=grid[0] - 1) * grid[1] + columns.clamp(max=grid[1] - 1)
+    return source, (rows < grid[0]) & (columns < grid[1])
+
+
+def merge(x_BMC: Tensor, grid: Grid, window: Grid, shift: Grid = (0, 0)) -> Tensor:
+    """Undo `partition`: (B, n·wh·ww, C) → (B, H, W, C), contiguous, without padding."""
+    B, C = x_BMC.shape[0], x_BMC.shape[-1]
+    if not (same(shift, (0, 0)) and same(padded_grid(grid, window), grid)):
+        order = map_order(grid, window, shift, x_BMC.device)
+        return x_BMC.index_select(1, order).view(B, *grid, C)
+    cut = x_BMC.reshape(B, grid[0] // window[0], grid[1] // window[1], window[0], window[1], C).transpose(2, 3)
     return cut.reshape(B, *grid, C)
 
 
@@ -108,17 +152,23 @@ def shift_mask(padded: Grid, window: Grid, shift: Grid, device: torch.device) ->
 
     rows, columns = bands(padded[0], window[0], shift[0]), bands(padded[1], window[1], shift[1])
     label = (rows[:, None] * 3 + columns[None])[None, :, :, None]
-    label_nN = partition(label, window)[0, :, :, 0]
+    label_nN = partition(label, window)[0, :, 0].unflatten(0, (-1, window[0] * window[1]))
     return label_nN[:, :, None] == label_nN[:, None, :]
 
 
 @cached_by_size()
-def padding_mask(grid: Grid, window: Grid, device: torch.device, before: Grid = (0, 0)) -> Tensor | None:
-    """Return (n, 1, N) bool, true for keys that are not padding, or None if there is no padding."""
-    if padded_grid(grid, window) == grid:
+def padding_mask(grid: Grid, window: Grid, device: torch.device, windows: Grid | None = None) -> Tensor | None:
+    """Return (n, 1, N) bool, true for keys that are not padding, or None if there is no padding.
+
+    `windows` are the rows and columns of windows, if they are not derived from the grid.
+    """
+    padded = padded_grid(grid, window)
+    if same(padded, grid):
         return None
-    real = torch.ones(1, *grid, 1, device=device)
-    return partition(real, window, before=before)[0, :, None, :, 0] > 0
+    if windows is not None:
+        padded = (windows[0] * window[0], windows[1] * window[1])
+    real = pad_below(torch.ones(1, *grid, 1, device=device), padded[0] - grid[0], padded[1] - grid[1])
+    return partition(real, window)[0, :, 0].unflatten(0, (-1, 1, window[0] * window[1])) > 0
 
 
 def small_offsets(table: Tensor, window: Grid) -> Tensor:
@@ -138,30 +188,79 @@ def shifted_bias(table: Tensor, window: Grid, padded: Grid, shift: Grid, grid: G
     """
     bias = relative_bias(small_offsets(table, window), window)
     allowed = None
-    if shift != (0, 0):
+    if not same(shift, (0, 0)):
         allowed = shift_mask(padded, window, shift, table.device)
-    if grid is not None and grid != padded:
+    if grid is not None and not same(grid, padded):
         # Padding attends to padding, so that no row of the softmax is fully masked.
-        real = partition(torch.ones(1, *grid, 1, device=table.device), window, shift)[0, :, :, 0]
+        real = partition(torch.ones(1, *grid, 1, device=table.device), window, shift)[0, :, 0]
+        real = real.unflatten(0, (-1, window[0] * window[1]))
         alike = real[:, :, None] == real[:, None, :]
         allowed = alike if allowed is None else allowed & alike
     return bias if allowed is None else bias.masked_fill(~allowed[:, None], float("-inf"))
 
 
-def window_attention(qkv_BnNC: Tensor, num_heads: int, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """Softmax attention within each window: (B, n, N, 3·C), ordered [q | k | v] and head-major, → (B, n, N, C).
+@cached_by_size()
+def window_labels(grid: Grid, window: Grid, shift: Grid, mask_padding: bool, device: torch.device) -> Tensor:
+    """Return a label (n·N,) of every token of the windows; those of a window attend to each other if it is the same.
 
-    `mask` is added to the logits (or is bool, true where allowed) and must broadcast to (n, heads, N, N).
+    It stands for the masks of `shifted_bias` where the grid's sides are symbols.
     """
-    B, n, N, _ = qkv_BnNC.shape
-    q, k, v = qkv_BnNC.reshape(B * n, N, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
-    if mask is not None:
-        if mask.shape[0] != 1:
+    bands = []
+    for place, side, extent, offset in zip(
+        window_places(grid, window, device), padded_grid(grid, window), window, shift, strict=True
+    ):
+        bands.append((place >= side - extent).int() + (place >= side - offset).int())
+    label = bands[0] * 3 + bands[1]
+    return torch.where(window_tokens(grid, window, shift, device)[1], label, -1) if mask_padding else label
+
+
+def window_padding(grid: Grid, window: Grid, num_heads: int, device: torch.device) -> Tensor | None:
+    """Return the mask of `window_attention` that hides padding, or None if there is none."""
+    if are_symbols(grid, window):
+        label = window_labels(grid, window, (0, 0), True, device)
+        return label_mask((label < 0).int(), num_heads, window[0] * window[1])
+    mask = padding_mask(grid, window, device)
+    return None if mask is None else mask[:, None]
+
+
+def label_mask(label_M: Tensor, num_heads: int, tokens: int, bias_hNN: Tensor | None = None) -> Tensor:
+    """Return the mask (heads·n, N, N) for windows of N tokens that these labels stand for.
+
+    It is bool, true for equal labels; with a bias, it is the bias there and -inf elsewhere.
+    """
+    place = torch.arange(label_M.shape[0], device=label_M.device)
+    keys = (place // tokens * tokens)[:, None] + torch.arange(tokens, device=label_M.device)
+    allowed = label_M[:, None] == label_M[keys]
+    if bias_hNN is None:
+        return regroup(allowed.expand(num_heads, -1, -1), -1, tokens, tokens)
+    mask = bias_hNN.index_select(1, place % tokens).masked_fill(~allowed, float("-inf"))
+    return regroup(mask, -1, tokens, tokens)
+
+
+def window_attention(
+    qkv_BMC: Tensor, num_heads: int, tokens: int, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Softmax attention within each window of N `tokens`: (B, n·N, 3·C), ordered [q | k | v] and head-major, →
+    (B, n·N, C).
+
+    `mask` is added to the logits (or is bool, true where allowed). It must broadcast to (n, heads, N, N), or is
+    (heads·n, N, N).
+    """
+    B, M, _ = qkv_BMC.shape
+    heads_first = torch.compiler.is_compiling() and (mask is None or mask.ndim == 3)  # no axis is the number of windows
+    if heads_first:
+        qkv = qkv_BMC.unflatten(2, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, n·N, d)
+        q, k, v = regroup(qkv, 3, B, num_heads * (M // tokens), tokens, qkv.shape[-1])
+    else:
+        q, k, v = qkv_BMC.reshape(-1, tokens, 3, num_heads, qkv_BMC.shape[-1] // (3 * num_heads)).permute(2, 0, 3, 1, 4)
+        if mask is not None and not known(mask.shape[0] == 1):
             mask = mask.expand(B, *mask.shape).flatten(0, 1)
-        if mask.dtype != torch.bool:
-            mask = mask.to(q.dtype)
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    return out.transpose(1, 2).reshape(B, n, N, -1)
+    if heads_first:
+        return regroup(out, B, num_heads, M, out.shape[-1]).transpose(1, 2).flatten(2)
+    return out.transpose(1, 2).reshape(B, M, -1)
 
 
 class WindowAttention(nn.Module):
@@ -187,9 +286,15 @@ class WindowAttention(nn.Module):
         """
         grid = (x_BHWC.shape[1], x_BHWC.shape[2])
         padded = padded_grid(grid, window)
-        bias = shifted_bias(self.bias_table, window, padded, shift, grid if mask_padding else None)
-        x_BnNC = window_attention(self.qkv(partition(x_BHWC, window, shift)), self.num_heads, bias)
-        return merge(self.proj(x_BnNC), grid, window, shift)
+        tokens = window[0] * window[1]
+        if are_symbols(grid, window, shift):
+            label = window_labels(grid, window, shift, mask_padding, x_BHWC.device)
+            bias = relative_bias(small_offsets(self.bias_table, window), window)[0]
+            mask = label_mask(label, self.num_heads, tokens, bias)
+        else:
+            mask = shifted_bias(self.bias_table, window, padded, shift, grid if mask_padding else None)
+        x_BMC = window_attention(self.qkv(partition(x_BHWC, window, shift)), self.num_heads, tokens, mask)
+        return merge(self.proj(x_BMC), grid, window, shift)
 
 
 PUBLISHED_TABLE = "relative_position_bias_table"

@@ -33,11 +33,12 @@ from torch.nn import functional as F
 
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
-from anyres.layers.maps import ConvNorm, depthwise, fold_into, on_map, to_map, to_nchw, with_residual
+from anyres.layers.maps import ConvNorm, depthwise, fold_into, on_map, pad_to_multiple, to_map, to_nchw, with_residual
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
+from anyres.layers.sizes import ceil_div
 from anyres.models._backbone import Family, Variant, pair
 from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
@@ -87,7 +88,7 @@ def position_bias(table: Tensor, native: Grid, reduction: int, grid: Grid) -> Te
     queries is `reduction` times as large, both in the table and after resizing, and is then cropped to `grid`, so a key
     stays aligned with the queries that it was reduced from.
     """
-    keys = (-(-grid[0] // reduction), -(-grid[1] // reduction))
+    keys = (ceil_div(grid[0], reduction), ceil_div(grid[1], reduction))
     queries = (native[0] * reduction, native[1] * reduction)
     bias = resample_table(table.unflatten(2, native).unflatten(1, queries), keys)  # (heads, Hq, Wq, h', w')
     bias = resample_table(bias.permute(0, 3, 4, 1, 2), (keys[0] * reduction, keys[1] * reduction))
@@ -284,12 +285,6 @@ class CMT(Pyramid):
                 grid = (stage.native[0] * stage.reduction, stage.native[1] * stage.reduction)
                 resized[name] = position_bias(table, (side, side), stage.reduction, grid)[0]
         return resized
-
-
-def pad_to_multiple(x_BHWC: Tensor, multiple: int) -> Tensor:
-    """Pad a map with zeros at the bottom and the right to a multiple; return it unchanged if it already is one."""
-    bottom, right = -x_BHWC.shape[1] % multiple, -x_BHWC.shape[2] % multiple
-    return F.pad(x_BHWC, (0, 0, 0, right, 0, bottom)) if bottom or right else x_BHWC
 
 
 def affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

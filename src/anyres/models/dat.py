@@ -36,12 +36,13 @@ from torch.nn import functional as F
 
 from anyres.errors import UserError
 from anyres.layers.attention import Block
-from anyres.layers.maps import ConvMlp, by_group, depthwise, on_map, with_residual
+from anyres.layers.maps import ConvMlp, by_group, depthwise, on_map, pad_to_cell, with_residual
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
+from anyres.layers.sizes import at_least_one, ceil_div, is_zero, known, same
 from anyres.layers.windows import PUBLISHED_TABLE, WindowAttention, tables_from_published, tables_to_published
 from anyres.models._backbone import Family, Variant, pair
 from anyres.models._keys import KeyRule
@@ -87,17 +88,25 @@ def tiles(length: int, device: torch.device) -> Tiles:
     """Cut an axis into tiles of at most 8 queries (the fastest on a CPU), or 14 if one tile covers the whole axis.
 
     The last tile is filled up with copies of the last real query. A query's neighbours are the 7 keys around it, or the
-    7 nearest at the border, so a tile needs 6 more keys than it has queries.
+    7 nearest at the border, so a tile needs 6 more keys than it has queries. A shorter axis has 7 keys.
     """
-    count = 1 if length <= 14 else -(-length // 8)
-    side = -(-length // count)
-    span = min(side + NEIGHBOURS - 1, length)
+    if torch.compiler.is_compiling():
+        side, span = 8, 8 + NEIGHBOURS - 1
+    else:
+        side = length if length <= 14 else ceil_div(length, ceil_div(length, 8))
+        span = max(min(side + NEIGHBOURS - 1, length), NEIGHBOURS)
+    count = ceil_div(length, side)
+    padded = torch.full((), length, device=device).clamp(min=NEIGHBOURS)  # with the keys that fill a neighbourhood
     query = torch.arange(count * side, device=device).clamp(max=length - 1).view(count, side, 1)
-    first = (torch.arange(count, device=device) * side - NEIGHBOURS // 2).clamp(0, length - span)
-    keys = first[:, None] + torch.arange(span, device=device)
-    distance = keys[:, None] - (query - NEIGHBOURS // 2).clamp(0, length - NEIGHBOURS)
+    first = (torch.arange(count, device=device) * side - NEIGHBOURS // 2).clamp(min=0)
+    keys = torch.minimum(first, (padded - span).clamp(min=0))[:, None] + torch.arange(span, device=device)
+    distance = keys[:, None] - torch.minimum((query - NEIGHBOURS // 2).clamp(min=0), padded - NEIGHBOURS)
     offset = keys[:, None] - query + NEIGHBOURS - 1
-    return Tiles(keys, offset.clamp(0, 2 * NEIGHBOURS - 2), (distance >= 0) & (distance < NEIGHBOURS))
+    return Tiles(
+        torch.minimum(keys, padded - 1),
+        offset.clamp(0, 2 * NEIGHBOURS - 2),
+        (distance >= 0) & (distance < NEIGHBOURS),
+    )
 
 
 @cached_for_parameter(maximum=2)
@@ -130,22 +139,23 @@ class NeighbourhoodAttention(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """(B, H, W, C) → the same."""
         H, W = x_BHWC.shape[1:3]
-        if H < NEIGHBOURS or W < NEIGHBOURS:
-            x_BHWC = F.pad(x_BHWC, (0, 0, 0, max(NEIGHBOURS - W, 0), 0, max(NEIGHBOURS - H, 0)))
-        return self.proj(self.attend(self.qkv(x_BHWC))[:, :H, :W])
+        return self.proj(self.attend(self.qkv(pad_to_cell(x_BHWC, NEIGHBOURS)), (H, W)))
 
-    def attend(self, qkv_BHWC: Tensor) -> Tensor:
-        """(B, H, W, 3·C), ordered [q | k | v] and head-major, → (B, H, W, C)."""
-        B, H, W, _ = qkv_BHWC.shape
+    def attend(self, qkv_BHWC: Tensor, grid: Grid) -> Tensor:
+        """(B, at least H, at least W, 3·C), ordered [q | k | v] and head-major, → (B, H, W, C), the size of `grid`.
+
+        Positions outside the grid are keys only, and only if the grid is smaller than a neighbourhood.
+        """
+        (H, W), (B, rows_held, columns_held) = grid, qkv_BHWC.shape[:3]
         rows, columns = tiles(H, qkv_BHWC.device), tiles(W, qkv_BHWC.device)
         (n, t), (m, s) = rows.offset.shape[:2], columns.offset.shape[:2]
         q_BHWC, kv_BHWC = qkv_BHWC.tensor_split((qkv_BHWC.shape[-1] // 3,), dim=-1)
         # Tiles go into the head axis, not the batch axis, so that one mask serves all images without a copy.
-        q_BHWC = F.pad(q_BHWC, (0, 0, 0, m * s - W, 0, n * t - H))
+        q_BHWC = F.pad(q_BHWC[:, :H, :W], (0, 0, 0, m * s - W, 0, n * t - H))
         q = q_BHWC.reshape(B, n, t, m, s, self.num_heads, -1).permute(0, 5, 1, 3, 2, 4, 6)
-        kv = kv_BHWC.reshape(B, H * W, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        if n * m > 1:
-            index = rows.keys[:, None, :, None] * W + columns.keys[None, :, None, :]
+        kv = kv_BHWC.reshape(B, rows_held * columns_held, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if not (known(n * m == 1) and same((rows_held, columns_held), (rows.keys.shape[1], columns.keys.shape[1]))):
+            index = rows.keys[:, None, :, None] * columns_held + columns.keys[None, :, None, :]
             kv = kv.contiguous().index_select(3, index.flatten())
         k, v = kv.unflatten(3, (n * m, -1)).flatten(2, 3)
         mask = neighbourhood_bias(self.rpb, (H, W)).to(q.dtype)
@@ -159,9 +169,8 @@ class NeighbourhoodAttention(nn.Module):
 
 def positions(length: int, start: float, steps: int, like: Tensor) -> Tensor:
     """Return (i + start) / steps for i < length, scaled from [0, 1] to [-1, 1]; the centre, 0, if `steps` is 0."""
-    if steps == 0:
-        return like.new_zeros(length)
-    return (torch.arange(length, device=like.device, dtype=like.dtype) + start) / steps * 2 - 1
+    place = (torch.arange(length, device=like.device, dtype=like.dtype) + start) / at_least_one(steps) * 2 - 1
+    return place if known(steps > 0) else place * (1 - is_zero(steps))
 
 
 class DeformableAttention(nn.Module):

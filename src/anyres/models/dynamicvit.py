@@ -29,7 +29,8 @@ from torch.nn import functional as F
 from anyres.errors import UserError
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
-from anyres.layers.maps import ConvNorm, to_map, to_nchw
+from anyres.layers.maps import ConvNorm, pad_to_multiple, to_map, to_nchw
+from anyres.layers.sizes import known
 from anyres.layers.sparsify import (
     PolicyAttention,
     ScorePredictor,
@@ -189,7 +190,7 @@ class DynamicViT(Plain):
         whole_BNC: Tensor | None = None
         for i, (tokens, positions, grid) in enumerate(self.forward_blocks(x)):
             patches = tokens[:, 1:]
-            complete = patches.shape[1] == grid[0] * grid[1]
+            complete = known(patches.shape[1] == grid[0] * grid[1])
             if whole_BNC is None or complete:
                 whole_BNC = patches
             else:
@@ -245,7 +246,7 @@ class ConvStem(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """(B, in_chans, H, W) → (B, dim, h, w)."""
-        x = to_map(F.pad(x_BCHW, (0, -x_BCHW.shape[-1] % 16, 0, -x_BCHW.shape[-2] % 16)))
+        x = to_map(pad_to_multiple(x_BCHW, 16, axis=2))
         for layer in self.stem:
             x = F.relu(layer(x))
         return self.proj(to_nchw(x))

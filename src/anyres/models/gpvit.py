@@ -28,13 +28,12 @@ from typing import Any, Literal
 import torch
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from anyres.errors import UserError
 from anyres.layers.adapter import Adapter
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
-from anyres.layers.maps import ConvNorm, depthwise, on_map, to_map, to_nchw
+from anyres.layers.maps import ConvNorm, depthwise, on_map, pad_to_multiple, to_map, to_nchw
 from anyres.layers.patch_embed import patches_of
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.stripes import StripeAttention
@@ -69,8 +68,7 @@ class ConvStem(nn.Module):
         x = self.stem(to_map(x_BCHW)).relu()
         for conv in self.extra:
             x = conv(x).relu()
-        x = F.pad(x, (0, 0, 0, -x.shape[2] % 4, 0, -x.shape[1] % 4))
-        return self.projection(to_nchw(x))
+        return self.projection(to_nchw(pad_to_multiple(x, 4)))
 
 
 class LocalLayer(Block):
@@ -311,7 +309,7 @@ class GPViT(Plain):
         assert self.adapter is not None
         self.check_size(x)
         height, width = x.shape[-2:]
-        x = F.pad(x, (0, -width % 32, 0, -height % 32))
+        x = pad_to_multiple(x, 32, axis=2)
         tokens, grid, _ = self.embed(x)
 
         def layers(first: int, end: int, tokens: Tensor) -> Tensor:

@@ -28,11 +28,11 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from anyres.layers.maps import ConvMlp, conv_grid, on_map, to_map, to_nchw
+from anyres.layers.maps import ConvMlp, conv_grid, on_map, pad_to_multiple, to_map, to_nchw
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed, Remainder
 from anyres.layers.spatial_reduction import attend
-from anyres.layers.windows import merge, padding_mask, partition, window_attention
+from anyres.layers.windows import merge, partition, window_attention, window_padding
 from anyres.models._backbone import Family, Variant
 from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Stage, drop_path_rates
@@ -109,16 +109,26 @@ class HierarchicalAttention(PlainAttention):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         z = self.grid_norm(x_BHWC + self.inside_windows(self.norm(x_BHWC)))
-        pooled = F.avg_pool2d(to_nchw(z), self.pool, ceil_mode=self.remainder == "pad")
-        k, v = self.kv(self.ds_norm(to_map(pooled)).flatten(1, 2)).chunk(2, dim=-1)
+        k, v = self.kv(self.ds_norm(self.pooled(z)).flatten(1, 2)).chunk(2, dim=-1)
         out = attend(self.q(z).flatten(1, 2), k, v, self.num_heads).view(z.shape)
         return self.proj(z + out)
 
+    def pooled(self, x_BHWC: Tensor) -> Tensor:
+        """Average cells of `pool` x `pool`; incomplete ones are the mean of what they hold, or dropped."""
+        if self.remainder == "truncate" or not torch.compiler.is_compiling():
+            return to_map(F.avg_pool2d(to_nchw(x_BHWC), self.pool, ceil_mode=self.remainder == "pad"))
+        means = to_map(F.avg_pool2d(to_nchw(pad_to_multiple(x_BHWC, self.pool)), self.pool))
+        rows, columns = (  # the share of a cell that is not padding
+            (side - self.pool * torch.arange(cells, device=means.device)).clamp(max=self.pool) / self.pool
+            for side, cells in zip(x_BHWC.shape[1:3], means.shape[1:3], strict=True)
+        )
+        return means / (rows[:, None] * columns)[..., None].to(means.dtype)
+
     def inside_windows(self, x_BHWC: Tensor) -> Tensor:
         grid = (x_BHWC.shape[1], x_BHWC.shape[2])
-        mask = padding_mask(grid, self.window, x_BHWC.device)
+        mask = window_padding(grid, self.window, self.num_heads, x_BHWC.device)
         qkv = partition(self.qkv(x_BHWC), self.window)
-        out = window_attention(qkv, self.num_heads, None if mask is None else mask[:, None])
+        out = window_attention(qkv, self.num_heads, self.window[0] * self.window[1], mask)
         return merge(out, grid, self.window)
 
 

@@ -33,17 +33,18 @@ from torch.nn import functional as F
 from anyres.errors import UserError
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
+from anyres.layers.maps import pad_below
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.positions import relative_bias
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
+from anyres.layers.sizes import ceil_div
 from anyres.layers.windows import (
     PUBLISHED_TABLE,
     cut_window,
     merge,
-    padded_grid,
     padding_mask,
     partition,
     small_offsets,
@@ -57,7 +58,7 @@ from anyres.shapes import Grid
 
 
 @cached_for_parameter()
-def messenger_bias(bias: Tensor, window_size: int, grid: Grid, window: Grid) -> Tensor:
+def messenger_bias(bias: Tensor, window_size: int, grid: Grid, window: Grid, windows: Grid) -> Tensor:
     """Return the bias (1, heads, 1 + N, 1 + N) among a window's messenger and patches (section 3.2).
 
     If a map of size `grid` has padding, it is masked and the result is (n, heads, 1 + N, 1 + N). `bias` is that of
@@ -68,7 +69,7 @@ def messenger_bias(bias: Tensor, window_size: int, grid: Grid, window: Grid) -> 
     column = messenger_key[None, :, None].expand(-1, -1, patches.shape[2], 1)
     row = messenger_query[None, :, None].expand(-1, -1, 1, 1 + patches.shape[3])
     whole = torch.cat((row, torch.cat((column, patches), dim=3)), dim=2)
-    real_n1N = padding_mask(grid, window, bias.device)
+    real_n1N = padding_mask(grid, window, bias.device, windows)
     return (
         whole if real_n1N is None else whole.masked_fill(~F.pad(real_n1N, (1, 0), value=True)[:, None], float("-inf"))
     )
@@ -90,10 +91,12 @@ class MessengerAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_BnNC: Tensor, grid: Grid, window: Grid) -> Tensor:
+    def forward(self, x_BnNC: Tensor, grid: Grid, window: Grid, windows: Grid) -> Tensor:
         """Windows (B, n, 1 + N, C) of a map of size `grid`, with the messenger first → the same shape."""
-        bias = messenger_bias(self.bias, self.window_size, grid, window)
-        return self.proj(window_attention(self.qkv(x_BnNC), self.num_heads, bias))
+        bias = messenger_bias(self.bias, self.window_size, grid, window, windows)
+        n, N = x_BnNC.shape[1:3]
+        out = window_attention(self.qkv(x_BnNC).flatten(1, 2), self.num_heads, N, bias)
+        return self.proj(out.unflatten(1, (n, N)))
 
 
 @cached_by_size()
@@ -127,7 +130,7 @@ class MessengerBlock(Block):
         self.region = region
 
     def forward(self, x_BnNC: Tensor, grid: Grid, window: Grid, windows: Grid) -> Tensor:
-        x_BnNC = x_BnNC + self.drop_path1(self.attn(self.norm1(x_BnNC), grid, window))
+        x_BnNC = x_BnNC + self.drop_path1(self.attn(self.norm1(x_BnNC), grid, window, windows))
         if self.region > 1:  # in place, to avoid copying all patches; nothing else uses the sum
             x_BnNC[:, :, 0] = shuffle(x_BnNC[:, :, 0], windows, self.region)
         return x_BnNC + self.drop_path2(self.mlp(self.norm2(x_BnNC)))
@@ -154,20 +157,24 @@ class MessengerStage(Stage):
         x = self.downsample(x)
         grid = (x.shape[1], x.shape[2])
         window = cut_window(grid, self.window_size)
-        padded = padded_grid(grid, window)
-        windows = (padded[0] // window[0], padded[1] // window[1])
-        # There is one per window, because ceil(ceil(H / M) / 2) = ceil(ceil(H / 2) / M).
-        messengers = self.first_messengers(x.shape[0], windows) if extra is None else self.downsample(extra)
-        tokens = torch.cat((messengers.flatten(1, 2)[:, :, None], partition(x, window)), dim=2)
+        if extra is None:
+            windows = (ceil_div(grid[0], window[0]), ceil_div(grid[1], window[1]))
+            messengers = self.first_messengers(x.shape[0], windows)
+        else:  # there is one per window, because ceil(ceil(H / M) / 2) = ceil(ceil(H / 2) / M)
+            messengers = self.downsample(extra)
+            windows = (messengers.shape[1], messengers.shape[2])
+        x = pad_below(x, windows[0] * window[0] - grid[0], windows[1] * window[1] - grid[1])
+        patches = partition(x, window).unflatten(1, (windows[0] * windows[1], window[0] * window[1]))
+        tokens = torch.cat((messengers.flatten(1, 2)[:, :, None], patches), dim=2)
         for block in self.blocks:
             tokens = run(block, tokens, grid, window, windows)
-        return self.norm(merge(tokens[:, :, 1:], grid, window)), tokens[:, :, 0].unflatten(1, windows)
+        return self.norm(merge(tokens[:, :, 1:].flatten(1, 2), grid, window)), tokens[:, :, 0].unflatten(1, windows)
 
     def first_messengers(self, batch: int, windows: Grid) -> Tensor:
         """Return the initial messengers (B, h', w', C), the same in every region."""
         region_abC = self.msg_tokens[0, :, 0].unflatten(0, (self.region, self.region))
-        rows, columns = (-(-side // self.region) for side in windows)
-        return region_abC.repeat(rows, columns, 1)[: windows[0], : windows[1]].expand(batch, -1, -1, -1)
+        rows, columns = (torch.arange(side, device=region_abC.device) % self.region for side in windows)
+        return region_abC.index_select(0, rows).index_select(1, columns).expand(batch, -1, -1, -1)
 
 
 class MSGTransformer(Pyramid):

@@ -43,6 +43,7 @@ from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.size_cache import cached_by_size
+from anyres.layers.sizes import known
 from anyres.layers.windows import merge, partition
 from anyres.models._backbone import IMAGENET_MEAN, IMAGENET_STD, DetectorForm, Family, Variant, pair
 from anyres.models._keys import KeyRule, Layout
@@ -77,15 +78,19 @@ def offset_index(queries: int, keys: int, device: torch.device) -> Tensor:
     computed in float32 and in this order, because other rounding gives other rows if the ratio has no exact float32
     value.
     """
-    a, b = max(keys / queries, 1.0), max(queries / keys, 1.0)
-    i = torch.arange(queries, dtype=torch.float32, device=device)[:, None] * a
-    j = torch.arange(keys, dtype=torch.float32, device=device)[None] * b
-    return (i - j + (keys - 1) * b).long()
+    a, b = (
+        (torch.full((), one, dtype=torch.float64, device="cpu") / other).clamp(min=1)
+        for one, other in ((keys, queries), (queries, keys))
+    )
+    first = (b * (keys - 1)).float().to(device)
+    i = torch.arange(queries, dtype=torch.float32, device=device)[:, None] * a.float().to(device)
+    j = torch.arange(keys, dtype=torch.float32, device=device)[None] * b.float().to(device)
+    return (i - j + first).long()
 
 
 def resize_rows(table: Tensor, rows: int) -> Tensor:
     """Resize a table (L, d) to (rows, d), linearly with half-pixel centres."""
-    if table.shape[0] == rows:
+    if known(table.shape[0] == rows):
         return table
     return F.interpolate(table.mT[None], rows, mode="linear")[0].mT
 
@@ -93,7 +98,8 @@ def resize_rows(table: Tensor, rows: int) -> Tensor:
 @cached_for_parameter(maximum=4)
 def offset_vectors(table: Tensor, queries: int, keys: int) -> Tensor:
     """Return the vector of every pair of positions, (queries, keys, d), from an axis's table (L, d)."""
-    return resize_rows(table, 2 * max(queries, keys) - 1)[offset_index(queries, keys, table.device)]
+    longer = queries if known(queries >= keys) else keys if known(keys >= queries) else torch.sym_max(queries, keys)
+    return resize_rows(table, 2 * longer - 1)[offset_index(queries, keys, table.device)]
 
 
 def offset_products(q_BNhd: Tensor, tables: Sequence[Tensor], grid: Lengths, key_grid: Lengths) -> list[Tensor]:
@@ -119,7 +125,10 @@ def bias_mask(products: Sequence[Tensor]) -> Tensor:
 def key_codes(grid: Lengths, device: torch.device) -> Tensor:
     """Return one-hot codes (M, sum of sides) of every key's position on each axis, which select the bias."""
     positions = torch.meshgrid(*(torch.arange(side, device=device) for side in grid), indexing="ij")
-    codes = [F.one_hot(position.flatten(), side) for position, side in zip(positions, grid, strict=True)]
+    codes = [
+        position.flatten()[:, None] == torch.arange(side, device=device)
+        for position, side in zip(positions, grid, strict=True)
+    ]
     return torch.cat(codes, dim=1).float()
 
 
@@ -258,11 +267,11 @@ class PoolingAttention(nn.Module):
         batch, heads = q.shape[0], self.num_heads
         window, key_window = ((side // stride, side // stride) for stride in (self.stride, self.kv_stride))
         q, k, v = (
-            partition(x.flatten(2).unflatten(1, sides), cells).flatten(0, 1).unflatten(2, (heads, -1))
+            partition(x.flatten(2).unflatten(1, sides), cells).reshape(-1, cells[0] * cells[1], *x.shape[2:])
             for x, sides, cells in ((q, grid, window), (k, key_grid, key_window), (v, key_grid, key_window))
         )
         out = self.attend(q, k, v, window, key_window)
-        out = merge(out.flatten(2).unflatten(0, (batch, -1)), (grid[0], grid[1]), window)
+        out = merge(out.reshape(batch, -1, heads * out.shape[-1]), (grid[0], grid[1]), window)
         return out.flatten(1, 2).unflatten(2, (heads, -1))
 
 
@@ -298,7 +307,7 @@ class MultiscaleBlock(nn.Module):
 
 def max_pool(x_BNC: Tensor, grid: Lengths, prefix: int) -> Tensor:
     """Max-pool each frame's tokens 3x3 with stride 2 and padding 1; the class token is unchanged."""
-    frames = x_BNC[:, prefix:].unflatten(1, (-1, *grid[-2:])).flatten(0, 1)
+    frames = x_BNC[:, prefix:].unflatten(1, (math.prod(grid[:-2]), *grid[-2:])).flatten(0, 1)
     out = to_map(F.max_pool2d(frames.permute(0, 3, 1, 2), 3, 2, 1)).unflatten(0, (x_BNC.shape[0], -1)).flatten(1, 3)
     return torch.cat((x_BNC[:, :prefix], out), dim=1) if prefix else out
 

@@ -26,18 +26,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
-from anyres.layers.maps import ConvMlp, depthwise, to_map, to_nchw, with_residual
+from anyres.layers.maps import ConvMlp, depthwise, with_residual
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
+from anyres.layers.resample import average_map
+from anyres.layers.sizes import at_least_one
 from anyres.layers.spatial_reduction import attend
 from anyres.models._backbone import Family, Variant
 from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
 from anyres.options import Count, Depth, Factor, PerStage, Rate
+
+
+def rounded(side: int, ratio: int) -> int:
+    """Return side / ratio rounded to the nearest whole number, and halves to the even one."""
+    quotient = side // ratio
+    odd = quotient - quotient // 2 * 2
+    return (2 * side + ratio - 1 + odd) // (2 * ratio)
 
 
 class PyramidPooling(nn.ModuleList):
@@ -51,8 +59,8 @@ class PyramidPooling(nn.ModuleList):
         """(B, H, W, C) → (B, M, C)."""
         levels = []
         for ratio, conv in zip(self.ratios, self, strict=True):
-            size = max(round(x_BHWC.shape[1] / ratio), 1), max(round(x_BHWC.shape[2] / ratio), 1)
-            pooled = to_map(F.adaptive_avg_pool2d(to_nchw(x_BHWC), size))
+            height, width = (at_least_one(rounded(side, ratio)) for side in x_BHWC.shape[1:3])
+            pooled = average_map(x_BHWC, (height, width))
             levels.append(with_residual(conv, pooled).flatten(1, 2))
         return torch.cat(levels, dim=1)
 

@@ -32,10 +32,11 @@ from torch.nn import functional as F
 from anyres.errors import UserError
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear, init_linear_and_convolution
-from anyres.layers.maps import ConvMlp, to_map, to_nchw
+from anyres.layers.maps import ConvMlp, on_map
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.patch_embed import ConvEmbed
-from anyres.layers.resample import resample_table
+from anyres.layers.resample import average_map, resample_table
+from anyres.layers.sizes import same
 from anyres.layers.spatial_reduction import SpatialReductionAttention
 from anyres.models._backbone import Family, Variant, pair
 from anyres.models._keys import KeyRule, Layout
@@ -63,7 +64,7 @@ def position_map(table: Tensor, native: Grid, grid: Grid, rows: int) -> Tensor:
     If the grid is not the native one, the map is resized bilinearly with half-pixel centres and without antialiasing.
     """
     picture = table[:, rows:].unflatten(1, native)
-    if native == grid:
+    if same(native, grid):
         return picture
     return resample_table(picture.permute(0, 3, 1, 2), grid, "bilinear").permute(0, 2, 3, 1).to(table.dtype)
 
@@ -219,8 +220,8 @@ class LinearSpatialReductionAttention(SpatialReductionAttention):
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
     def reduce(self, x_BHWC: Tensor) -> Tensor:
-        pooled = F.adaptive_avg_pool2d(to_nchw(x_BHWC), self.reduction)
-        return F.gelu(self.norm(to_map(self.sr(pooled)).flatten(1, 2)))
+        pooled = average_map(x_BHWC, (self.reduction, self.reduction))
+        return F.gelu(self.norm(on_map(self.sr, pooled).flatten(1, 2)))
 
 
 class PVTv2(Pyramid):

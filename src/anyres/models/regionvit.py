@@ -35,11 +35,12 @@ from torch.nn import functional as F
 
 from anyres.errors import UserError
 from anyres.layers.init import init_linear
-from anyres.layers.maps import conv_grid, depthwise, on_map, with_residual
+from anyres.layers.maps import conv_grid, depthwise, on_map, pad_below, with_residual
 from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
+from anyres.layers.sizes import is_zero, known, missing, same
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.windows import merge, partition, window_attention
 from anyres.models._backbone import DetectorForm, Family, Variant
@@ -82,16 +83,16 @@ class LocalEmbed(nn.Module):
 
 def whole_regions(x_BHWC: Tensor, patch: int, clean: bool) -> Tensor:
     """Zero-pad an image to whole regions of `patch` x `patch` pixels; return it unchanged if both sides fit."""
-    missing = [-side % patch for side in x_BHWC.shape[1:3]]
-    if not any(missing):
+    rows, columns = (missing(side, patch) for side in x_BHWC.shape[1:3])
+    if known(rows == 0) and known(columns == 0):
         return x_BHWC
     if clean:
-        (top, bottom), (left, right) = ((0, extra) for extra in missing)
-    else:  # a divisible side gets a whole patch
-        (top, bottom), (left, right) = (
-            (extra // 2, extra - extra // 2) for extra in (extra or patch for extra in missing)
-        )
-    return F.pad(x_BHWC, (0, 0, left, right, top, bottom))
+        return pad_below(x_BHWC, rows, columns)
+    # A divisible side gets a whole patch if the other side is not divisible.
+    rows, columns = (
+        extra + patch * is_zero(extra) * (1 - is_zero(other)) for extra, other in ((rows, columns), (columns, rows))
+    )
+    return F.pad(x_BHWC, (0, 0, columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
 
 
 class Projection(nn.Module):
@@ -114,7 +115,8 @@ class Projection(nn.Module):
 # A stage works on tokens (B, R, 1 + w·w, C): for each of the R windows, its regional token and then its local tokens,
 # row by row. Regions attend to each other without positions, so the windows can have any order. If the local map is
 # padded, they are sorted by the mask that they need: windows inside, the last column, the last row, the last window.
-# Four masks are then enough for any number of windows.
+# Four masks are then enough for any number of windows. While a graph is captured, whose windows may be symbols in
+# number, they stay in row-major order, and each gets a copy of its mask.
 
 
 @cached_by_size()
@@ -126,22 +128,34 @@ def window_order(regions: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
     return order, order.argsort()
 
 
+def are_sorted(padding: Grid) -> bool:
+    """Return whether windows are sorted by mask."""
+    return not torch.compiler.is_compiling() and padding != (0, 0)
+
+
+def mask_number(regions: Grid, device: torch.device) -> Tensor:
+    """Return the number (R,) of every window's mask in `padding_masks`, in row-major order."""
+    last_row, last_column = (torch.arange(side, device=device) == side - 1 for side in regions)
+    return (2 * last_row.long()[:, None] + last_column.long()).flatten()
+
+
 def to_windows(x_BHWC: Tensor, regional_BhwC: Tensor, window: int) -> tuple[Tensor, Grid]:
     """Local and regional map → tokens (B, R, 1 + w·w, C), and the numbers of padded rows and columns."""
     regions = (regional_BhwC.shape[1], regional_BhwC.shape[2])
     padding = (regions[0] * window - x_BHWC.shape[1], regions[1] * window - x_BHWC.shape[2])
-    x_BHWC = F.pad(x_BHWC, (0, 0, 0, padding[1], 0, padding[0])) if padding != (0, 0) else x_BHWC
-    tokens = torch.cat((regional_BhwC.flatten(1, 2)[:, :, None], partition(x_BHWC, (window, window))), dim=2)
-    if padding != (0, 0):
+    x_BHWC = pad_below(x_BHWC, *padding)
+    local = partition(x_BHWC, (window, window)).unflatten(1, (regions[0] * regions[1], window**2))
+    tokens = torch.cat((regional_BhwC.flatten(1, 2)[:, :, None], local), dim=2)
+    if are_sorted(padding):
         tokens = tokens[:, window_order(regions, tokens.device)[0]]
     return tokens, padding
 
 
 def to_maps(t_BRNC: Tensor, regions: Grid, padding: Grid, window: int) -> tuple[Tensor, Tensor]:
     """Tokens of `to_windows` → local map (B, H, W, C) and regional map (B, h, w, C)."""
-    if padding != (0, 0):
+    if are_sorted(padding):
         t_BRNC = t_BRNC[:, window_order(regions, t_BRNC.device)[1]]
-    x_BHWC = merge(t_BRNC[:, :, 1:], (regions[0] * window, regions[1] * window), (window, window))
+    x_BHWC = merge(t_BRNC[:, :, 1:].flatten(1, 2), (regions[0] * window, regions[1] * window), (window, window))
     x_BHWC = x_BHWC[:, : x_BHWC.shape[1] - padding[0], : x_BHWC.shape[2] - padding[1]].contiguous()
     return x_BHWC, t_BRNC[:, :, 0].unflatten(1, regions)
 
@@ -181,7 +195,7 @@ def window_bias(table: Tensor, window: int, padding: Grid, clean: bool) -> Tenso
     If the local map is padded, there are four of them, each with a padding mask applied.
     """
     bias = F.pad(table[:, wrapped_index(window, table.device)], (1, 0, 1, 0))[None]
-    if padding == (0, 0):
+    if same(padding, (0, 0)):
         return bias
     # The value is finite in every dtype: a query that sees no key (hidden padding) must not become NaN.
     return bias.masked_fill(~padding_masks(window, padding, clean, table.device)[:, None], -3e4)
@@ -208,11 +222,20 @@ class RegionalToLocalAttention(nn.Module):
     def forward(self, t_BRNC: Tensor, regions: Grid, padding: Grid) -> Tensor:
         """Local self-attention in each window: (B, R, N, C) → the same."""
         bias = window_bias(self.rel_pos, self.window, padding, self.clean)
+        if not are_sorted(padding):
+            if len(bias) > 1:
+                bias = bias[mask_number(regions, bias.device)]
+            return self.proj(self.in_windows(self.qkv(t_BRNC), bias))
         h, w = regions
-        counts = [h * w] if padding == (0, 0) else [(h - 1) * (w - 1), h - 1, w - 1, 1]
+        counts = [(h - 1) * (w - 1), h - 1, w - 1, 1]
         groups = zip(self.qkv(t_BRNC).split(counts, dim=1), bias, strict=True)
-        out = [window_attention(qkv, self.num_heads, mask[None]) for qkv, mask in groups if qkv.shape[1]]
-        return self.proj(out[0] if len(out) == 1 else torch.cat(out, dim=1))
+        out = [self.in_windows(qkv, mask[None]) for qkv, mask in groups if qkv.shape[1]]
+        return self.proj(torch.cat(out, dim=1))
+
+    def in_windows(self, qkv_BRNC: Tensor, bias: Tensor) -> Tensor:
+        """(B, R, N, 3·C) → (B, R, N, C), with a bias (1 or R, heads, N, N)."""
+        R, N = qkv_BRNC.shape[1:3]
+        return window_attention(qkv_BRNC.flatten(1, 2), self.num_heads, N, bias).unflatten(1, (R, N))
 
 
 class RegionalToLocalBlock(nn.Module):

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear_and_convolution
-from anyres.layers.maps import depthwise, on_map
+from anyres.layers.maps import depthwise, on_map, pad_to_multiple
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import SpatialReductionAttention, attend
@@ -52,8 +52,8 @@ class InteractiveWindowAttention(UnshiftedWindowAttention):
         self.local = depthwise(dim)
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        out_BHWC, v_BnNC = self.attend(x_BHWC)
-        v_BHWC = merge(v_BnNC, (x_BHWC.shape[1], x_BHWC.shape[2]), self.window)
+        out_BHWC, v_BMC = self.attend(x_BHWC)
+        v_BHWC = merge(v_BMC, (x_BHWC.shape[1], x_BHWC.shape[2]), self.window)
         return self.proj(out_BHWC + on_map(self.local, v_BHWC))
 
 
@@ -83,10 +83,8 @@ class ScalableAttention(nn.Module):
 
     def reduce(self, x_BHWC: Tensor) -> Tensor:
         """(B, H, W, C) → (B, ceil(H / s)·ceil(W / s), C·ratio)."""
-        bottom, right = -x_BHWC.shape[1] % self.reduction, -x_BHWC.shape[2] % self.reduction
-        if bottom or right:
-            x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
-        return F.gelu(self.norm(self.pointwise(on_map(self.depthwise, x_BHWC).flatten(1, 2))))
+        reduced = on_map(self.depthwise, pad_to_multiple(x_BHWC, self.reduction))
+        return F.gelu(self.norm(self.pointwise(reduced.flatten(1, 2))))
 
 
 class ScalableViT(Pyramid):

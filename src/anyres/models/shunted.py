@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear_and_convolution
-from anyres.layers.maps import ConvMlp, depthwise, fold_into, on_map, with_residual
+from anyres.layers.maps import ConvMlp, depthwise, fold_into, on_map, pad_to_cell, with_residual
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.spatial_reduction import attend
@@ -85,11 +85,8 @@ class TokenAggregation(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> tuple[Tensor, Tensor]:
         """(B, H, W, C) → keys and values (B, M, C/2)."""
-        H, W = x_BHWC.shape[1:3]
-        bottom, right = max(self.ratio - H, 0), max(self.ratio - W, 0)
-        if bottom or right:
-            x_BHWC = F.pad(x_BHWC, (0, 0, 0, right, 0, bottom))
-        k, v = self.kv(F.gelu(self.norm(on_map(self.merge, x_BHWC)))).chunk(2, dim=-1)
+        merged = on_map(self.merge, pad_to_cell(x_BHWC, self.ratio))
+        k, v = self.kv(F.gelu(self.norm(merged))).chunk(2, dim=-1)
         return k.flatten(1, 2), with_residual(self.enhance, v).flatten(1, 2)
 
 

@@ -33,9 +33,11 @@ from torch.nn import functional as F
 
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear
+from anyres.layers.maps import pad_to_multiple
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
+from anyres.layers.sizes import is_below, known, narrow
 from anyres.layers.windows import (
     PUBLISHED_TABLE,
     WindowAttention,
@@ -68,10 +70,9 @@ class PatchMerging(nn.Module):
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
         B, H, W, C = x_BHWC.shape
-        if H % 2 or W % 2:
-            x_BHWC = F.pad(x_BHWC, (0, 0, 0, W % 2, 0, H % 2))
         h, w = self.grid(H, W)
-        cells = x_BHWC.view(B, h, 2, w, 2, C).permute(0, 1, 3, 4, 2, 5)  # the cell's columns before its rows
+        # The cell's columns come before its rows.
+        cells = pad_to_multiple(x_BHWC, 2).view(B, h, 2, w, 2, C).permute(0, 1, 3, 4, 2, 5)
         return self.reduction(self.norm(cells.reshape(B, h, w, 4 * C)))
 
 
@@ -230,15 +231,15 @@ class WindowMixing(nn.Module):
         """
         H, W, C = x_BHWC.shape[1:]
         M, heads = self.window_size, self.num_heads
-        before = M - M // 2 if self.shifted and min(H, W) > M else 0
-        bottom, right = -(H + before) % M, -(W + before) % M
-        if before or bottom or right:
-            x_BHWC = F.pad(x_BHWC, (0, 0, before, right, before, bottom))
-        x_BnNC = partition(x_BHWC, (M, M))
-        x_hNM = x_BnNC.view(-1, M * M, heads, C // heads).permute(2, 1, 0, 3).flatten(2)
+        before = (M - M // 2) * (1 - is_below(H, M + 1)) * (1 - is_below(W, M + 1)) if self.shifted else 0
+        if not known(before == 0):
+            x_BHWC = F.pad(x_BHWC, (0, 0, before, 0, before, 0))
+        x_BMC = partition(x_BHWC, (M, M))
+        x_hNM = x_BMC.view(-1, M * M, heads, C // heads).permute(2, 1, 0, 3).flatten(2)
         mixed_hNM = torch.baddbmm(self.bias.view(heads, -1, 1), self.weight.view(heads, M * M, M * M), x_hNM)
-        mixed_BnNC = mixed_hNM.unflatten(2, (-1, C // heads)).permute(2, 1, 0, 3).reshape(x_BnNC.shape)
-        return merge(mixed_BnNC, (H + before, W + before), (M, M))[:, before:, before:].contiguous()
+        mixed_BMC = mixed_hNM.unflatten(2, (-1, C // heads)).permute(2, 1, 0, 3).reshape(x_BMC.shape)
+        whole = merge(mixed_BMC, (H + before, W + before), (M, M))
+        return narrow(narrow(whole, 1, before, H), 2, before, W).contiguous()
 
 
 class SwinMLP(SwinTransformer):

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from anyres.layers.attention import Block
 from anyres.layers.init import init_linear_and_convolution
 from anyres.layers.patch_embed import ConvEmbed
+from anyres.layers.sizes import known, missing
 from anyres.layers.spatial_reduction import SpatialReductionAttention
 from anyres.layers.unshifted_windows import UnshiftedWindowAttention
 from anyres.models._backbone import Family, Variant
@@ -51,9 +52,14 @@ class LocallyGroupedAttention(UnshiftedWindowAttention):
         super().__init__(dim, num_heads, window)
         self.mask_padding = mask_padding
 
-    def key_mask(self, grid: Grid, device: torch.device) -> Tensor | None:
-        both = grid[0] % self.window[0] and grid[1] % self.window[1]
-        return super().key_mask(grid, device) if self.mask_padding and both else None
+    def mask(self, grid: Grid, device: torch.device) -> Tensor | None:
+        if not self.mask_padding:
+            return None
+        rows, columns = (missing(side, extent) for side, extent in zip(grid, self.window, strict=True))
+        mask = super().mask(grid, device)
+        if mask is None or known(rows * columns == 0):
+            return None
+        return mask if known(rows * columns > 0) else mask | (torch.full((), rows * columns, device=device) == 0)
 
 
 class Twins(Pyramid):

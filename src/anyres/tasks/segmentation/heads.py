@@ -21,6 +21,9 @@ from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
 from anyres.errors import UserError
 from anyres.layers.init import init_linear_and_convolution
+from anyres.layers.maps import to_map, to_nchw
+from anyres.layers.resample import average_map
+from anyres.layers.sizes import same
 
 BINS = (1, 2, 3, 6)
 """Grid sides of UPerNet's pyramid pooling of the last map."""
@@ -28,7 +31,7 @@ BINS = (1, 2, 3, 6)
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize (B, C, h, w) to (B, C, *size), bilinearly with half-pixel centres; return it as is if the size matches."""
-    if x.shape[-2:] == tuple(size):
+    if same((x.shape[-2], x.shape[-1]), (size[0], size[1])):
         return x
     return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
@@ -112,7 +115,9 @@ class UPerNet(nn.Module):
         size = last.shape[-2:]
         means = [
             # A map made from one pixel loses the channels-last layout, and the concatenation would lose it as well.
-            resize(conv(F.adaptive_avg_pool2d(last, side)), size).contiguous(memory_format=torch.channels_last)
+            resize(conv(to_nchw(average_map(to_map(last), (side, side)))), size).contiguous(
+                memory_format=torch.channels_last
+            )
             for conv, side in zip(self.pooled, BINS, strict=True)
         ]
         return self.top(torch.cat([last, *means], 1))

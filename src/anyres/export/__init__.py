@@ -1,0 +1,1 @@
+"""Networks as graphs that take any batch size, height and width, outside of Python."""
