@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from anyres.layers.maps import pad_below
 from anyres.layers.size_cache import cached_by_size
-from anyres.layers.sizes import ceil_div
+from anyres.layers.sizes import ceil_div, crop, regroup
 from anyres.shapes import Grid
 
 
@@ -93,7 +93,7 @@ def padded_division_attention(
         prefix, patches = x[:, :, :num_prefix], x[:, :, num_prefix:].flatten(0, 1).unflatten(1, grid)
         padded = pad_below(patches, division * h - grid[0], division * w - grid[1])
         cut = padded.unflatten(1, (division, h)).unflatten(3, (division, w)).transpose(2, 3)  # (B·heads, n, n, h, w, d)
-        cut = cut.reshape(B, heads, division**2, h * w, -1)
+        cut = regroup(cut, B, heads, division**2, h * w, cut.shape[-1])
         prefix_parts.append(prefix)
         windows.append(cut)
     q, k, v = windows
@@ -113,8 +113,8 @@ def padded_division_attention(
     out = F.scaled_dot_product_attention(
         q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2), attn_mask=real.repeat(heads, 1, 1), dropout_p=dropout
     )
-    out = out.reshape(B * heads, division, division, h, w, -1).transpose(2, 3)
-    out = out.reshape(B * heads, division * h, division * w, -1)[:, : grid[0], : grid[1]]
+    out = regroup(out, B * heads, division, division, h, w, out.shape[-1]).transpose(2, 3)
+    out = crop(regroup(out, B * heads, division * h, division * w, out.shape[-1]), 1, grid)
     out = out.flatten(1, 2).unflatten(0, (B, heads))
     if not num_prefix:
         return out

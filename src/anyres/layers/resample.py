@@ -76,7 +76,7 @@ def average_map(x_BHWC: Tensor, size: tuple[int, int]) -> Tensor:
 
     Two matrix products are the general form, for sizes that are symbols; they round differently.
     """
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_exporting():
         return F.adaptive_avg_pool2d(x_BHWC.movedim(-1, 1), size).movedim(1, -1).contiguous()
     (B, H, W, C), (h, w) = x_BHWC.shape, size
     rows, columns = (

@@ -72,9 +72,16 @@ def narrow(x: Tensor, axis: int, start: int, length: int) -> Tensor:
     return x.index_select(axis, torch.arange(length, device=x.device) + start)
 
 
+def crop(x: Tensor, axis: int, grid: Grid) -> Tensor:
+    """Return the first rows and columns of a map whose rows are that axis, like `narrow`."""
+    return narrow(narrow(x, axis, 0, grid[0]), axis + 1, 0, grid[1])
+
+
 def regroup(x: Tensor, *shape: int) -> Tensor:
     """Reshape; through a single axis while a graph is captured, so that no proof of how symbols merge is needed."""
-    return x.contiguous().flatten().view(shape) if torch.compiler.is_compiling() else x.reshape(shape)
+    if not torch.compiler.is_compiling():
+        return x.reshape(shape)
+    return x.clone(memory_format=torch.contiguous_format).flatten().view(shape)
 
 
 def floor_of_product(count: int, factor: float) -> int:

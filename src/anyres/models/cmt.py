@@ -38,7 +38,7 @@ from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
-from anyres.layers.sizes import ceil_div
+from anyres.layers.sizes import ceil_div, crop
 from anyres.models._backbone import Family, Variant, pair
 from anyres.models._keys import KeyRule
 from anyres.models._pyramid import Pyramid, Run, Stage, drop_path_rates
@@ -92,7 +92,7 @@ def position_bias(table: Tensor, native: Grid, reduction: int, grid: Grid) -> Te
     queries = (native[0] * reduction, native[1] * reduction)
     bias = resample_table(table.unflatten(2, native).unflatten(1, queries), keys)  # (heads, Hq, Wq, h', w')
     bias = resample_table(bias.permute(0, 3, 4, 1, 2), (keys[0] * reduction, keys[1] * reduction))
-    return bias[..., : grid[0], : grid[1]].flatten(3).flatten(1, 2).transpose(1, 2).contiguous()[None]
+    return crop(bias, 3, grid).flatten(3).flatten(1, 2).transpose(1, 2).contiguous()[None]
 
 
 class LightweightAttention(nn.Module):

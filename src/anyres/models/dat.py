@@ -42,7 +42,7 @@ from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
-from anyres.layers.sizes import at_least_one, ceil_div, is_zero, known, same
+from anyres.layers.sizes import at_least_one, ceil_div, crop, is_zero, known, same
 from anyres.layers.windows import PUBLISHED_TABLE, WindowAttention, tables_from_published, tables_to_published
 from anyres.models._backbone import Family, Variant, pair
 from anyres.models._keys import KeyRule
@@ -151,7 +151,7 @@ class NeighbourhoodAttention(nn.Module):
         (n, t), (m, s) = rows.offset.shape[:2], columns.offset.shape[:2]
         q_BHWC, kv_BHWC = qkv_BHWC.tensor_split((qkv_BHWC.shape[-1] // 3,), dim=-1)
         # Tiles go into the head axis, not the batch axis, so that one mask serves all images without a copy.
-        q_BHWC = F.pad(q_BHWC[:, :H, :W], (0, 0, 0, m * s - W, 0, n * t - H))
+        q_BHWC = F.pad(crop(q_BHWC, 1, grid), (0, 0, 0, m * s - W, 0, n * t - H))
         q = q_BHWC.reshape(B, n, t, m, s, self.num_heads, -1).permute(0, 5, 1, 3, 2, 4, 6)
         kv = kv_BHWC.reshape(B, rows_held * columns_held, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if not (known(n * m == 1) and same((rows_held, columns_held), (rows.keys.shape[1], columns.keys.shape[1]))):
@@ -161,7 +161,7 @@ class NeighbourhoodAttention(nn.Module):
         mask = neighbourhood_bias(self.rpb, (H, W)).to(q.dtype)
         out = F.scaled_dot_product_attention(q.flatten(4, 5).flatten(1, 3), k, v, attn_mask=mask)
         out = out.view(B, self.num_heads, n, m, t, s, -1).permute(0, 2, 4, 3, 5, 1, 6)
-        return out.reshape(B, n * t, m * s, -1)[:, :H, :W]
+        return crop(out.reshape(B, n * t, m * s, -1), 1, grid)
 
 
 # Deformable attention -------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.positions import relative_bias
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
-from anyres.layers.sizes import ceil_div
+from anyres.layers.sizes import ceil_div, crop
 from anyres.layers.windows import (
     PUBLISHED_TABLE,
     cut_window,
@@ -161,7 +161,7 @@ class MessengerStage(Stage):
             windows = (ceil_div(grid[0], window[0]), ceil_div(grid[1], window[1]))
             messengers = self.first_messengers(x.shape[0], windows)
         else:  # there is one per window, because ceil(ceil(H / M) / 2) = ceil(ceil(H / 2) / M)
-            messengers = self.downsample(extra)
+            messengers = self.fewer_messengers(extra)
             windows = (messengers.shape[1], messengers.shape[2])
         x = pad_below(x, windows[0] * window[0] - grid[0], windows[1] * window[1] - grid[1])
         patches = partition(x, window).unflatten(1, (windows[0] * windows[1], window[0] * window[1]))
@@ -169,6 +169,17 @@ class MessengerStage(Stage):
         for block in self.blocks:
             tokens = run(block, tokens, grid, window, windows)
         return self.norm(merge(tokens[:, :, 1:].flatten(1, 2), grid, window)), tokens[:, :, 0].unflatten(1, windows)
+
+    def fewer_messengers(self, messengers_BhwC: Tensor) -> Tensor:
+        """Downsample the messengers of the previous stage.
+
+        While a graph is captured, they get a row and a column of zeros more, as the convolution pads them anyway, and
+        the surplus result is dropped: torch makes a graph of its own for a convolution of one row.
+        """
+        if not torch.compiler.is_compiling():
+            return self.downsample(messengers_BhwC)
+        h, w = (ceil_div(side, 2) for side in messengers_BhwC.shape[1:3])
+        return crop(self.downsample(pad_below(messengers_BhwC, 1, 1)), 1, (h, w))
 
     def first_messengers(self, batch: int, windows: Grid) -> Tensor:
         """Return the initial messengers (B, h', w', C), the same in every region."""

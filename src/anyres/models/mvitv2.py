@@ -43,7 +43,7 @@ from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.size_cache import cached_by_size
-from anyres.layers.sizes import known
+from anyres.layers.sizes import known, regroup
 from anyres.layers.windows import merge, partition
 from anyres.models._backbone import IMAGENET_MEAN, IMAGENET_STD, DetectorForm, Family, Variant, pair
 from anyres.models._keys import KeyRule, Layout
@@ -307,8 +307,9 @@ class MultiscaleBlock(nn.Module):
 
 def max_pool(x_BNC: Tensor, grid: Lengths, prefix: int) -> Tensor:
     """Max-pool each frame's tokens 3x3 with stride 2 and padding 1; the class token is unchanged."""
-    frames = x_BNC[:, prefix:].unflatten(1, (math.prod(grid[:-2]), *grid[-2:])).flatten(0, 1)
-    out = to_map(F.max_pool2d(frames.permute(0, 3, 1, 2), 3, 2, 1)).unflatten(0, (x_BNC.shape[0], -1)).flatten(1, 3)
+    B, _, C = x_BNC.shape
+    frames = regroup(x_BNC[:, prefix:], B * math.prod(grid[:-2]), *grid[-2:], C)
+    out = regroup(to_map(F.max_pool2d(frames.permute(0, 3, 1, 2), 3, 2, 1)), B, -1, C)
     return torch.cat((x_BNC[:, :prefix], out), dim=1) if prefix else out
 
 

@@ -40,7 +40,7 @@ from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
 from anyres.layers.resample import resample_table
 from anyres.layers.size_cache import cached_by_size
-from anyres.layers.sizes import is_zero, known, missing, same
+from anyres.layers.sizes import crop, is_zero, known, missing, same
 from anyres.layers.spatial_reduction import attend
 from anyres.layers.windows import merge, partition, window_attention
 from anyres.models._backbone import DetectorForm, Family, Variant
@@ -156,7 +156,7 @@ def to_maps(t_BRNC: Tensor, regions: Grid, padding: Grid, window: int) -> tuple[
     if are_sorted(padding):
         t_BRNC = t_BRNC[:, window_order(regions, t_BRNC.device)[1]]
     x_BHWC = merge(t_BRNC[:, :, 1:].flatten(1, 2), (regions[0] * window, regions[1] * window), (window, window))
-    x_BHWC = x_BHWC[:, : x_BHWC.shape[1] - padding[0], : x_BHWC.shape[2] - padding[1]].contiguous()
+    x_BHWC = crop(x_BHWC, 1, (x_BHWC.shape[1] - padding[0], x_BHWC.shape[2] - padding[1])).contiguous()
     return x_BHWC, t_BRNC[:, :, 0].unflatten(1, regions)
 
 
