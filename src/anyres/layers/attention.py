@@ -95,7 +95,8 @@ class Attention(nn.Module):
         """Attend within the windows of `division`: (B, N, 3·C) → (B, N, C)."""
         dropout = self.attn_drop if self.training else 0.0
         if torch.compiler.is_compiling():
-            out = padded_division_attention(*self.heads(qkv_BNC), grid, self.division, num_prefix, dropout)
+            q, k, v = self.heads(qkv_BNC)
+            out = padded_division_attention(q, k, v, grid, self.division, num_prefix, dropout)
             return out.transpose(1, 2).flatten(2)
         windows = divide(grid, self.division, num_prefix, qkv_BNC.device)
         q, k, v = self.heads(qkv_BNC.index_select(1, windows.order))

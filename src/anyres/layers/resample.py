@@ -102,5 +102,5 @@ def resample_table(table: Tensor, size: tuple[int, int], mode: Literal["bicubic"
             return rows @ table.float() @ columns.T
         # Batched, because `@` chooses by the sizes whether to merge axes.
         maps = table.float().flatten(0, -3)
-        rows, columns = (matrix.expand(len(maps), -1, -1) for matrix in (rows, columns))
+        rows, columns = (matrix.expand(maps.shape[0], -1, -1) for matrix in (rows, columns))
         return torch.bmm(torch.bmm(rows, maps), columns.mT).unflatten(0, table.shape[:-2])

@@ -89,6 +89,13 @@ def floor_of_product(count: int, factor: float) -> int:
     return torch.sym_int(count * factor)
 
 
+def larger(side: int, other: int) -> int:
+    """Return the larger size. OpenVINO cannot convert a graph in which it depends on symbols."""
+    if known(side >= other):
+        return side
+    return other if known(side <= other) else torch.sym_max(side, other)  # type: ignore[return-value]
+
+
 def wrapped(position: Tensor, side: int) -> Tensor:
     """Return the remainder by the side of positions below twice the side."""
     return torch.where(position < side, position, position - side)

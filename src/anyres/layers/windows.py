@@ -80,15 +80,16 @@ def map_order(grid: Grid, window: Grid, shift: Grid, device: torch.device) -> Te
     return ((number * window[0] + rows % window[0]) * window[1] + columns % window[1]).flatten()
 
 
-def partition(x_BHWC: Tensor, window: Grid, shift: Grid = (0, 0)) -> Tensor:
+def partition(x_BHWC: Tensor, window: Grid, shift: Grid = (0, 0), windows: Grid | None = None) -> Tensor:
     """Partition a map into windows: (B, H, W, C) → (B, n·wh·ww, C), one window after the other.
 
-    Row r of the padded map moves to r - shift, cyclically.
+    Row r of the padded map moves to r - shift, cyclically. `windows` are the numbers of windows down and across, if the
+    caller has them from elsewhere than the map's size.
     """
     B, H, W, C = x_BHWC.shape
     Hp, Wp = padded_grid((H, W), window)
     if are_symbols((H, W), window, shift):
-        return gathered_partition(x_BHWC, window, shift)
+        return gathered_partition(x_BHWC, window, shift, windows)
     x_BHWC = pad_below(x_BHWC, Hp - H, Wp - W)
     if not same(shift, (0, 0)):  # one gather: rolling and then partitioning would take at least two passes over the map
         order = window_order((Hp, Wp), window, shift, x_BHWC.device)
@@ -97,31 +98,33 @@ def partition(x_BHWC: Tensor, window: Grid, shift: Grid = (0, 0)) -> Tensor:
     return cut.reshape(B, -1, C)
 
 
-def gathered_partition(x_BHWC: Tensor, window: Grid, shift: Grid) -> Tensor:
+def gathered_partition(x_BHWC: Tensor, window: Grid, shift: Grid, windows: Grid | None = None) -> Tensor:
     """`partition` for a map whose sides are symbols."""
-    source, real = window_tokens((x_BHWC.shape[1], x_BHWC.shape[2]), window, shift, x_BHWC.device)
+    source, real = window_tokens((x_BHWC.shape[1], x_BHWC.shape[2]), window, shift, x_BHWC.device, windows)
     return torch.where(real[:, None], x_BHWC.flatten(1, 2).index_select(1, source), 0)
 
 
-def window_places(grid: Grid, window: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+def window_places(grid: Grid, window: Grid, device: torch.device, windows: Grid | None = None) -> tuple[Tensor, Tensor]:
     """Return the row and the column (n·N,) in the padded map of every token of the windows, before any shift.
 
     No axis is a number of windows, which may be 1: a captured graph would hold for this number alone.
     """
     tokens = window[0] * window[1]
-    down, across = ceil_div(grid[0], window[0]), ceil_div(grid[1], window[1])
+    down, across = windows or (ceil_div(grid[0], window[0]), ceil_div(grid[1], window[1]))
     place = torch.arange(down * across * tokens, device=device)
     number, inside = place // tokens, place % tokens
     row = number // across
     return row * window[0] + inside // window[1], (number - row * across) * window[1] + inside % window[1]
 
 
-def window_tokens(grid: Grid, window: Grid, shift: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+def window_tokens(
+    grid: Grid, window: Grid, shift: Grid, device: torch.device, windows: Grid | None = None
+) -> tuple[Tensor, Tensor]:
     """Return (n·N,) where each token of the windows comes from in the map, and whether it does, or is padding."""
     rows, columns = (
         wrapped(place + offset, side)
         for place, offset, side in zip(
-            window_places(grid, window, device), shift, padded_grid(grid, window), strict=True
+            window_places(grid, window, device, windows), shift, padded_grid(grid, window), strict=True
         )
     )
     source = rows.clamp(max=grid[0] - 1) * grid[1] + columns.clamp(max=grid[1] - 1)
@@ -162,13 +165,10 @@ def padding_mask(grid: Grid, window: Grid, device: torch.device, windows: Grid |
 
     `windows` are the rows and columns of windows, if they are not derived from the grid.
     """
-    padded = padded_grid(grid, window)
-    if same(padded, grid):
+    if same(padded_grid(grid, window), grid):
         return None
-    if windows is not None:
-        padded = (windows[0] * window[0], windows[1] * window[1])
-    real = pad_below(torch.ones(1, *grid, 1, device=device), padded[0] - grid[0], padded[1] - grid[1])
-    return partition(real, window)[0, :, 0].unflatten(0, (-1, 1, window[0] * window[1])) > 0
+    real = partition(torch.ones(1, *grid, 1, device=device), window, windows=windows)
+    return real[0, :, 0].unflatten(0, (-1, 1, window[0] * window[1])) > 0
 
 
 def small_offsets(table: Tensor, window: Grid) -> Tensor:

@@ -250,7 +250,7 @@ class DeformableAttention(nn.Module):
         y = (self.queries(grid[0], y)[:, None, None] - y) / 2
         x = (self.queries(grid[1], x)[:, None] - x) / 2
         displacement = torch.stack(torch.broadcast_tensors(x, y), dim=-1).flatten(2, 3).flatten(0, 1)
-        table = self.rpe_table.to(y.dtype).unflatten(0, (self.groups, -1)).expand(len(y), -1, -1, -1, -1)
+        table = self.rpe_table.to(y.dtype).unflatten(0, (self.groups, -1)).expand(y.shape[0], -1, -1, -1, -1)
         bias = F.grid_sample(table.flatten(0, 1), displacement, align_corners=True)
         return bias.unflatten(0, (-1, self.groups)).flatten(1, 2)
 

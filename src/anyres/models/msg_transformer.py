@@ -163,8 +163,7 @@ class MessengerStage(Stage):
         else:  # there is one per window, because ceil(ceil(H / M) / 2) = ceil(ceil(H / 2) / M)
             messengers = self.fewer_messengers(extra)
             windows = (messengers.shape[1], messengers.shape[2])
-        x = pad_below(x, windows[0] * window[0] - grid[0], windows[1] * window[1] - grid[1])
-        patches = partition(x, window).unflatten(1, (windows[0] * windows[1], window[0] * window[1]))
+        patches = partition(x, window, windows=windows).unflatten(1, (windows[0] * windows[1], window[0] * window[1]))
         tokens = torch.cat((messengers.flatten(1, 2)[:, :, None], patches), dim=2)
         for block in self.blocks:
             tokens = run(block, tokens, grid, window, windows)

@@ -43,7 +43,7 @@ from anyres.layers.parameter_cache import cached_for_parameter
 from anyres.layers.parts import parts_of
 from anyres.layers.patch_embed import ConvEmbed
 from anyres.layers.size_cache import cached_by_size
-from anyres.layers.sizes import known, regroup
+from anyres.layers.sizes import known, larger, regroup
 from anyres.layers.windows import merge, partition
 from anyres.models._backbone import IMAGENET_MEAN, IMAGENET_STD, DetectorForm, Family, Variant, pair
 from anyres.models._keys import KeyRule, Layout
@@ -98,8 +98,7 @@ def resize_rows(table: Tensor, rows: int) -> Tensor:
 @cached_for_parameter(maximum=4)
 def offset_vectors(table: Tensor, queries: int, keys: int) -> Tensor:
     """Return the vector of every pair of positions, (queries, keys, d), from an axis's table (L, d)."""
-    longer = queries if known(queries >= keys) else keys if known(keys >= queries) else torch.sym_max(queries, keys)
-    return resize_rows(table, 2 * longer - 1)[offset_index(queries, keys, table.device)]
+    return resize_rows(table, 2 * larger(queries, keys) - 1)[offset_index(queries, keys, table.device)]
 
 
 def offset_products(q_BNhd: Tensor, tables: Sequence[Tensor], grid: Lengths, key_grid: Lengths) -> list[Tensor]:
