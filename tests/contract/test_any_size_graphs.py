@@ -19,7 +19,7 @@ def tensors(result: Any) -> list[Tensor]:
     return [result] if torch.is_tensor(result) else list(result)
 
 
-@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("dense", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ONE_OF_EACH.values())
 @torch.no_grad()
 def test_exported_graph(name: str, dense: bool) -> None:
