@@ -82,6 +82,7 @@ COMMON: dict[str, Any] = {
     "workers": 0,
     "progress": False,
 }
+PLAIN = ("deit_tiny", "resformer_tiny")
 SAMPLE = {"mode": "sample", "distillation": "none"}
 ADAMW = {"optimizer": "adamw", "lr": 3e-3}
 LADDER = [64, 56, 48, 40, 32, 24]
@@ -239,10 +240,14 @@ def training_images(data: str) -> int:
 
 
 def length(config: Any, images: int, views: float, equal: str) -> tuple[int, float]:
-    """(epochs, training arithmetic in TFLOP), three times that of the forward passes."""
+    """(epochs, training arithmetic in TFLOP), three times that of the forward passes.
+
+    The unit is an image at the largest size in the network of `single`, or for pyramids in the same network.
+    """
     model: Any = create_model(config.model, **config.model_args, num_classes=26).eval()
-    flops = {shape: count_flops(model, torch.zeros(1, 3, *shape)) for shape in {*config.shapes, (TOP, TOP)}}
-    unit = flops[TOP, TOP]
+    flops = {shape: count_flops(model, torch.zeros(1, 3, *shape)) for shape in config.shapes}
+    single: Any = create_model("deit_tiny", **NETWORK, num_classes=26).eval() if config.model in PLAIN else model
+    unit = count_flops(single, torch.zeros(1, 3, TOP, TOP))
     steps = images // config.batch_size
 
     def total(epochs: int) -> float:
