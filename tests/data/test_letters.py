@@ -14,7 +14,7 @@ def drawn(letters: Letters, index: int, scale: float) -> Image.Image:
 
 
 def test_every_letter_has_its_share_of_both_splits() -> None:
-    for split, count in (("train", 100), ("val", 40)):
+    for split, count in (("train", 200), ("val", 40)):
         letters = Letters(split)
         labels = [letters.item(index).label for index in range(len(letters))]
         assert np.bincount(labels).tolist() == [count] * 26
